@@ -1,0 +1,85 @@
+"""Pruning during training: sparsity rises along a cubic ramp while the survivors train."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+
+from gossamer.drive.one_shot import apply_plan, plan_method
+from gossamer.drive.recipe import Stage, State, run_method
+from gossamer.drive.source import TreeSource
+from gossamer.drive.tune import Tune, batches_of, train
+from gossamer.errors import PlanError
+from gossamer.methods.base import Method
+from gossamer.network.attach import attached
+from gossamer.network.evolve import evolve
+
+__all__ = ["Gradual"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Gradual(Stage):
+    """Reach the methods' sparsity in ``updates`` steps while training, then train on at full sparsity.
+
+    At the u-th of U updates each method runs as ``method.at(u / U)``, for magnitude pruning
+    sparsity · (1 − (1 − u/U)³). Survivors keep their optimiser state; what is pruned does not come back.
+
+    Args:
+        methods: pruning methods, run in order at every update.
+        tune: the training run over ramp and recovery together.
+        updates: number of updates, ≥ 1; 1 is one-shot pruning followed by training.
+        ramp: share of the run in which sparsity rises, 0 to 1; the rest recovers.
+
+    Source: Zhu and Gupta 2017, arXiv 1710.01878.
+    """
+
+    methods: tuple[Method, ...]
+    tune: Tune = field(default_factory=Tune)
+    updates: int = 20
+    ramp: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not self.methods or self.updates < 1 or not 0 <= self.ramp <= 1:
+            raise PlanError(
+                f"Gradual: found {len(self.methods)} methods, {self.updates} updates, ramp {self.ramp}, "
+                "expected at least one method, one update, and a ramp of 0 to 1"
+            )
+
+    def run(self, state: State) -> None:
+        """Attach, train with updates on the way, read back."""
+        data = batches_of(state.data, "gradual pruning")
+        for method in self.methods:
+            run_method(method.at(1 / self.updates), state)
+        network = state.network()
+        ramp_steps = max(1, round(self.ramp * self.tune.epochs * len(data)))
+        at_step = {round(u * ramp_steps / self.updates): u + 1 for u in range(1, self.updates)}
+
+        def before_step(step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
+            del steps
+            if step not in at_step:
+                return
+            for method in self.methods:
+                trees = {name: holder.tree for name, holder in attached(network).items()}
+                specs = tuple(s for s in state.specs if s.name in trees)
+                source = TreeSource(specs, trees)
+                planned = plan_method(method.at(at_step[step] / self.updates), source)
+                evolve(network, apply_plan(planned, source), optimizer)
+
+        teacher = state.model if self.tune.distil else None
+        train(
+            network,
+            data,
+            self.tune,
+            teacher=teacher,
+            loss=state.loss,
+            progress=state.progress,
+            title="gradual pruning",
+            before_step=before_step,
+        )
+        state.take(network)
+        if at_step and max(at_step) >= self.tune.epochs * len(data):
+            raise PlanError(f"Gradual: found {self.updates} updates in {ramp_steps} steps, expected fewer")
+        state.plans += [{"method": type(m).__name__, "updates": self.updates} for m in self.methods]

@@ -1,0 +1,108 @@
+"""One method over one source: find sites, observe, plan, apply, and refuse results that are not what was meant."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from gossamer.drive.source import Source
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.skeleton import skeleton_of
+from gossamer.encoding.weights import Masked
+from gossamer.errors import CompositionError, PlanError
+from gossamer.methods.base import Ask, Method, Plan, Site
+
+__all__ = ["Planned", "apply_plan", "plan_method"]
+
+_MAX_ROUNDS = 8
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A plan with the sites it speaks of.
+
+    Args:
+        method: whose plan.
+        plan: what it decided.
+        sites: by key, those that have a step.
+        skipped: site or tensor → why it stays as it is.
+    """
+
+    method: Method
+    plan: Plan
+    sites: Mapping[str, Site]
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+def plan_method(method: Method, source: Source) -> Planned:
+    """Find the method's sites and let it plan.
+
+    Raises:
+        CompositionError: no site at all; the message says why for the first tensor that was meant.
+    """
+    sites: list[Site] = []
+    skipped: dict[str, str] = {}
+    for spec in source.specs():
+        tree = source.read(spec.name)
+        found = method.find(spec, skeleton_of(tree))
+        if found.reason:
+            skipped[spec.name] = found.reason
+        for path in found.paths:
+            site = Site(spec, path, tree.at(path).dense_shape())
+            reason = method.refuses(site)
+            if reason:
+                skipped[site.key] = reason
+            else:
+                sites.append(site)
+    name = type(method).__name__
+    if not sites:
+        why = next((f": {k}: {r}" for k, r in skipped.items()), "")
+        raise CompositionError(f"{name} matches no layer{why}")
+    ask: Ask | None = None
+    for _ in range(_MAX_ROUNDS):
+        summaries = {}
+        if method.observes:
+            for site in sites:
+                summaries[site.key] = method.observe(site, source.read(site.spec.name).at(site.path), {}, ask)
+        result = method.plan(sites, summaries, ask)
+        if isinstance(result, Plan):
+            if not result.steps:
+                why = next((f": {k}: {r}" for k, r in {**skipped, **result.skipped}.items()), "")
+                raise CompositionError(f"{name} changes no layer{why}")
+            targets = {t for step in result.steps for t in step.targets}
+            return Planned(method, result, {s.key: s for s in sites if s.key in targets}, {**skipped, **result.skipped})
+        ask = result
+    raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
+
+
+def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
+    """Carry a plan out.
+
+    Returns:
+        The new trees of the tensors that changed.
+
+    Raises:
+        PlanError: a layer would be all zero.
+    """
+    changed: dict[str, Encoding] = {}
+
+    def tree(name: str) -> Encoding:
+        return changed[name] if name in changed else source.read(name)
+
+    for step in planned.plan.steps:
+        sites = [planned.sites[t] for t in step.targets]
+        weights = {s.key: tree(s.spec.name).at(s.path) for s in sites}
+        new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, {s.key: {} for s in sites})
+        for site in sites:
+            _refuse_dead(planned.method, site, weights[site.key], new[site.key])
+            changed[site.spec.name] = tree(site.spec.name).put(site.path, new[site.key])
+    return changed
+
+
+def _refuse_dead(method: Method, site: Site, old: Encoding, new: Encoding) -> None:
+    dead = isinstance(new, Masked) and new.where.positions().numel() == 0
+    if dead and bool(old.to_dense().count_nonzero()):
+        raise PlanError(
+            f"{type(method).__name__}: {site.key}: found a plan that keeps 0 of {old.to_dense().numel()} weights, "
+            "expected at least one live weight per layer"
+        )

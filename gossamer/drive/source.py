@@ -1,0 +1,74 @@
+"""Where trees come from: a network in memory, trees that are there already. Files follow behind the same protocol."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import final
+
+from torch import nn
+
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.spec import Kind, TensorSpec
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import View
+from gossamer.errors import DataError
+from gossamer.network.inspect import is_finite, specs, tensors
+
+__all__ = ["ModelSource", "Source", "TreeSource"]
+
+
+class Source(ABC):
+    """Delivers one tensor's tree at a time; drivers never ask for all of them at once."""
+
+    @abstractmethod
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """All tensors, known before any is read."""
+
+    @abstractmethod
+    def read(self, name: str) -> Encoding:
+        """The tree of one tensor, output dimension first inside."""
+
+
+@final
+class ModelSource(Source):
+    """The parameters and buffers of a network as plain trees."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._specs = specs(model)
+        self._tensors = tensors(model)
+        self._by_name = {s.name: s for s in self._specs}
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """As the network lists them."""
+        return self._specs
+
+    def read(self, name: str) -> Encoding:
+        """`Dense`, or a `View` of it where the network has the input dimension first.
+
+        Raises:
+            DataError: a weight that is not finite.
+        """
+        spec, tensor = self._by_name[name], self._tensors[name]
+        if not is_finite(tensor):
+            bad = int((~tensor.isfinite()).sum())
+            raise DataError(f"tensor {name!r}: found {bad} NaN or infinite of {tensor.numel()} values, expected none")
+        if spec.output_first:
+            return View(Dense(tensor.permute(spec.output_first).contiguous()), spec.output_first)
+        return Dense(tensor, fixed=spec.kind is Kind.BUFFER)
+
+
+@final
+class TreeSource(Source):
+    """Trees in memory."""
+
+    def __init__(self, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> None:
+        self._specs, self._trees = tuple(specs), trees
+
+    def specs(self) -> tuple[TensorSpec, ...]:
+        """As given."""
+        return self._specs
+
+    def read(self, name: str) -> Encoding:
+        """As given."""
+        return self._trees[name]

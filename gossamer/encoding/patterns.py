@@ -1,0 +1,226 @@
+"""Where live values are: free masks, N of M, and blocks (of which rows and columns are the extremes)."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from functools import cache, cached_property
+from math import ceil, comb, prod
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gossamer.encoding.node import Category, Codec, Pattern, Role, leaf, require
+from gossamer.errors import PlanError
+
+__all__ = ["NM", "Blocks", "Mask", "pack_bits", "unpack_bits"]
+
+
+def pack_bits(mask: Tensor) -> Tensor:
+    """Pack a boolean tensor, flattened row-major, eight to a byte, first element in the highest bit.
+
+    Example:
+        >>> pack_bits(torch.tensor([True, False, True])).tolist()
+        [160]
+    """
+    return torch.from_numpy(np.packbits(mask.reshape(-1).numpy()))
+
+
+def unpack_bits(bits: Tensor, count: int) -> Tensor:
+    """The first ``count`` packed bits as a boolean tensor [count]; inverse of `pack_bits`."""
+    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
+
+
+def _check_bits(pattern: Pattern, bits: Tensor, count: int) -> None:
+    require(bits.dtype == torch.uint8, pattern, f"bits of {bits.dtype}", "uint8")
+    expected = (ceil(count / 8),)
+    require(tuple(bits.shape) == expected, pattern, f"bits of shape {tuple(bits.shape)}", f"{expected}")
+
+
+def _check_spare_bits(pattern: Pattern, bits: Tensor, count: int) -> None:
+    if count % 8:
+        spare = int(bits[-1]) & ((1 << (8 - count % 8)) - 1)
+        require(spare == 0, pattern, f"spare bits {spare:b}", "zero")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Mask(Pattern):
+    """Any subset: one bit per weight, True = kept.
+
+    Args:
+        bits_packed: uint8 [⌈n/8⌉], see `pack_bits`.
+        weight_shape: shape of the weight; n = its number of elements.
+    """
+
+    bits_packed: Tensor = field(metadata=leaf(Role.INDEX, Codec.MASK, Category.POSITIONS))
+    weight_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        _check_bits(self, self.bits_packed, prod(self.weight_shape))
+
+    @classmethod
+    def of(cls, mask: Tensor) -> Mask:
+        """The pattern of a boolean tensor."""
+        return cls(pack_bits(mask), tuple(mask.shape))
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.weight_shape
+
+    def leaf_bits(self, field: str) -> int:
+        """One bit per weight."""
+        del field
+        return prod(self.weight_shape)
+
+    def grid_shape(self) -> tuple[int, ...]:
+        """Shape of the mask that is stored: the weight's."""
+        return self.weight_shape
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        kept = np.unpackbits(self.bits_packed.numpy(), count=prod(self.weight_shape))
+        return torch.from_numpy(np.flatnonzero(kept).astype(np.int32))
+
+    def positions(self) -> Tensor:
+        """Flat positions of kept weights, int32, ascending."""
+        return self._positions
+
+    def validate(self) -> None:
+        """Bits beyond the last weight are zero."""
+        _check_spare_bits(self, self.bits_packed, prod(self.weight_shape))
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Blocks(Pattern):
+    """Whole blocks of a weight seen as a matrix [rows, columns]: one bit per block.
+
+    A block of (1, columns) is a row, one of (rows, 1) a column. Blocks at the edges may be smaller.
+
+    Args:
+        bits_packed: uint8, one bit per block, blocks in row-major order.
+        weight_shape: shape of the weight; rows = weight_shape[0], columns = the rest flattened.
+        block: (height, width), each ≥ 1.
+    """
+
+    bits_packed: Tensor = field(metadata=leaf(Role.INDEX, Codec.MASK, Category.POSITIONS))
+    weight_shape: tuple[int, ...]
+    block: tuple[int, int]
+
+    def __post_init__(self) -> None:
+        require(min(self.block) >= 1, self, f"block {self.block}", "two sizes ≥ 1")
+        require(len(self.weight_shape) >= 1, self, f"weight_shape {self.weight_shape}", "at least one dimension")
+        _check_bits(self, self.bits_packed, prod(self.grid_shape()))
+
+    @classmethod
+    def of(cls, kept: Tensor, weight_shape: tuple[int, ...], block: tuple[int, int]) -> Blocks:
+        """The pattern in which the blocks ``kept`` (boolean, `grid_shape`) stay."""
+        return cls(pack_bits(kept), weight_shape, block)
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.weight_shape
+
+    def _matrix(self) -> tuple[int, int]:
+        return self.weight_shape[0], prod(self.weight_shape[1:])
+
+    def grid_shape(self) -> tuple[int, ...]:
+        """Number of blocks down and across."""
+        rows, columns = self._matrix()
+        return ceil(rows / self.block[0]), ceil(columns / self.block[1])
+
+    def leaf_bits(self, field: str) -> int:
+        """One bit per block."""
+        del field
+        return prod(self.grid_shape())
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        rows, columns = self._matrix()
+        down, across = self.grid_shape()
+        kept = unpack_bits(self.bits_packed, down * across).view(down, across)
+        full = kept.repeat_interleave(self.block[0], 0)[:rows].repeat_interleave(self.block[1], 1)[:, :columns]
+        return full.reshape(-1).nonzero().squeeze(1).int()
+
+    def positions(self) -> Tensor:
+        """Flat positions of kept weights, int32, ascending."""
+        return self._positions
+
+    def validate(self) -> None:
+        """Bits beyond the last block are zero."""
+        _check_spare_bits(self, self.bits_packed, prod(self.grid_shape()))
+
+
+@cache
+def _combinations(n: int, m: int) -> Tensor:
+    """All ways of keeping n of m in lexicographic order, int32 [C(m, n), n]."""
+    return torch.tensor(list(itertools.combinations(range(m), n)), dtype=torch.int32).view(comb(m, n), n)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class NM(Pattern):
+    """N kept of every M consecutive weights along a row: log2 C(M, N) bits per group.
+
+    Args:
+        choice: int16 [groups], number of the combination in lexicographic order.
+        weight_shape: shape of the weight; the product of all but the first dimension is a multiple of m.
+        n: kept per group, 0 ≤ n ≤ m.
+        m: size of a group, 1 to 16.
+
+    Source: Mishra et al. 2021, arXiv 2104.08378 (2:4); Zhou et al. 2021, arXiv 2102.04010 (N:M).
+    """
+
+    choice: Tensor = field(metadata=leaf(Role.INDEX, Codec.SYMBOLS, Category.POSITIONS))
+    weight_shape: tuple[int, ...]
+    n: int
+    m: int
+
+    def __post_init__(self) -> None:
+        require(1 <= self.m <= 16 and 0 <= self.n <= self.m, self, f"{self.n}:{self.m}", "0 ≤ N ≤ M ≤ 16")
+        row = prod(self.weight_shape[1:])
+        require(row % self.m == 0, self, f"rows of {row}", f"a multiple of {self.m}")
+        require(self.choice.dtype == torch.int16, self, f"choice of {self.choice.dtype}", "int16")
+        groups = prod(self.weight_shape) // self.m
+        require(tuple(self.choice.shape) == (groups,), self, f"choice of {tuple(self.choice.shape)}", f"[{groups}]")
+
+    @classmethod
+    def of(cls, mask: Tensor, n: int, m: int) -> NM:
+        """The pattern of a boolean tensor of the weight's shape with exactly n of every m kept."""
+        groups = mask.reshape(-1, m)
+        if not bool((groups.sum(1) == n).all()):
+            raise PlanError(f"{n}:{m} mask: found a group with {int(groups.sum(1).max())} kept, expected {n} in each")
+        power = 1 << torch.arange(m, dtype=torch.int64)
+        code = (groups.long() * power).sum(1)
+        table = (1 << _combinations(n, m).long()).sum(1)
+        by_code, order = table.sort()
+        choice = order[torch.searchsorted(by_code, code)]
+        return cls(choice.to(torch.int16), tuple(mask.shape), n, m)
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.weight_shape
+
+    def leaf_bits(self, field: str) -> int:
+        """⌈log2 C(m, n)⌉ per group."""
+        del field
+        return self.choice.numel() * (comb(self.m, self.n) - 1).bit_length()
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        start = torch.arange(self.choice.numel(), dtype=torch.int32) * self.m
+        return (start[:, None] + _combinations(self.n, self.m)[self.choice.long()]).reshape(-1)
+
+    def positions(self) -> Tensor:
+        """Flat positions of kept weights, int32, ascending."""
+        return self._positions
+
+    def validate(self) -> None:
+        """Choices are numbers of combinations."""
+        if self.choice.numel():
+            low, high = int(self.choice.min()), int(self.choice.max())
+            total = comb(self.m, self.n)
+            require(low >= 0 and high < total, self, f"choice {low} to {high}", f"0 to {total - 1}")

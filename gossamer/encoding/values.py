@@ -1,0 +1,216 @@
+"""Numbers: stored as they are, on a uniform grid, or as an index into a codebook."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import ceil, prod
+from typing import final
+
+import torch
+from torch import Tensor
+
+from gossamer.encoding.node import (
+    Category,
+    Codec,
+    Encoding,
+    Role,
+    Value,
+    child,
+    computable,
+    leaf,
+    require,
+)
+
+__all__ = ["Affine", "Codebook", "Dense", "Grouping"]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """Which elements share a scale or a codebook: runs of ``size`` columns within rows of ``columns`` elements.
+
+    In dense coordinates, also over packed survivors. Per tensor: one row of all elements in one group.
+    Per channel: rows of one output channel, each one group.
+
+    Args:
+        columns: elements per row of the flattened dense weight, ≥ 1.
+        size: elements per group along a row, 1 ≤ size ≤ columns; the last group of a row may be shorter.
+
+    Example:
+        >>> Grouping(columns=4, size=3).of(torch.arange(8)).tolist()
+        [0, 0, 0, 1, 2, 2, 2, 3]
+    """
+
+    columns: int
+    size: int
+
+    def count(self, elements: int) -> int:
+        """Number of groups in a dense weight of that many elements."""
+        return ceil(elements / self.columns) * ceil(self.columns / self.size)
+
+    def of(self, positions: Tensor) -> Tensor:
+        """Group number of each flat position, int64, shape of ``positions``."""
+        per_row = ceil(self.columns / self.size)
+        if per_row == 1 and self.columns == self.size:
+            return (positions // self.columns).long()
+        return ((positions // self.columns) * per_row + (positions % self.columns) // self.size).long()
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Dense(Value):
+    """The numbers themselves: w = array.
+
+    Args:
+        array: any shape and dtype. Integers and booleans never train.
+        fixed: a float that must not train either (a buffer such as BatchNorm's running mean).
+    """
+
+    array: Tensor = field(metadata=leaf(Role.TRAINABLE, Codec.FLOATS))
+    fixed: bool = False
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return tuple(self.array.shape)
+
+    def values(self, positions: Tensor | None) -> Tensor:
+        """The array."""
+        del positions
+        return self.array
+
+
+@dataclass(frozen=True, eq=False)
+class _Grouped(Value):
+    """Shared by the two kinds of quantized values: who is in which group."""
+
+    columns: int
+    group_size: int
+
+    def _check_grouping(self) -> None:
+        require(self.columns >= 1, self, f"columns = {self.columns}", "at least 1")
+        sizes = f"1 to {self.columns}"
+        require(1 <= self.group_size <= self.columns, self, f"group_size = {self.group_size}", sizes)
+
+    def grouping(self) -> Grouping:
+        """The grouping as an object."""
+        return Grouping(self.columns, self.group_size)
+
+    def groups_of(self, like: Tensor, positions: Tensor | None) -> Tensor:
+        """Group number of each stored element, int64, shape of ``like``."""
+        if positions is None:
+            positions = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
+        return self.grouping().of(positions).view(like.shape)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Affine(_Grouped):
+    """A uniform grid: w = scale[g] · (q − zero_point[g]), g the element's group.
+
+    Args:
+        q: uint8, dense shape or [live]; 0 ≤ q < 2**bits.
+        scale: `Value` of shape [groups], in the unit of the weights per step; trainable.
+        zero_point: uint8 [groups], or one int for all groups (symmetric grids need no tensor).
+        bits: 1 to 8.
+
+    Source: Jacob et al. 2018, arXiv 1712.05877, section 2.1.
+    """
+
+    q: Tensor = field(metadata=leaf(Role.INDEX, Codec.SYMBOLS, Category.VALUES))
+    scale: Encoding = field(metadata=child(category=Category.SCALES))
+    zero_point: Tensor | int = field(metadata=leaf(Role.FIXED, Codec.SYMBOLS, Category.SCALES))
+    bits: int = 8
+
+    def __post_init__(self) -> None:
+        self._check_grouping()
+        require(1 <= self.bits <= 8, self, f"bits = {self.bits}", "1 to 8")
+        require(self.q.dtype == torch.uint8, self, f"q of {self.q.dtype}", "uint8")
+        require(len(self.scale.dense_shape()) == 1, self, f"scale of shape {self.scale.dense_shape()}", "[groups]")
+        if isinstance(self.zero_point, Tensor):
+            require(
+                tuple(self.zero_point.shape) == self.scale.dense_shape(),
+                self,
+                f"zero_point of shape {tuple(self.zero_point.shape)}",
+                f"one per scale, {self.scale.dense_shape()}",
+            )
+        else:
+            require(0 <= self.zero_point <= 255, self, f"zero_point = {self.zero_point}", "0 to 255")
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the stored integers."""
+        return tuple(self.q.shape)
+
+    def values(self, positions: Tensor | None) -> Tensor:
+        """scale · (q − zero_point), in the scale's dtype or float32 if that is half."""
+        scale = computable(self.scale.to_dense())
+        if scale.numel() == 1:
+            zero = self.zero_point.to(scale.dtype) if isinstance(self.zero_point, Tensor) else self.zero_point
+            return (self.q.to(scale.dtype) - zero) * scale
+        groups = self.groups_of(self.q, positions)
+        if isinstance(self.zero_point, Tensor):
+            return (self.q.to(scale.dtype) - self.zero_point.to(scale.dtype)[groups]) * scale[groups]
+        return (self.q.to(scale.dtype) - self.zero_point) * scale[groups]
+
+    def leaf_bits(self, field: str) -> int:
+        """``bits`` per integer; other leaves at their own width."""
+        return self.q.numel() * self.bits if field == "q" else super().leaf_bits(field)
+
+    def validate(self) -> None:
+        """Integers lie on the grid."""
+        largest = int(self.q.max()) if self.q.numel() else 0
+        require(largest < 1 << self.bits, self, f"q = {largest}", f"below {1 << self.bits}")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Codebook(_Grouped):
+    """Shared values: w = table[g, index], g the element's group.
+
+    Args:
+        index: uint8, dense shape or [live].
+        table: the centroids, `Value` of shape [groups, entries]; trainable.
+
+    Source: Han, Mao, Dally 2016, Deep Compression, arXiv 1510.00149, section 3.
+    """
+
+    index: Tensor = field(metadata=leaf(Role.INDEX, Codec.SYMBOLS, Category.VALUES))
+    table: Encoding = field(metadata=child(category=Category.CODEBOOKS))
+
+    def __post_init__(self) -> None:
+        self._check_grouping()
+        require(self.index.dtype == torch.uint8, self, f"index of {self.index.dtype}", "uint8")
+        found = self.table.dense_shape()
+        require(len(found) == 2 and 1 <= found[1] <= 256, self, f"table of shape {found}", "[groups, 1 to 256]")
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the index."""
+        return tuple(self.index.shape)
+
+    def entries(self) -> int:
+        """Centroids per group."""
+        return self.table.dense_shape()[1]
+
+    def values(self, positions: Tensor | None) -> Tensor:
+        """The centroid of each element, in the table's dtype or float32 if that is half."""
+        table = computable(self.table.to_dense())
+        groups, entries = table.shape
+        flat = self.index.int()
+        if groups > 1:
+            flat = flat + self.groups_of(self.index, positions).int() * entries
+        return table.reshape(-1).index_select(0, flat.reshape(-1)).view(self.index.shape)
+
+    def leaf_bits(self, field: str) -> int:
+        """⌈log2 entries⌉ per index; the table at its own width."""
+        if field == "index":
+            return self.index.numel() * max(1, (self.entries() - 1).bit_length())
+        return super().leaf_bits(field)
+
+    def validate(self) -> None:
+        """Indices point into the table."""
+        largest = int(self.index.max()) if self.index.numel() else 0
+        require(largest < self.entries(), self, f"index {largest}", f"below {self.entries()}")
+
+
+def whole(shape: tuple[int, ...]) -> Grouping:
+    """Per-tensor grouping of a weight of that shape: one group."""
+    elements = max(1, prod(shape))
+    return Grouping(elements, elements)

@@ -1,0 +1,1 @@
+"""The six families. Each method is one file; `gossamer.methods.base` says what a method is."""

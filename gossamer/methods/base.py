@@ -1,0 +1,278 @@
+"""What every method is: observe → plan → apply, on sites, under rules.
+
+A *site* is a sub-tree of one tensor's encoding, for example the factor ``u`` of ``fc1.weight``. A method
+
+1. says which skeletons of trees it accepts and what it makes of them (`Method.rules`), so that a whole recipe can be
+   checked before a byte is read;
+2. looks at one site at a time and returns a small summary (`Method.observe`), as often as it asks for another round;
+3. decides (`Method.plan`) with the summaries alone: plain JSON, one step per site or group of sites;
+4. makes new encodings (`Method.apply`) from one step's tensors alone: pure and bit-deterministic.
+
+Nothing here may assume that the whole network is in memory.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from gossamer.encoding.node import Encoding, Pattern
+from gossamer.encoding.skeleton import Skeleton
+from gossamer.encoding.spec import Kind, TensorSpec
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import Masked
+from gossamer.errors import PlanError
+
+__all__ = ["DENSE", "MASKED", "Ask", "Evidence", "Found", "Method", "Plan", "Rule", "Site", "Step", "Summary"]
+
+Summary = Mapping[str, Any]
+Evidence = Mapping[str, Tensor]
+
+DENSE = Skeleton(Dense)
+ANY_PATTERN = Skeleton(Pattern)  # type: ignore[type-abstract]  # stands for every kind of pattern
+MASKED = Skeleton(Masked, (("where", ANY_PATTERN), ("value", DENSE)))
+
+WEIGHTS = frozenset({Kind.LINEAR, Kind.CONV, Kind.EMBEDDING})
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a method acts.
+
+    Args:
+        spec: the tensor.
+        path: of the sub-tree inside its tree, such as ``/u``; empty: the whole tree.
+        shape: dense shape of the sub-tree.
+    """
+
+    spec: TensorSpec
+    path: str
+    shape: tuple[int, ...]
+
+    @property
+    def key(self) -> str:
+        """Name in plans and messages, such as ``fc1.weight#/u``."""
+        return self.spec.name + ("#" + self.path if self.path else "")
+
+
+@dataclass(frozen=True)
+class Step:
+    """Unit of `Method.apply`: usually one site, several when weights must be seen together.
+
+    Args:
+        targets: keys of the sites.
+        entry: JSON that, with the tensors, determines the result. Counts rather than thresholds, so ties are exact.
+    """
+
+    targets: tuple[str, ...]
+    entry: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What will be done.
+
+    Args:
+        steps: in any order; no site twice.
+        shared: encodings that several sites will hold, such as a common codebook.
+        skipped: site → why it stays as it is.
+    """
+
+    steps: tuple[Step, ...]
+    shared: Mapping[str, Encoding] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request to observe every site once more, knowing this."""
+
+    state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Accepts sub-trees of this skeleton and says what they become."""
+
+    accepts: Skeleton
+    produces: Callable[[Skeleton], Skeleton]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a method finds in one tensor: sites, or the reason why none."""
+
+    paths: tuple[str, ...]
+    reason: str = ""
+
+
+def matches(names: Sequence[str], globs: str | Sequence[str]) -> bool:
+    """Whether any of the names matches any of the glob patterns."""
+    patterns = (globs,) if isinstance(globs, str) else globs
+    return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(ABC):
+    """A frozen bundle of settings that turns encodings into smaller ones.
+
+    Args:
+        only: glob patterns of tensor names; empty: every weight. Naming a bias or a norm here includes it.
+        skip: glob patterns of tensor names to leave alone.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[frozenset[Kind]] = WEIGHTS
+    named_kinds: ClassVar[frozenset[Kind]] = WEIGHTS | {Kind.BIAS, Kind.NORM, Kind.OTHER}
+
+    only: str | tuple[str, ...] = ()
+    skip: str | tuple[str, ...] = ()
+
+    def bind(self, model: nn.Module, example: Tensor | None) -> Method:
+        """The method made concrete for one network; only structured methods need its graph."""
+        del model, example
+        return self
+
+    @abstractmethod
+    def rules(self) -> tuple[Rule, ...]:
+        """Accepted skeletons and what they become."""
+
+    def find(self, spec: TensorSpec, skeleton: Skeleton) -> Found:
+        """The topmost sub-trees of one tensor that this method accepts.
+
+        Returns:
+            Their paths, or a reason. A tensor that was not meant (by kind or name) has the empty reason.
+        """
+        wanted = self.only
+        if matches(spec.names, self.skip):
+            return Found((), "skipped by the recipe")
+        if wanted:
+            if not matches(spec.names, wanted) or spec.kind not in self.named_kinds:
+                return Found(())
+        elif spec.kind not in self.kinds:
+            return Found(())
+        paths: list[str] = []
+        for path in skeleton.weight_paths():
+            below_taken = any(path.startswith(p + "/") or p == "" for p in paths)
+            if not below_taken and any(rule.accepts.accepts(skeleton.at(path)) for rule in self.rules()):
+                paths.append(path)
+        if paths:
+            return Found(tuple(paths))
+        accepted = " or ".join(str(rule.accepts) for rule in self.rules())
+        return Found((), f"found {skeleton}, expected {accepted}. {self.advice(skeleton)}".strip())
+
+    def advice(self, skeleton: Skeleton) -> str:
+        """One sentence for a user whose recipe has the wrong order."""
+        del skeleton
+        return ""
+
+    def produces(self, skeleton: Skeleton) -> Skeleton:
+        """What an accepted sub-tree becomes."""
+        for rule in self.rules():
+            if rule.accepts.accepts(skeleton):
+                return rule.produces(skeleton)
+        raise PlanError(f"{type(self).__name__}: found {skeleton}, expected an accepted one")
+
+    def refuses(self, site: Site) -> str:
+        """Why this site cannot be handled, from its shape alone; empty: it can."""
+        del site
+        return ""
+
+    @property
+    def observes(self) -> bool:
+        """Whether `plan` needs summaries at all."""
+        return False
+
+    def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
+        """Look at one site; the result is small, whatever the size of the tensor."""
+        del site, weight, evidence, ask
+        return {}
+
+    @abstractmethod
+    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
+        """Decide what happens to every site, or ask for another round."""
+
+    @abstractmethod
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """New encodings of one step's sites; pure and bit-deterministic."""
+
+    def at(self, progress: float) -> Method:
+        """This method part of the way, for schedules.
+
+        Args:
+            progress: 0 (nothing done yet) to 1 (the method itself).
+
+        Raises:
+            PlanError: a method that has no degrees.
+        """
+        if progress == 1.0:
+            return self
+        raise PlanError(f"{type(self).__name__}: found in a schedule, expected a method with degrees, like Magnitude")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerSite(Method, ABC):
+    """A method that needs nothing but the site itself: no rounds, one step per site."""
+
+    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
+        """One step per site."""
+        del summaries, ask
+        return Plan(tuple(Step((site.key,), self.entry(site)) for site in sites))
+
+    def entry(self, site: Site) -> Mapping[str, Any]:
+        """What the step says beside its target."""
+        del site
+        return {}
+
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Each site on its own."""
+        return {s.key: self.encode(s, weights[s.key], entry, shared) for s in sites}
+
+    @abstractmethod
+    def encode(
+        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
+    ) -> Encoding:
+        """New encoding of one site."""
+
+
+def live_values(weight: Encoding) -> tuple[Tensor | None, Tensor]:
+    """Positions and packed values of a `Dense` or a masked `Dense` weight.
+
+    Returns:
+        int32 [live] or None for a dense one; values [live], flat, detached.
+    """
+    if isinstance(weight, Masked):
+        positions = weight.where.positions()
+        return positions, weight.value.values(positions).detach()
+    if isinstance(weight, Dense):
+        return None, weight.array.detach().reshape(-1)
+    raise PlanError(f"found {type(weight).__name__}, expected Dense or Masked")
+
+
+def check_fraction(name: str, value: float) -> None:
+    """Refuse a setting outside 0 to 1.
+
+    Raises:
+        PlanError: names the setting.
+    """
+    if not 0.0 <= value <= 1.0:
+        raise PlanError(f"{name}: found {value}, expected a number from 0 to 1")

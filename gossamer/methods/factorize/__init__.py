@@ -1,0 +1,5 @@
+"""Operator factorization: one big operator becomes several small ones."""
+
+from gossamer.methods.factorize.svd import SVD
+
+__all__ = ["SVD"]

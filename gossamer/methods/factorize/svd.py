@@ -1,0 +1,167 @@
+"""Truncated singular value decomposition: a weight becomes the product of two thin ones."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from gossamer.encoding.factors import LowRank
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.skeleton import Skeleton
+from gossamer.encoding.values import Dense
+from gossamer.errors import PlanError
+from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary, check_fraction
+
+__all__ = ["SVD"]
+
+LOWRANK = Skeleton(LowRank, (("u", DENSE), ("v", DENSE)))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class SVD(Method):
+    """w ≈ u · v of the lowest Frobenius error at its rank; u and v share the singular values evenly.
+
+    A convolution [out, in, kh, kw] becomes a kh × kw one with ``rank`` channels and a 1 × 1 one. A layer for which two
+    factors would not be smaller than one weight stays as it is, and the plan says so.
+
+    Args:
+        rank: the same for every layer, or None.
+        energy: smallest rank that holds this share of Σ σ², 0 to 1, or None.
+        budget_bytes: bytes for all factors together, spent where a byte buys most of a layer's energy, or None.
+
+    Cost: one SVD, O(m·n·min(m, n)), when ranks depend on the values, and one more to apply.
+
+    Exact: full rank reproduces the weight up to float rounding. Plain SVD ignores the activations: never the method
+    of choice for language models.
+
+    Example:
+        >>> SVD(energy=0.9).energy
+        0.9
+
+    Source: Eckart and Young 1936; Denil et al. 2013, arXiv 1306.0543, section 2.
+    """
+
+    rank: int | None = None
+    energy: float | None = None
+    budget_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        given = [n for n in ("rank", "energy", "budget_bytes") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise PlanError(f"SVD: found {given or 'nothing'}, expected one of rank, energy, budget_bytes")
+        if self.rank is not None and self.rank < 1:
+            raise PlanError(f"SVD: rank: found {self.rank}, expected at least 1")
+        if self.budget_bytes is not None and self.budget_bytes < 1:
+            raise PlanError(f"SVD: budget_bytes: found {self.budget_bytes}, expected at least 1")
+        if self.energy is not None:
+            check_fraction("SVD: energy", self.energy)
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Dense weights become low-rank ones."""
+        return (Rule(DENSE, lambda _: LOWRANK),)
+
+    def advice(self, skeleton: Skeleton) -> str:
+        """Order of a recipe."""
+        return "A factorized mask or codebook would be dense again: factorize first, then prune or share the factors"
+
+    def refuses(self, site: Site) -> str:
+        """Vectors, and grouped convolutions, whose weight is not one matrix."""
+        if len(site.shape) < 2:
+            return f"found shape {site.shape}, expected a matrix"
+        if site.spec.groups != 1:
+            return f"found a convolution of {site.spec.groups} groups, expected 1"
+        return ""
+
+    @property
+    def observes(self) -> bool:
+        """Unless the rank is given."""
+        return self.rank is None
+
+    def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
+        """Singular values, float64 [min(out, rest)]."""
+        return {"energy": torch.linalg.svdvals(_matrix(weight).double()).square()}
+
+    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
+        """A rank per layer."""
+        if self.rank is not None:
+            ranks = {s.key: self.rank for s in sites}
+        elif self.energy is not None:
+            ranks = {s.key: _rank_for(summaries[s.key]["energy"], self.energy) for s in sites}
+        else:
+            ranks = self._spend(sites, summaries)
+        steps, skipped = [], {}
+        for site in sites:
+            rank = ranks[site.key]
+            factors, whole = rank * _cost(site), prod(site.shape)
+            if rank >= 1 and factors < whole:
+                steps.append(Step((site.key,), {"rank": rank}))
+            else:
+                skipped[site.key] = f"rank {rank} would take {factors} numbers, the weight itself has {whole}"
+        return Plan(tuple(steps), skipped=skipped)
+
+    def _spend(self, sites: Sequence[Site], summaries: Mapping[str, Summary]) -> dict[str, int]:
+        left = self.budget_bytes or 0
+        ranks = {s.key: 0 for s in sites}
+        gains = []
+        for order, site in enumerate(sites):
+            energy = summaries[site.key]["energy"]
+            cost = _cost(site) * site.spec.dtype.itemsize
+            share = energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
+            gains += [(-float(e) / cost, i, order, site.key, cost) for i, e in enumerate(share)]
+        closed: set[str] = set()
+        for _, _, _, key, cost in sorted(gains):
+            if key in closed:
+                continue
+            if cost > left:
+                closed.add(key)  # ranks are taken in order: a skipped one closes the layer
+                continue
+            ranks[key] += 1
+            left -= cost
+        return ranks
+
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Factorize each site."""
+        return {s.key: self._factorize(weights[s.key], int(entry["rank"])) for s in sites}
+
+    def _factorize(self, weight: Encoding, rank: int) -> Encoding:
+        matrix = _matrix(weight)
+        dtype, rest = matrix.dtype, weight.dense_shape()[1:]
+        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)  # [out, k], [k], [k, rest]
+        # LAPACK leaves the signs open; largest entry of each left vector positive makes them the same everywhere.
+        sign = u[u.abs().argmax(0), torch.arange(len(s))].sign()
+        sign = torch.where(sign == 0, 1.0, sign)[:rank]
+        root = s[:rank].sqrt()
+        left = (u[:, :rank] * (sign * root)).to(dtype).contiguous()
+        right = ((sign * root)[:, None] * v[:rank]).to(dtype)
+        return LowRank(Dense(left), Dense(right.reshape(rank, *rest).contiguous()))
+
+
+def _matrix(weight: Encoding) -> Tensor:
+    return weight.to_dense().detach().flatten(1)
+
+
+def _cost(site: Site) -> int:
+    """Numbers per unit of rank."""
+    return site.shape[0] + prod(site.shape[1:])
+
+
+def _rank_for(energy: Tensor, share: float) -> int:
+    total = float(energy.sum())
+    if total == 0:
+        return 1
+    # A hair of slack: cumulative sums end a rounding error short of the total.
+    enough = energy.cumsum(0) >= share * total * (1 - 1e-12)
+    return int(enough.long().argmax()) + 1

@@ -1,0 +1,240 @@
+"""k-means codebooks: every weight becomes one of a few shared values."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.skeleton import Skeleton
+from gossamer.encoding.values import Codebook, Dense, Grouping, whole
+from gossamer.encoding.weights import Masked
+from gossamer.errors import PlanError
+from gossamer.methods.base import (
+    DENSE,
+    MASKED,
+    Ask,
+    Evidence,
+    Method,
+    Plan,
+    Rule,
+    Site,
+    Step,
+    Summary,
+    live_values,
+)
+
+__all__ = ["KMeans", "lloyd"]
+
+_BINS = 1 << 16
+_SHARED = "codebook"
+CODEBOOK = Skeleton(Codebook, (("table", DENSE),))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class KMeans(Method):
+    """Cluster the weights of a tensor; store an index per weight and the centroids.
+
+    Minimises Σ (w − c[index])² over the live weights. Pruned weights stay zero and cost no index.
+
+    Args:
+        bits: 1 to 8; 2**bits centroids at most.
+        group_size: weights per codebook along a row; None: one codebook per tensor.
+        network_wide: one codebook for all tensors together.
+        iterations: of Lloyd's algorithm, at most.
+
+    Cost: one sort per tensor, then O(2**bits · log n) per iteration.
+
+    Exact: a tensor with at most 2**bits different values is reproduced bit for bit.
+
+    Example:
+        >>> KMeans(bits=4).bits
+        4
+
+    Source: Han, Mao, Dally 2016, arXiv 1510.00149, section 3; Lloyd 1982.
+    """
+
+    bits: int
+    group_size: int | None = None
+    network_wide: bool = False
+    iterations: int = 60
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 8:
+            raise PlanError(f"KMeans: bits: found {self.bits}, expected 1 to 8")
+        if self.group_size is not None and (self.group_size < 1 or self.network_wide):
+            raise PlanError(f"KMeans: group_size: found {self.group_size}, expected ≥ 1, and not network_wide")
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Dense weights become a codebook, masked ones keep their mask."""
+        return (
+            Rule(DENSE, lambda _: CODEBOOK),
+            Rule(MASKED, lambda s: Skeleton(Masked, (("where", s.at("/where")), ("value", CODEBOOK)))),
+        )
+
+    def advice(self, skeleton: Skeleton) -> str:
+        """Order of a recipe."""
+        return "Values that are quantized or shared already cannot be clustered again"
+
+    def _grouping(self, shape: tuple[int, ...]) -> Grouping:
+        if self.group_size is None or len(shape) < 2:
+            return whole(shape)
+        columns = prod(shape[1:])
+        return Grouping(columns, min(self.group_size, columns))
+
+    def refuses(self, site: Site) -> str:
+        """Tensors for which the tables alone would cost more than the weights."""
+        elements = prod(site.shape)
+        table = 0 if self.network_wide else self._grouping(site.shape).count(elements) * (1 << self.bits)
+        if table >= elements:
+            return f"found {elements} weights, expected more than the {table} entries of the codebooks"
+        return ""
+
+    @property
+    def observes(self) -> bool:
+        """Only a codebook for the whole network needs to look first."""
+        return self.network_wide
+
+    def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
+        """Counts and sums by the upper 16 bits of the float32 value."""
+        values = live_values(weight)[1].float().contiguous()
+        bins = (values.view(torch.int32).long() >> 16) & 0xFFFF
+        total = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, values.double())
+        return {"count": torch.bincount(bins, minlength=_BINS), "sum": total}
+
+    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
+        """One step per site; the network-wide codebook is made here."""
+        if not self.network_wide:
+            return Plan(tuple(Step((s.key,), {}) for s in sites))
+        count = sum((s["count"] for s in summaries.values()), torch.zeros(_BINS, dtype=torch.int64))
+        total = sum((s["sum"] for s in summaries.values()), torch.zeros(_BINS, dtype=torch.float64))
+        used = count > 0
+        means = (total[used] / count[used]).numpy()
+        table = lloyd(means, count[used].double().numpy(), 1 << self.bits, self.iterations)
+        shared = Dense(torch.from_numpy(table).float()[None])
+        return Plan(tuple(Step((s.key,), {"table": _SHARED}) for s in sites), {_SHARED: shared})
+
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Cluster each site."""
+        table = shared[entry["table"]] if "table" in entry else None
+        return {s.key: self._cluster(s, weights[s.key], table) for s in sites}
+
+    def _cluster(self, site: Site, weight: Encoding, table: Encoding | None) -> Encoding:
+        positions, values = live_values(weight)
+        grouping = self._grouping(site.shape)
+        groups = index_groups(values, positions, grouping)
+        if table is None:
+            made = self._fit(values, groups, grouping.count(prod(site.shape)))
+            table = Dense(made.to(values.dtype))
+        else:
+            groups = torch.zeros_like(groups)
+        index = nearest(values, table.to_dense().float(), groups)
+        packed = Codebook(grouping.columns, grouping.size, index, table)
+        if isinstance(weight, Masked):
+            return Masked(weight.where, packed)
+        return Codebook(grouping.columns, grouping.size, index.view(site.shape), table)
+
+    def _fit(self, values: Tensor, groups: Tensor, count: int) -> Tensor:
+        """Centroids per group, float64 [groups, entries]; groups with fewer repeat their last."""
+        entries = 1 << self.bits
+        numbers = values.double().numpy()
+        tables = []
+        order = groups.argsort(stable=True).numpy()
+        edges = np.searchsorted(groups.numpy()[order], np.arange(count + 1))
+        for start, stop in itertools.pairwise(edges):
+            found = numbers[order[start:stop]]
+            tables.append(lloyd(found, np.ones(len(found)), entries, self.iterations))
+        width = max(len(t) for t in tables)
+        table = np.stack([np.pad(t, (0, width - len(t)), mode="edge") for t in tables])
+        return torch.from_numpy(table)
+
+
+def index_groups(values: Tensor, positions: Tensor | None, grouping: Grouping) -> Tensor:
+    """Group of each live value, int64 [live]."""
+    if positions is None:
+        positions = torch.arange(values.numel(), dtype=torch.int32)
+    return grouping.of(positions)
+
+
+def nearest(values: Tensor, tables: Tensor, groups: Tensor) -> Tensor:
+    """Index of the nearest centroid, uint8 [n]; ties to the smaller value.
+
+    Args:
+        values: [n].
+        tables: float32 [groups, entries], ascending along the entries.
+        groups: int64 [n].
+    """
+    middle = (tables[:, 1:] + tables[:, :-1]) / 2
+    numbers = values.float()
+    if len(tables) == 1:
+        return torch.bucketize(numbers, middle[0].contiguous()).to(torch.uint8)
+    index = torch.zeros(values.numel(), dtype=torch.uint8)
+    for edge in middle.T:  # at most 255 passes, each over all groups at once
+        index += (numbers > edge[groups]).to(torch.uint8)
+    return index
+
+
+def lloyd(values: np.ndarray[Any, Any], weights: np.ndarray[Any, Any], k: int, iterations: int) -> np.ndarray[Any, Any]:
+    """Weighted k-means on a line: centroids that minimise Σ weight · (value − nearest)².
+
+    Two starts, evenly spread over the range (keeps rare large weights) and over the quantiles (follows the mass); the
+    better one wins. Centroids that attract nothing are dropped.
+
+    Args:
+        values: [n], any order.
+        weights: [n], ≥ 0.
+        k: centroids wanted.
+        iterations: at most.
+
+    Returns:
+        float64 [1 to k], ascending and distinct; [0.] for no values.
+    """
+    if len(values) == 0:
+        return np.zeros(1)
+    distinct, inverse = np.unique(values, return_inverse=True)
+    mass = np.bincount(inverse, weights=weights)
+    if len(distinct) <= k:
+        return distinct.astype(np.float64)
+    count = np.concatenate([[0.0], np.cumsum(mass)])
+    first = np.concatenate([[0.0], np.cumsum(mass * distinct)])
+    even = np.linspace(distinct[0], distinct[-1], k)
+    quantiles = distinct[np.searchsorted(count[1:], (np.arange(k) + 0.5) / k * count[-1]).clip(0, len(distinct) - 1)]
+    # Σ w·x² is the same for every clustering, so the larger Σ (Σ w·x)² / Σ w is the smaller error.
+    results = [_iterate(distinct, count, first, np.unique(start), iterations) for start in (even, quantiles)]
+    return max(results, key=lambda r: r[1])[0]
+
+
+def _iterate(
+    values: np.ndarray[Any, Any],
+    count: np.ndarray[Any, Any],
+    first: np.ndarray[Any, Any],
+    centroids: np.ndarray[Any, Any],
+    iterations: int,
+) -> tuple[np.ndarray[Any, Any], float]:
+    gain = -np.inf
+    for _ in range(iterations):
+        edges = np.searchsorted(values, (centroids[1:] + centroids[:-1]) / 2, side="right")
+        edges = np.concatenate([[0], edges, [len(values)]])
+        n, s = np.diff(count[edges]), np.diff(first[edges])
+        used = n > 0
+        centroids = s[used] / n[used]
+        better = float((s[used] ** 2 / n[used]).sum())
+        if better <= gain:
+            break
+        gain = better
+    return centroids, gain

@@ -1,0 +1,162 @@
+"""Which tensors lose a channel together, in networks that are a chain of layers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+__all__ = ["Coupling", "Member", "chain"]
+
+_ELEMENTWISE = (
+    *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish),
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity),
+)
+_POOLS = (
+    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
+    *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
+)
+_FUNCTIONS: tuple[Callable[..., Any], ...] = (
+    *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.tanh, F.sigmoid, F.dropout),
+    *(torch.relu, torch.tanh, torch.sigmoid),
+    *(F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d),
+)
+_METHODS = ("relu", "tanh", "sigmoid", "contiguous")
+_FLATTENS = (torch.flatten,)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A tensor dimension that belongs to a coupling.
+
+    Args:
+        tensor: name.
+        dim: output-first dimension.
+        repeat: consecutive indices per channel.
+    """
+
+    tensor: str
+    dim: int
+    repeat: int = 1
+
+
+@dataclass(frozen=True)
+class Coupling:
+    """Channels of one layer and every tensor dimension that loses them with it.
+
+    Args:
+        producer: the weight whose rows are the channels.
+        channels: how many there are.
+        members: all tensor dimensions, the producer's included.
+    """
+
+    producer: str
+    channels: int
+    members: tuple[Member, ...]
+
+
+def chain(model: nn.Module) -> tuple[tuple[Coupling, ...], dict[str, str]]:
+    """Find the channels of a network that can be removed, following each layer to the single one that reads it.
+
+    Args:
+        model: any module; only parts that are a chain of Linear and Conv layers with elementwise functions,
+            BatchNorm, pooling and flattening between are found.
+
+    Returns:
+        Couplings in execution order, and per weight that has none the reason.
+    """
+    try:
+        graph = fx.symbolic_trace(model).graph
+    except Exception as error:  # fx raises whatever the traced code raises
+        return (), {"": f"the network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:120]}"}
+    modules = dict(model.named_modules())
+    calls: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op == "call_module":
+            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+    found, reasons = [], {}
+    for node in graph.nodes:
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            continue
+        result = _follow(node, layer, modules, calls)
+        if isinstance(result, str):
+            reasons[f"{node.target}.weight"] = result
+        else:
+            found.append(result)
+    return tuple(found), reasons
+
+
+def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], calls: dict[str, int]) -> Coupling | str:
+    name = str(node.target)
+    if calls[name] > 1:
+        return "the layer is used more than once"
+    if getattr(layer, "groups", 1) != 1:
+        return "grouped convolutions are not handled here"
+    channels = cast(int, layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+    members = [Member(f"{name}.weight", 0)]
+    if layer.bias is not None:
+        members.append(Member(f"{name}.bias", 0))
+    flat = False
+    here = node
+    while True:
+        users = list(here.users)
+        if len(users) != 1:
+            return f"its output is read by {len(users)} places, expected one"
+        here = users[0]
+        if here.op == "output":
+            return "its channels are the outputs of the network"
+        target = modules.get(str(here.target)) if here.op == "call_module" else None
+        if isinstance(target, (nn.Linear, nn.Conv1d, nn.Conv2d)):
+            return _join(str(here.target), target, channels, flat, members, name, calls)
+        if isinstance(target, _BatchNorm):
+            if calls[str(here.target)] > 1 or flat:
+                return "a normalisation is used more than once or after flattening"
+            held = {**target._parameters, **target._buffers}
+            per_channel = ("weight", "bias", "running_mean", "running_var")
+            members += [Member(f"{here.target}.{k}", 0) for k in per_channel if held.get(k) is not None]
+        elif (isinstance(target, nn.Flatten) and target.start_dim == 1 and target.end_dim == -1) or _flattens(here):
+            flat = True
+        elif not (isinstance(target, (*_ELEMENTWISE, *_POOLS)) or _passes(here)):
+            what = type(target).__name__ if target is not None else str(here.target)
+            return f"{what} comes between it and the next layer"
+
+
+def _join(
+    consumer: str,
+    layer: nn.Linear | nn.Conv1d | nn.Conv2d,
+    channels: int,
+    flat: bool,
+    members: list[Member],
+    name: str,
+    calls: dict[str, int],
+) -> Coupling | str:
+    inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    if calls[consumer] > 1 or getattr(layer, "groups", 1) != 1:
+        return f"{consumer}, which reads it, is grouped or used more than once"
+    if inputs % channels or (inputs != channels and not flat):
+        return f"{consumer}, which reads it, has {inputs} inputs, expected {channels} or, flattened, a multiple"
+    return Coupling(f"{name}.weight", channels, (*members, Member(f"{consumer}.weight", 1, inputs // channels)))
+
+
+def _passes(node: fx.Node) -> bool:
+    if node.op == "call_function":
+        return node.target in _FUNCTIONS
+    return node.op == "call_method" and node.target in _METHODS
+
+
+def _flattens(node: fx.Node) -> bool:
+    rest = [a for a in node.args[1:] if not isinstance(a, fx.Node)]
+    if node.op == "call_function" and node.target in _FLATTENS:
+        return rest == [1] and not node.kwargs
+    if node.op == "call_method" and node.target == "flatten":
+        return rest == [1] and not node.kwargs
+    if node.op == "call_method" and node.target in ("view", "reshape"):
+        # x.view(-1, features) or x.view(x.size(0), -1): the batch stays in front
+        return len(node.args) == 3 and (node.args[1:].count(-1) == 1)
+    return False

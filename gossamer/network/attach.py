@@ -1,0 +1,221 @@
+"""Trees as parameters of a network: any loop and any optimiser fine-tunes survivors, factors, scales, centroids.
+
+`attach` replaces a dense parameter by a parametrization whose parameters *are* the leaves of its tree; no dense
+original survives. `harvest` reads the trees back. The two are inverse. A leaf shared by several weights is one
+parameter; a tied weight is attached under all its names at once.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gossamer.encoding.node import Encoding, Leaf, Role
+from gossamer.encoding.spec import TensorSpec
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import Kept, View
+from gossamer.network.inspect import assign, owner_of
+from gossamer.network.rebuild import resize_modules, small_tree
+
+__all__ = ["Attached", "attach", "attached", "harvest"]
+
+
+@final
+class Attached(nn.Module):
+    """The parametrization: holds the leaves of one tree as its parameters and buffers, computes the dense weight."""
+
+    def __init__(self, tree: Encoding, dtype: torch.dtype, owned: dict[int, tuple[Any, Any]]) -> None:
+        """Take the leaves of ``tree`` over.
+
+        Args:
+            tree: of the (small) weight that the layer multiplies with.
+            dtype: logical dtype of the weight.
+            owned: memo shared by all weights of a network, so that shared leaves become one parameter.
+        """
+        super().__init__()
+        self.dtype = dtype
+        self._keys: dict[str, str] = {}
+        self.tree = tree.map_leaves(_own, owned)
+        self._register()
+
+    def _register(self) -> None:
+        for key in self._keys.values():
+            self._parameters.pop(key, None)
+            self._buffers.pop(key, None)
+        self._keys = {}
+        registered: dict[int, str] = {}
+        for leaf in self.tree.leaves():
+            key = leaf.path[1:].replace("/", "__").replace(".", "_")
+            self._keys[leaf.path] = key
+            if id(leaf.tensor) in registered:
+                self._keys[leaf.path] = registered[id(leaf.tensor)]
+            elif isinstance(leaf.tensor, nn.Parameter):
+                self.register_parameter(key, leaf.tensor)
+            else:
+                self.register_buffer(key, leaf.tensor)
+            registered[id(leaf.tensor)] = self._keys[leaf.path]
+
+    def replace(self, tree: Encoding) -> None:
+        """Put another tree in (a new topology); its leaves are taken as they are."""
+        self.tree = tree
+        self._register()
+
+    def _refresh(self) -> None:
+        # New node objects throughout, so that cached positions of patterns that were written into are forgotten.
+        self.tree = self.tree.map_leaves(lambda leaf: leaf.tensor.view_as(leaf.tensor))
+        self.tree = self.tree.map_leaves(lambda leaf: cast(Tensor, getattr(self, self._keys[leaf.path])))
+
+    def forward(self) -> Tensor:
+        """The dense weight in its logical dtype."""
+        return self.tree.to_dense().to(self.dtype)
+
+    def right_inverse(self, weight: Tensor) -> tuple[()]:
+        """Nothing is kept of the dense weight."""
+        del weight
+        return ()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self.dtype = fn(torch.empty(0, dtype=self.dtype)).dtype
+        self._refresh()
+        return self
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Mapping[str, Any],
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        self._resize(state_dict, prefix)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+        self._refresh()
+
+    def _resize(self, state_dict: Mapping[str, Any], prefix: str) -> None:
+        # The number of live values is part of the state: make room before it is copied in.
+        for key in set(self._keys.values()):
+            saved, mine = state_dict.get(prefix + key), cast(Tensor, getattr(self, key))
+            if isinstance(saved, Tensor) and saved.shape != mine.shape and saved.dim() == mine.dim() == 1:
+                with torch.no_grad():
+                    mine.data = torch.empty_like(saved, dtype=mine.dtype)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Attached:
+        new = object.__new__(Attached)
+        nn.Module.__init__(new)
+        memo[id(self)] = new
+        new.dtype, new._keys, new.training = self.dtype, {}, self.training
+        mapped = memo.setdefault(id(Attached), {})  # trees copied so far: what they share stays shared
+        new.tree = self.tree.map_leaves(lambda leaf: copy.deepcopy(leaf.tensor, memo), mapped)
+        new._register()
+        return new
+
+
+def _own(leaf: Leaf) -> Tensor:
+    copied = leaf.tensor.detach().clone()
+    return nn.Parameter(copied) if leaf.role is Role.TRAINABLE else copied
+
+
+def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> nn.Module:
+    """Make the leaves of ``trees`` the parameters of ``model``, in place; shrunk layers become physically smaller.
+
+    Plain tensors, also those of shrunk layers, stay ordinary parameters and buffers. After this, ``model`` trains
+    with any loop and optimiser.
+
+    Args:
+        model: of the architecture that ``specs`` describe.
+        specs: what the network has.
+        trees: per canonical name, without `Ref`.
+
+    Returns:
+        The model.
+    """
+    owned: dict[int, tuple[Any, Any]] = {}
+    resized: dict[str, tuple[int, ...]] = {}
+    for spec in specs:
+        if spec.name not in trees:
+            continue
+        tree = small_tree(trees[spec.name])
+        if tree is not trees[spec.name]:
+            resized |= dict.fromkeys(spec.names, tree.dense_shape())
+        if _is_plain(tree):
+            assign(model, spec.names, tree.to_dense().detach().clone().to(spec.dtype))
+            continue
+        for name in spec.names:
+            owner, key = owner_of(name)
+            module = model.get_submodule(owner)
+            wrapped = Attached(tree, spec.dtype, owned)
+            module._parameters[key] = nn.Parameter(wrapped().detach())
+            parametrize.register_parametrization(module, key, wrapped, unsafe=True)
+    resize_modules(model, resized)
+    return model
+
+
+def _is_plain(tree: Encoding) -> bool:
+    """Whether the weight is just its numbers, perhaps in another orientation."""
+    return isinstance(tree, Dense) or (isinstance(tree, View) and isinstance(tree.inner, Dense))
+
+
+def attached(model: nn.Module) -> dict[str, Attached]:
+    """The attached weights of a network by tensor name (every alias)."""
+    found = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        if isinstance(module, Attached):
+            owner, _, rest = name.rpartition("parametrizations.")
+            found[owner + rest.removesuffix(".0")] = module
+    return found
+
+
+def harvest(
+    model: nn.Module, specs: Sequence[TensorSpec], like: Mapping[str, Encoding] | None = None
+) -> dict[str, Encoding]:
+    """Read the trees back out of a network that `attach` was applied to; what they share stays shared.
+
+    Args:
+        model: as made by `attach`, after any training.
+        specs: of the original network.
+        like: the trees that were attached; says which channels had been removed. None: none.
+
+    Returns:
+        Tree per canonical name; leaves are copies.
+    """
+    copies: dict[int, tuple[Any, Any]] = {}
+    wrapped = attached(model)
+    found: dict[str, Encoding] = {}
+    for spec in specs:
+        outer = None if like is None else like.get(spec.name)
+        if spec.name in wrapped:
+            tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().clone(), copies)
+        else:
+            tree = _plain(model, spec)
+            if spec.output_first:
+                tree = View(Dense(tree.array.permute(spec.output_first).contiguous()), spec.output_first)
+        found[spec.name] = tree if outer is None else _outside(outer, tree)
+    return found
+
+
+def _plain(model: nn.Module, spec: TensorSpec) -> Dense:
+    owner, key = owner_of(spec.name)
+    module = model.get_submodule(owner)
+    parameter = module._parameters.get(key)
+    if parameter is not None:
+        return Dense(parameter.detach().clone())
+    return Dense(cast(Tensor, module._buffers[key]).detach().clone(), fixed=True)
+
+
+def _outside(outer: Encoding, tree: Encoding) -> Encoding:
+    """Put a trained small tree back into the `Kept` that it came from."""
+    if isinstance(outer, Kept):
+        return outer.with_parts({"inner": tree})
+    if isinstance(outer, View) and isinstance(outer.inner, Kept) and isinstance(tree, View):
+        return outer.with_parts({"inner": outer.inner.with_parts({"inner": tree.inner})})
+    return tree

@@ -1,0 +1,71 @@
+"""Change the topology of attached weights during training; the optimiser's state follows the surviving values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import Masked
+from gossamer.network.attach import attached
+
+__all__ = ["evolve"]
+
+
+def evolve(model: nn.Module, new: Mapping[str, Encoding], optimizer: torch.optim.Optimizer) -> None:
+    """Put new trees of the same skeleton into an attached network, in place.
+
+    Live values that stay keep their optimiser state (momentum, second moments); new ones start from zero.
+
+    Args:
+        model: as made by `attach`.
+        new: per attached tensor its new tree; masks and packed values may differ from the old tree, nothing else.
+        optimizer: over the model's parameters; its groups and state are changed to the new parameters.
+    """
+    holders = attached(model)
+    # A tied weight has one holder per name over the same leaves: all of them get the same new tree.
+    made: dict[tuple[int, ...], Encoding] = {}
+    for name, tree in new.items():
+        old = holders[name].tree
+        made[_identity(old)] = _take_over(old, tree, optimizer)
+    for holder in holders.values():
+        tree_now = made.get(_identity(holder.tree))
+        if tree_now is not None:
+            holder.replace(tree_now)
+
+
+def _identity(tree: Encoding) -> tuple[int, ...]:
+    return tuple(id(leaf.tensor) for leaf in tree.leaves())
+
+
+def _take_over(old: Encoding, new: Encoding, optimizer: torch.optim.Optimizer) -> Encoding:
+    """The new tree over the old tree's parameters; packed values whose positions changed become new parameters."""
+    parameters: dict[str, Tensor] = {leaf.path: leaf.tensor for leaf in old.leaves() if leaf.tensor.requires_grad}
+    for path, before in old.nodes():
+        after = new.at(path)
+        if isinstance(before, Masked) and isinstance(after, Masked) and isinstance(before.value, Dense):
+            assert isinstance(after.value, Dense)
+            parameter = nn.Parameter(after.value.array.detach().clone())
+            _move_state(optimizer, before, after, parameter)
+            parameters[f"{path}/value/array"] = parameter
+    return new.map_leaves(lambda leaf: parameters.get(leaf.path, leaf.tensor))
+
+
+def _move_state(optimizer: torch.optim.Optimizer, old: Masked, new: Masked, parameter: nn.Parameter) -> None:
+    assert isinstance(old.value, Dense)
+    before = old.value.array
+    for group in optimizer.param_groups:
+        group["params"] = [parameter if p is before else p for p in group["params"]]
+    if before not in optimizer.state:
+        return
+    state = optimizer.state.pop(before)
+    was, now = old.where.positions(), new.where.positions()
+    at = torch.searchsorted(was, now).clamp(max=max(0, len(was) - 1))
+    survived = was[at] == now if len(was) else torch.zeros(len(now), dtype=torch.bool)
+    optimizer.state[parameter] = {
+        key: torch.where(survived, value[at], 0) if isinstance(value, Tensor) and value.shape == before.shape else value
+        for key, value in state.items()
+    }

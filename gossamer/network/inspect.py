@@ -1,0 +1,126 @@
+"""Which tensors a network has, what each does, and which names mean the same one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from gossamer.encoding.spec import Kind, TensorSpec
+
+__all__ = ["owner_of", "specs", "tensors"]
+
+_NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def owner_of(name: str) -> tuple[str, str]:
+    """Split ``a.b.weight`` into the module's name and the tensor's."""
+    module, _, tensor = name.rpartition(".")
+    return module, tensor
+
+
+def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
+    # remove_duplicate=False: a module used under two names makes its tensors tied under two names.
+    for module_name, module in model.named_modules(remove_duplicate=False):
+        prefix = module_name + "." if module_name else ""
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                yield prefix + name, module, parameter
+        for name, buffer in module._buffers.items():
+            if buffer is not None and name not in module._non_persistent_buffers_set:
+                yield prefix + name, module, buffer
+
+
+def _kind(module: nn.Module, tensor_name: str, tensor: Tensor) -> Kind:
+    if tensor_name in module._buffers:
+        return Kind.BUFFER
+    if "bias" in tensor_name:
+        return Kind.BIAS
+    kinds = ((_ConvNd, Kind.CONV), (nn.Linear, Kind.LINEAR), (nn.Embedding, Kind.EMBEDDING), (_NORMS, Kind.NORM))
+    for types, kind in kinds:
+        if isinstance(module, types):
+            return kind
+    if _is_transformers_conv1d(module) or (
+        isinstance(module, nn.MultiheadAttention) and tensor_name.endswith("proj_weight")
+    ):
+        return Kind.LINEAR
+    del tensor
+    return Kind.OTHER
+
+
+def _is_transformers_conv1d(module: nn.Module) -> bool:
+    # By name, so that transformers is not imported for networks that do not use it.
+    return any((c.__module__, c.__name__) == ("transformers.pytorch_utils", "Conv1D") for c in type(module).__mro__)
+
+
+def _output_first(module: nn.Module, kind: Kind, tensor: Tensor) -> tuple[int, ...]:
+    transposed = isinstance(module, _ConvTransposeNd) and kind is Kind.CONV
+    if transposed or (_is_transformers_conv1d(module) and kind is Kind.LINEAR):
+        return (1, 0, *range(2, tensor.dim()))
+    return ()
+
+
+def specs(model: nn.Module) -> tuple[TensorSpec, ...]:
+    """All parameters and persistent buffers of a network, ties found by object identity; also on the meta device.
+
+    Example:
+        >>> [s.name for s in specs(nn.Linear(2, 3))]
+        ['weight', 'bias']
+    """
+    found: dict[int, TensorSpec] = {}
+    for name, module, tensor in _named(model):
+        if id(tensor) in found:
+            first = found[id(tensor)]
+            if name not in first.names:
+                found[id(tensor)] = _with_alias(first, name)
+            continue
+        kind = _kind(module, owner_of(name)[1], tensor)
+        found[id(tensor)] = TensorSpec(
+            name=name,
+            shape=tuple(tensor.shape),
+            dtype=tensor.dtype,
+            kind=kind,
+            output_first=_output_first(module, kind, tensor),
+            groups=module.groups if isinstance(module, _ConvNd) else 1,
+        )
+    return tuple(found.values())
+
+
+def _with_alias(spec: TensorSpec, name: str) -> TensorSpec:
+    return TensorSpec(
+        spec.name, spec.shape, spec.dtype, spec.kind, (*spec.aliases, name), spec.output_first, spec.groups
+    )
+
+
+def tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Every parameter and persistent buffer by canonical name, detached."""
+    found: dict[int, str] = {}
+    result: dict[str, Tensor] = {}
+    for name, _, tensor in _named(model):
+        if id(tensor) not in found:
+            found[id(tensor)] = name
+            result[name] = tensor.detach()
+    return result
+
+
+def assign(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
+    """Put a tensor into a network under all its names, as one parameter or buffer."""
+    new: nn.Parameter | None = None
+    for name in names:
+        owner, key = owner_of(name)
+        module = model.get_submodule(owner)
+        if key in module._buffers:
+            module._buffers[key] = tensor
+            continue
+        if new is None:
+            old = module._parameters[key]
+            new = nn.Parameter(tensor, requires_grad=tensor.is_floating_point() and (old is None or old.requires_grad))
+        module._parameters[key] = new
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether every element is a number; integers are."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
