@@ -1,0 +1,440 @@
+"""The kernels for sparse × dense products, as LLVM IR for vectors of a given length.
+
+Every kernel is a loop over index arrays: the code depends on the vector length only, never on where the zeros are.
+
+A weight W [M, K] is cut into panels of columns, narrow enough for a panel of the activations to stay in the first-level
+cache; within a panel its non-zeros lie row by row. Activations are processed in tiles of 1, 2, 4 or 8 vectors of tokens,
+feature-major: X [K, tile] → Y [M, tile]. One row of Y is accumulated in registers while the row's non-zeros of one
+panel are gone through: per non-zero one scalar of W meets one row of X.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, final
+
+from llvmlite import ir
+
+from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
+
+__all__ = ["PIECES", "TILES", "Slot", "kernels"]
+
+TILES = (1, 2, 4, 8)
+"""Vectors of tokens per tile for which there is code."""
+
+PIECES = 64
+"""Pieces that the rows of a matrix are cut into; a team of threads divides the pieces."""
+
+Node = Any  # llvmlite has no type stubs
+
+
+class Slot(IntEnum):
+    """Where a kernel finds what in the description of a packed matrix, an array of 64-bit integers."""
+
+    ROWS = 0
+    COLUMNS = 1
+    PANELS = 2
+    WIDTH = 3  # columns per panel
+    STARTS = 4  # uint32 [PANELS, ROWS + 1]
+    INDEX = 5  # uint16 [non-zeros], column within the panel
+    VALUES = 6  # float32 [non-zeros]
+    BIAS = 7  # float32 [ROWS]
+    RELU = 8  # 0 or 1
+    VECTORS = 9  # vectors of tokens per full tile, one of TILES
+    BOUNDS = 10  # int64 [PIECES + 1], where the rows are cut into pieces of about equally many non-zeros
+    PARALLEL = 11  # address of GOMP_parallel
+    NUMBER = 12  # address of omp_get_thread_num
+    TEAM = 13  # address of omp_get_num_threads
+    BARRIER = 14  # address of GOMP_barrier
+
+
+def kernels(lanes: int) -> str:
+    """LLVM IR of a module with two entry points, for ``lanes`` floats per vector.
+
+    ``layer(description, x, x_stride, y, y_stride, tokens, scratch, threads)`` computes Y = f(X·Wᵀ + b) for rows of tokens as
+    PyTorch lays them out; strides in floats.
+
+    ``tiles(description, x, y, tiles, vectors, threads)`` computes the same for activations that are feature-major already:
+    x [tiles, K, lanes·vectors] → y [tiles, M, lanes·vectors], aligned to a vector.
+
+    Args:
+        lanes: floats per vector register, a power of two.
+
+    Returns:
+        The module's text.
+    """
+    module = ir.Module("gossamer")
+    pack = _pack(module, lanes)
+    unpack = _unpack(module, lanes)
+    vector = _matrix_vector(module, lanes)
+    products = {count: _product(module, lanes, count) for count in TILES}
+    _layer(module, lanes, pack, unpack, vector, products)
+    _tiles(module, lanes, products)
+    return str(module)
+
+
+def _product(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
+    """Y[first:last] = f(W[first:last]·X + b) for one feature-major tile of ``vectors`` vectors."""
+    made = function(module, f"product_{vectors}", [PTR] * 6 + [I64] * 6, exported=False)
+    starts, index, values, bias, x, y, rows, panels, width, relu, first, last = made.args
+    e = Emitter(made, lanes)
+    tile, align = lanes * vectors, lanes * 4
+    parallel = max(1, 8 // vectors)  # sums kept side by side, to hide the latency of the additions
+    zero, lowest = ir.Constant(F32, 0.0), ir.Constant(F32, float("-inf"))
+    rectified = e.at.icmp_signed("!=", relu, ir.Constant(I64, 0))
+
+    def panel(number: Node, _: list[Node]) -> list[Node]:
+        begin = e.element(starts, e.mul(number, e.add(rows, 1)), I32)
+        x_panel = e.element(x, e.mul(number, e.mul(width, tile)), F32)
+        opening = e.equal(number, 0)
+        closing = e.at.and_(rectified, e.equal(number, e.sub(panels, 1)))
+        floor = e.spread(e.at.select(closing, zero, lowest))
+
+        def row(r: Node, carried: list[Node]) -> list[Node]:
+            p0 = carried[0]
+            p1 = e.wide(begin, e.add(r, 1), I32)
+            y_row = e.element(y, e.mul(r, tile), F32)
+            sums = e.choose(
+                opening,
+                lambda: [e.spread(e.read(bias, r, F32))] * vectors,
+                lambda: [e.load(y_row, lanes * v, align) for v in range(vectors)],
+            )
+
+            def one(p: Node, sums: list[Node]) -> list[Node]:
+                column = e.wide(index, p, I16)
+                weight = e.spread(e.read(values, p, F32))
+                x_row = e.element(x_panel, e.mul(column, tile), F32)
+                return [e.fma(weight, e.load(x_row, lanes * v, align), s) for v, s in enumerate(sums)]
+
+            if parallel > 1:
+                whole = e.add(p0, e.mul(e.div(e.sub(p1, p0), parallel), parallel))
+                blank = [ir.Constant(e.vector, [0.0] * lanes)] * (vectors * (parallel - 1))
+
+                def several(p: Node, carried: list[Node]) -> list[Node]:
+                    out: list[Node] = []
+                    for k in range(parallel):
+                        out += one(e.add(p, k), carried[k * vectors : (k + 1) * vectors])
+                    return out
+
+                partial = e.loop(p0, whole, several, sums + blank, parallel)
+                sums = partial[:vectors]
+                p0 = whole
+                sums = e.loop(p0, p1, one, sums)
+                more = partial[vectors:]
+                while more:
+                    sums = [e.at.fadd(s, m) for s, m in zip(sums, more[:vectors], strict=True)]
+                    more = more[vectors:]
+            else:
+                sums = e.loop(p0, p1, one, sums)
+            for v, s in enumerate(sums):
+                e.store(e.at_least(s, floor), y_row, lanes * v, align)
+            return [p1]
+
+        e.loop(first, last, row, [e.wide(begin, first, I32)])
+        return []
+
+    e.loop(0, panels, panel)
+    e.at.ret_void()
+    return made
+
+
+def _matrix_vector(module: ir.Module, lanes: int) -> ir.Function:
+    """y[first:last] = f(W[first:last]·x + b) for one token: several sums in turn, one scalar each."""
+    made = function(module, "matrix_vector", [PTR] * 6 + [I64] * 6, exported=False)
+    starts, index, values, bias, x, y, rows, panels, width, relu, first, last = made.args
+    e = Emitter(made, lanes)
+    zero, lowest = ir.Constant(F32, 0.0), ir.Constant(F32, float("-inf"))
+    rectified = e.at.icmp_signed("!=", relu, ir.Constant(I64, 0))
+    side = 4
+
+    def panel(number: Node, _: list[Node]) -> list[Node]:
+        begin = e.element(starts, e.mul(number, e.add(rows, 1)), I32)
+        x_panel = e.element(x, e.mul(number, width), F32)
+        opening = e.equal(number, 0)
+        closing = e.at.and_(rectified, e.equal(number, e.sub(panels, 1)))
+        floor = e.at.select(closing, zero, lowest)
+
+        def row(r: Node, carried: list[Node]) -> list[Node]:
+            p0 = carried[0]
+            p1 = e.wide(begin, e.add(r, 1), I32)
+            (total,) = e.choose(opening, lambda: [e.read(bias, r, F32)], lambda: [e.read(y, r, F32)])
+
+            def one(p: Node, s: list[Node]) -> list[Node]:
+                column = e.wide(index, p, I16)
+                return [e.fma(e.read(values, p, F32), e.read(x_panel, column, F32), s[0])]
+
+            def several(p: Node, s: list[Node]) -> list[Node]:
+                return [one(e.add(p, k), [s[k]])[0] for k in range(side)]
+
+            whole = e.add(p0, e.mul(e.div(e.sub(p1, p0), side), side))
+            a, b, c, d = e.loop(p0, whole, several, [total, zero, zero, zero], side)
+            (total,) = e.loop(whole, p1, one, [e.at.fadd(e.at.fadd(a, b), e.at.fadd(c, d))])
+            e.write(e.at_least(total, floor), y, r)
+            return [p1]
+
+        e.loop(first, last, row, [e.wide(begin, first, I32)])
+        return []
+
+    e.loop(0, panels, panel)
+    e.at.ret_void()
+    return made
+
+
+def _squares(e: Emitter, first: Node, last: Node) -> Node:
+    """Where the last whole square of vectors in [first, last) ends."""
+    return e.add(first, e.mul(e.div(e.sub(last, first), e.lanes), e.lanes))
+
+
+def _tokens(e: Emitter, base: Node, v: Node, stride: Node, tokens: Node) -> list[Node]:
+    """Addresses of the tokens of vector ``v``; beyond the last token, that of the last one."""
+    token, final = e.mul(v, e.lanes), e.sub(tokens, 1)
+    return [e.element(base, e.mul(e.least(e.add(token, i), final), stride), F32) for i in range(e.lanes)]
+
+
+def _pack(module: ir.Module, lanes: int) -> ir.Function:
+    """Columns [first, last) of X [tokens, K] to a feature-major tile; lanes beyond the last token repeat it."""
+    made = function(module, "pack", [PTR, PTR] + [I64] * 5, exported=False)
+    x, tile, stride, tokens, vectors, first, last = made.args
+    e = Emitter(made, lanes)
+    width = e.mul(vectors, lanes)
+    squares = _squares(e, first, last)
+
+    def group(v: Node, _: list[Node]) -> list[Node]:
+        target = e.element(tile, e.mul(v, lanes), F32)
+        sources = _tokens(e, x, v, stride, tokens)
+
+        def square(k: Node, _: list[Node]) -> list[Node]:
+            for i, vector in enumerate(e.transpose([e.load(source, k) for source in sources])):
+                e.store(vector, target, e.mul(e.add(k, i), width), lanes * 4)
+            return []
+
+        def rest(k: Node, _: list[Node]) -> list[Node]:
+            row = e.element(target, e.mul(k, width), F32)
+            for i, source in enumerate(sources):
+                e.write(e.read(source, k, F32), row, i)
+            return []
+
+        e.loop(first, squares, square, step=lanes)
+        e.loop(squares, last, rest)
+        return []
+
+    e.loop(0, vectors, group)
+    e.at.ret_void()
+    return made
+
+
+def _unpack(module: ir.Module, lanes: int) -> ir.Function:
+    """Rows [first, last) of a feature-major tile to Y [tokens, M].
+
+    Lanes beyond the last token hold what the last token holds, so they may be written on top of it.
+    """
+    made = function(module, "unpack", [PTR, PTR] + [I64] * 5, exported=False)
+    tile, y, stride, tokens, vectors, first, last = made.args
+    e = Emitter(made, lanes)
+    width = e.mul(vectors, lanes)
+    squares = _squares(e, first, last)
+
+    def group(v: Node, _: list[Node]) -> list[Node]:
+        source = e.element(tile, e.mul(v, lanes), F32)
+        targets = _tokens(e, y, v, stride, tokens)
+
+        def square(r: Node, _: list[Node]) -> list[Node]:
+            loaded = [e.load(source, e.mul(e.add(r, i), width), lanes * 4) for i in range(lanes)]
+            for target, vector in zip(targets, e.transpose(loaded), strict=True):
+                e.store(vector, target, r)
+            return []
+
+        def rest(r: Node, _: list[Node]) -> list[Node]:
+            row = e.element(source, e.mul(r, width), F32)
+            for i, target in enumerate(targets):
+                e.write(e.read(row, i, F32), target, r)
+            return []
+
+        e.loop(first, squares, square, step=lanes)
+        e.loop(squares, last, rest)
+        return []
+
+    e.loop(0, vectors, group)
+    e.at.ret_void()
+    return made
+
+
+@final
+class _Matrix:
+    """The fields of a packed matrix's description, as a kernel reads them."""
+
+    def __init__(self, e: Emitter, description: Node) -> None:
+        self.e = e
+        self.description = description
+        self.rows = self.word(Slot.ROWS)
+        self.columns = self.word(Slot.COLUMNS)
+
+    def word(self, slot: Slot) -> Node:
+        """An integer field."""
+        return self.e.read(self.description, int(slot), I64)
+
+    def address(self, slot: Slot) -> Node:
+        """A field that is an address."""
+        return self.e.read(self.description, int(slot), PTR)
+
+    def multiply(self, product: ir.Function, x: Node, y: Node, first: Node, last: Node) -> None:
+        """Calls a product for the rows [first, last)."""
+        arrays = [self.address(slot) for slot in (Slot.STARTS, Slot.INDEX, Slot.VALUES, Slot.BIAS)]
+        sizes = [self.rows, self.word(Slot.PANELS), self.word(Slot.WIDTH), self.word(Slot.RELU)]
+        self.e.at.call(product, [*arrays, x, y, *sizes, self.e.int(first), self.e.int(last)])
+
+    def multiply_tile(
+        self, products: dict[int, ir.Function], vectors: Node, x: Node, y: Node, first: Node, last: Node
+    ) -> None:
+        """Calls the product for tiles of that many vectors."""
+        e = self.e
+        after = e.made.append_basic_block()
+        for count, product in products.items():
+            yes, no = e.made.append_basic_block(), e.made.append_basic_block()
+            e.at.cbranch(e.equal(vectors, count), yes, no)
+            e.at.position_at_end(yes)
+            self.multiply(product, x, y, first, last)
+            e.at.branch(after)
+            e.at.position_at_end(no)
+        e.at.branch(after)
+        e.at.position_at_end(after)
+
+    def share(self, part: Node, team: Node) -> tuple[Node, Node]:
+        """The rows of one member of a team: about as many non-zeros as any other's."""
+        bounds = self.address(Slot.BOUNDS)
+        return tuple(  # type: ignore[return-value]  # two of them
+            self.e.read(bounds, self.e.div(self.e.mul(self.e.add(part, i), PIECES), team), I64) for i in range(2)
+        )
+
+
+def _in_team(module: ir.Module, name: str, work: ir.Function, words: int) -> None:
+    """Exports ``name(description, words…, threads)``: ``work(description, words…, part, team)`` on every thread.
+
+    The team comes from the OpenMP runtime that PyTorch uses, so that both share one pool of threads. It may be smaller
+    than asked for (inside another parallel region it is one thread): each member is told how large it is.
+    """
+    body = function(module, f"{name}_member", [PTR], exported=False)
+    e = Emitter(body, 1)
+    saved = [e.read(body.args[0], i, I64) for i in range(words + 1)]
+    description = e.at.inttoptr(saved[0], PTR)
+    part, team = (
+        e.at.zext(e.at.call(e.foreign(e.read(description, int(slot), I64), I32, []), []), I64)
+        for slot in (Slot.NUMBER, Slot.TEAM)
+    )
+    e.at.call(work, [description, *saved[1:], part, team])
+    e.at.ret_void()
+
+    made = function(module, name, [PTR] + [I64] * (words + 1), exported=True)
+    e = Emitter(made, 1)
+    description, *given, threads = made.args
+    with e.at.if_else(e.equal(threads, 1)) as (alone, together):
+        with alone:
+            e.at.call(work, [description, *given, e.int(0), e.int(1)])
+        with together:
+            saved = e.at.alloca(I64, size=words + 1)
+            for i, word in enumerate([e.at.ptrtoint(description, I64), *given]):
+                e.write(word, saved, i)
+            parallel = e.read(description, int(Slot.PARALLEL), I64)
+            kind = e.foreign(parallel, ir.VoidType(), [PTR, PTR, I32, I32])
+            e.at.call(kind, [body, saved, e.at.trunc(threads, I32), ir.Constant(I32, 0)])
+    e.at.ret_void()
+
+
+def _layer(
+    module: ir.Module,
+    lanes: int,
+    pack: ir.Function,
+    unpack: ir.Function,
+    vector: ir.Function,
+    products: dict[int, ir.Function],
+) -> None:
+    """Y [tokens, M] from X [tokens, K]: whole tiles are dealt to the team, the remaining ones are shared by rows."""
+    made = function(module, "layer_share", [PTR] + [I64] * 8, exported=False)
+    description, x_word, x_stride, y_word, y_stride, tokens, scratch_word, part, team = made.args
+    e = Emitter(made, lanes)
+    x, y, scratch = (e.at.inttoptr(word, PTR) for word in (x_word, y_word, scratch_word))
+    w = _Matrix(e, description)
+    low, high = w.share(part, team)
+
+    def one_token() -> None:
+        w.multiply(vector, x, y, low, high)
+
+    def many_tokens() -> None:
+        vectors = w.word(Slot.VECTORS)
+        span = e.mul(vectors, lanes)
+        each = e.div(e.div(tokens, span), team)
+
+        def own(i: Node, _: list[Node]) -> list[Node]:
+            token = e.mul(e.add(e.mul(part, each), i), span)
+            x_tile = e.element(scratch, e.mul(part, e.mul(e.add(w.columns, w.rows), span)), F32)
+            y_tile = e.element(x_tile, e.mul(w.columns, span), F32)
+            source, target = e.element(x, e.mul(token, x_stride), F32), e.element(y, e.mul(token, y_stride), F32)
+            e.at.call(pack, [source, x_tile, x_stride, span, vectors, e.int(0), w.columns])
+            w.multiply_tile(products, vectors, x_tile, y_tile, 0, w.rows)
+            e.at.call(unpack, [y_tile, target, y_stride, span, vectors, e.int(0), w.rows])
+            return []
+
+        e.loop(0, each, own)
+
+        def wait() -> None:
+            with e.at.if_then(e.less(1, team)):
+                e.at.call(e.foreign(w.word(Slot.BARRIER), ir.VoidType(), []), [])
+
+        squares = e.div(e.add(w.columns, lanes - 1), lanes)
+        first, last = (
+            e.least(w.columns, e.mul(e.div(e.mul(e.add(part, i), squares), team), lanes)) for i in range(2)
+        )
+
+        def shared(token: Node, _: list[Node]) -> list[Node]:
+            left = e.least(span, e.sub(tokens, token))
+            needed: Node = e.int(1)
+            for count in TILES[:-1]:
+                needed = e.at.select(e.less(count * lanes, left), e.int(2 * count), needed)
+            x_tile = scratch
+            y_tile = e.element(x_tile, e.mul(w.columns, e.mul(needed, lanes)), F32)
+            source, target = e.element(x, e.mul(token, x_stride), F32), e.element(y, e.mul(token, y_stride), F32)
+            wait()  # the tile is still being read by others
+            e.at.call(pack, [source, x_tile, x_stride, left, needed, first, last])
+            wait()
+            w.multiply_tile(products, needed, x_tile, y_tile, low, high)
+            e.at.call(unpack, [y_tile, target, y_stride, left, needed, low, high])
+            return []
+
+        e.loop(e.mul(e.mul(each, team), span), tokens, shared, step=span)
+
+    with e.at.if_else(e.equal(tokens, 1)) as (one, many):
+        with one:
+            one_token()
+        with many:
+            many_tokens()
+    e.at.ret_void()
+    _in_team(module, "layer", made, 6)
+
+
+def _tiles(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -> None:
+    """Feature-major tiles: as many as possible are dealt whole to the team, the others are shared by rows."""
+    made = function(module, "tiles_share", [PTR] + [I64] * 6, exported=False)
+    description, x_word, y_word, count, vectors, part, team = made.args
+    e = Emitter(made, lanes)
+    x, y = e.at.inttoptr(x_word, PTR), e.at.inttoptr(y_word, PTR)
+    w = _Matrix(e, description)
+    low, high = w.share(part, team)
+    span = e.mul(vectors, lanes)
+    each = e.div(count, team)
+
+    def tile(i: Node, first: Node, last: Node) -> None:
+        x_tile, y_tile = (e.element(base, e.mul(i, e.mul(size, span)), F32) for base, size in ((x, w.columns), (y, w.rows)))
+        w.multiply_tile(products, vectors, x_tile, y_tile, first, last)
+
+    def own(i: Node, _: list[Node]) -> list[Node]:
+        tile(e.add(e.mul(part, each), i), 0, w.rows)
+        return []
+
+    def shared(i: Node, _: list[Node]) -> list[Node]:
+        tile(i, low, high)
+        return []
+
+    e.loop(0, each, own)
+    e.loop(e.mul(each, team), count, shared)
+    e.at.ret_void()
+    _in_team(module, "tiles", made, 4)

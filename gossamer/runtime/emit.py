@@ -1,0 +1,191 @@
+"""A thin layer over llvmlite's IR builder: counted loops, vectors and in-register transposition."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, final
+
+from llvmlite import ir
+
+__all__ = ["F32", "I16", "I32", "I64", "PTR", "Emitter", "function"]
+
+F32 = ir.FloatType()
+I16 = ir.IntType(16)
+I32 = ir.IntType(32)
+I64 = ir.IntType(64)
+PTR = ir.PointerType()
+
+Node = Any  # llvmlite has no type stubs: an ir.Value, or a Python int where a constant will do
+LoopBody = Callable[[Node, list[Node]], Sequence[Node]]
+
+
+def function(module: ir.Module, name: str, arguments: Sequence[Node], *, exported: bool) -> ir.Function:
+    """A void function with the given argument types; its pointers are promised not to overlap."""
+    made = ir.Function(module, ir.FunctionType(ir.VoidType(), list(arguments)), name)
+    made.attributes.add("nounwind")
+    for argument in made.args:
+        if isinstance(argument.type, ir.PointerType):
+            argument.add_attribute("noalias")
+    if not exported:
+        made.linkage = "internal"
+        made.attributes.add("noinline")  # inlining would lose the promise on the pointers
+    return made
+
+
+@final
+class Emitter:
+    """Writes one function; integers are 64 bits wide and Python ints are taken as constants.
+
+    Args:
+        made: the function to fill, still without a body.
+        lanes: floats per vector register.
+    """
+
+    def __init__(self, made: ir.Function, lanes: int) -> None:
+        self.made = made
+        self.lanes = lanes
+        self.vector = ir.VectorType(F32, lanes)
+        self.at = ir.IRBuilder(made.append_basic_block("entry"))
+
+    def int(self, value: Node) -> Node:
+        """A 64-bit constant, or the value as it is."""
+        return ir.Constant(I64, value) if isinstance(value, int) else value
+
+    def add(self, *terms: Node) -> Node:
+        """Sum of 64-bit integers."""
+        total = self.int(terms[0])
+        for term in terms[1:]:
+            total = self.at.add(total, self.int(term), flags=("nsw",))
+        return total
+
+    def sub(self, a: Node, b: Node) -> Node:
+        """a − b."""
+        return self.at.sub(self.int(a), self.int(b), flags=("nsw",))
+
+    def mul(self, a: Node, b: Node) -> Node:
+        """a · b."""
+        return self.at.mul(self.int(a), self.int(b), flags=("nsw",))
+
+    def div(self, a: Node, b: Node) -> Node:
+        """⌊a / b⌋ of non-negative integers."""
+        return self.at.udiv(self.int(a), self.int(b))
+
+    def less(self, a: Node, b: Node) -> Node:
+        """a < b as a bit."""
+        return self.at.icmp_signed("<", self.int(a), self.int(b))
+
+    def equal(self, a: Node, b: Node) -> Node:
+        """a = b as a bit."""
+        return self.at.icmp_signed("==", self.int(a), self.int(b))
+
+    def least(self, a: Node, b: Node) -> Node:
+        """min(a, b)."""
+        return self.at.select(self.less(a, b), self.int(a), self.int(b))
+
+    def element(self, base: Node, index: Node, kind: Node) -> Node:
+        """Address of ``base[index]`` where elements are of type ``kind``."""
+        return self.at.gep(base, [self.int(index)], inbounds=True, source_etype=kind)
+
+    def read(self, base: Node, index: Node, kind: Node) -> Node:
+        """``base[index]``."""
+        return self.at.load(self.element(base, index, kind), typ=kind)
+
+    def write(self, value: Node, base: Node, index: Node) -> None:
+        """``base[index] = value``."""
+        self.at.store(value, self.element(base, index, value.type))
+
+    def wide(self, base: Node, index: Node, kind: Node) -> Node:
+        """``base[index]`` of a narrower unsigned integer, as 64 bits."""
+        return self.at.zext(self.read(base, index, kind), I64)
+
+    def load(self, base: Node, index: Node, align: int = 4) -> Node:
+        """A vector of floats that starts at ``base[index]``."""
+        return self.at.load(self.element(base, index, F32), align=align, typ=self.vector)
+
+    def store(self, value: Node, base: Node, index: Node, align: int = 4) -> None:
+        """Stores a vector of floats at ``base[index]``."""
+        self.at.store(value, self.element(base, index, F32), align=align)
+
+    def spread(self, value: Node) -> Node:
+        """One number in every lane."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        one = self.at.insert_element(undefined, value, ir.Constant(I32, 0))
+        return self.shuffle(one, one, [0] * self.lanes)
+
+    def shuffle(self, a: Node, b: Node, lanes: Sequence[int]) -> Node:
+        """Lane i of the result is lane ``lanes[i]`` of a followed by b."""
+        return self.at.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))
+
+    def fma(self, a: Node, b: Node, c: Node) -> Node:
+        """a·b + c, in one rounding where the processor has it."""
+        kind = a.type
+        suffix = f"v{kind.count}f32" if isinstance(kind, ir.VectorType) else "f32"
+        known = self.made.module.globals.get(f"llvm.fmuladd.{suffix}")
+        if known is None:
+            known = ir.Function(self.made.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}")
+        return self.at.call(known, [a, b, c])
+
+    def at_least(self, value: Node, floor: Node) -> Node:
+        """max(value, floor) per lane; NaN stays NaN."""
+        return self.at.select(self.at.fcmp_ordered("<", value, floor), floor, value)
+
+    def foreign(self, address: Node, result: Node, arguments: Sequence[Node]) -> Node:
+        """A function of another library, to be called through its address, a 64-bit integer."""
+        return self.at.inttoptr(address, ir.FunctionType(result, list(arguments)).as_pointer())
+
+    def transpose(self, rows: Sequence[Node]) -> list[Node]:
+        """The square of ``lanes`` vectors mirrored at its diagonal, by log₂ stages of exchanges."""
+        square = list(rows)
+        distance = self.lanes // 2
+        while distance:
+            low = [lane if not lane & distance else self.lanes + lane - distance for lane in range(self.lanes)]
+            high = [lane + distance if not lane & distance else self.lanes + lane for lane in range(self.lanes)]
+            for i in range(self.lanes):
+                if not i & distance:
+                    a, b = square[i], square[i | distance]
+                    square[i], square[i | distance] = self.shuffle(a, b, low), self.shuffle(a, b, high)
+            distance //= 2
+        return square
+
+    def loop(
+        self, start: Node, end: Node, body: LoopBody, carried: Sequence[Node] = (), step: Node = 1
+    ) -> list[Node]:
+        """``for i in range(start, end, step): carried = body(i, carried)``; returns what was carried out."""
+        before = self.at.block
+        head = self.made.append_basic_block()
+        inside = self.made.append_basic_block()
+        after = self.made.append_basic_block()
+        self.at.branch(head)
+        self.at.position_at_end(head)
+        index = self.at.phi(I64)
+        index.add_incoming(self.int(start), before)
+        phis = []
+        for value in carried:
+            phi = self.at.phi(value.type)
+            phi.add_incoming(value, before)
+            phis.append(phi)
+        self.at.cbranch(self.less(index, end), inside, after)
+        self.at.position_at_end(inside)
+        for phi, value in zip(phis, body(index, list(phis)), strict=True):
+            phi.add_incoming(value, self.at.block)
+        index.add_incoming(self.add(index, step), self.at.block)
+        self.at.branch(head)
+        self.at.position_at_end(after)
+        return phis
+
+    def choose(self, condition: Node, then: Callable[[], list[Node]], other: Callable[[], list[Node]]) -> list[Node]:
+        """The values of one of two branches; only the chosen one runs."""
+        with self.at.if_else(condition) as (yes, no):
+            with yes:
+                a = then()
+                end_a = self.at.block
+            with no:
+                b = other()
+                end_b = self.at.block
+        out = []
+        for one, two in zip(a, b, strict=True):
+            phi = self.at.phi(one.type)
+            phi.add_incoming(one, end_a)
+            phi.add_incoming(two, end_b)
+            out.append(phi)
+        return out

@@ -1,0 +1,506 @@
+"""The container ``.gsm``: one safetensors file that holds trees, coded leaf by leaf, every byte checked.
+
+Layout. Plain tensors that code no smaller are ordinary arrays under their own name. The coded leaves of a tensor form
+one U8 array under its name; those of small tensors lie together in ``gsm.small``. The trees are JSON, deflated, in
+``gsm.index``. The metadata hold the version, and CRC-32 sums of the header and (inside the index) of every array.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gossamer.coding import Coded, Coder, decode_sparse_symbols, encode_sparse_symbols
+from gossamer.encoding.node import Category, Encoding, Leaf
+from gossamer.encoding.patterns import Mask, pack_bits
+from gossamer.encoding.serial import Flat, flatten, unflatten
+from gossamer.encoding.spec import Kind, TensorSpec
+from gossamer.encoding.values import Affine, Codebook, Dense
+from gossamer.encoding.weights import Masked
+from gossamer.errors import FormatError
+from gossamer.store.atomic import write_atomically
+from gossamer.store.dtypes import dtype_name, from_bytes, named_dtype, to_bytes
+from gossamer.store.leaves import MASK, decode_leaf, encode_leaf, entropy_bits, grid_of, leaf_form, packed_length
+from gossamer.store.safetensors_file import Layout, header_bytes, open_layout, parse_json
+
+__all__ = ["Container", "Record", "read_container", "write_container"]
+
+VERSION = 1
+INDEX = "gsm.index"
+SMALL = "gsm.small"
+_POOLED_BELOW = 2048  # bytes; a safetensors entry of its own costs about 70
+_MAX_INDEX = 1 << 26
+_JOINT = -1  # this mask is told by the symbols that lie at its live positions
+_UNKNOWN_LIMIT = 4096  # elements per byte of file that are believed when no network says how many are needed
+_BLANK_SUM = "00000000"
+
+Json = Any
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one leaf costs in the file.
+
+    Args:
+        tensor: name of the tensor whose tree it belongs to (the first, if shared).
+        path: its place in the tree.
+        category: how the ledger books it.
+        coder: name of the coder, or "RAW".
+        table: bytes of its code table.
+        payload: bytes of its symbols.
+        elements: number of symbols.
+        entropy: order-0 entropy in bits.
+    """
+
+    tensor: str
+    path: str
+    category: Category
+    coder: str
+    table: int
+    payload: int
+    elements: int
+    entropy: float
+
+
+@dataclass(frozen=True)
+class Container:
+    """What a file holds.
+
+    Args:
+        specs: the tensors of the network.
+        trees: per canonical name.
+        records: what every leaf costs.
+        index_bytes: of the trees.
+        header_bytes: of the safetensors header with its length field.
+        file_bytes: of the whole file.
+        notes: the recipe and the plan, if they were stored.
+    """
+
+    specs: tuple[TensorSpec, ...]
+    trees: Mapping[str, Encoding]
+    records: tuple[Record, ...]
+    index_bytes: int
+    header_bytes: int
+    file_bytes: int
+    notes: Mapping[str, Json] = field(default_factory=dict)
+
+
+@dataclass
+class _Chunk:
+    """The coded leaves of one tensor, as they will lie in an array."""
+
+    name: str
+    leaves: list[list[Json]]
+    data: bytes
+    plain: Tensor | None = None
+
+
+def write_container(
+    path: str | Path,
+    specs: Sequence[TensorSpec],
+    trees: Mapping[str, Encoding],
+    notes: Mapping[str, Json] | None = None,
+) -> int:
+    """Write trees to one file, atomically.
+
+    Args:
+        path: where; replaced only when the new file is complete.
+        specs: the tensors, in order.
+        trees: per canonical name.
+        notes: JSON to keep beside them (recipe, plan); optional, costs bytes.
+
+    Returns:
+        Bytes written.
+
+    Raises:
+        DataError: a dtype that cannot be stored, or a file that cannot be written.
+
+    Cost: one entropy-coding pass over every leaf.
+    """
+    return write_atomically(Path(path), container_chunks(specs, trees, notes))
+
+
+def container_chunks(
+    specs: Sequence[TensorSpec], trees: Mapping[str, Encoding], notes: Mapping[str, Json] | None = None
+) -> Iterator[bytes | memoryview]:
+    """The bytes of a container."""
+    flat = flatten({spec.name: trees[spec.name] for spec in specs})
+    chunks, order = _encode(flat)
+    small = [c for c in chunks if c.plain is None and len(c.data) < _POOLED_BELOW]
+    large = [c for c in chunks if c.plain is not None or len(c.data) >= _POOLED_BELOW]
+    arrays: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    data: list[bytes | memoryview] = []
+    listed: list[list[Json]] = []
+
+    def add(name: str, dtype: str, shape: tuple[int, ...], raw: bytes | memoryview, leaves: Json) -> None:
+        arrays[name] = (dtype, shape, len(raw))
+        data.append(raw)
+        listed.append([name, zlib.crc32(raw), leaves])
+
+    for chunk in sorted(large, key=lambda c: -(1 if c.plain is None else c.plain.element_size())):
+        if chunk.plain is not None:
+            raw = to_bytes(chunk.plain).data
+            add(chunk.name, dtype_name(chunk.plain.dtype), tuple(chunk.plain.shape), raw, order[chunk.name][0])
+        else:
+            add(chunk.name, "U8", (len(chunk.data),), chunk.data, _numbered(chunk, order))
+    if small:
+        pooled = b"".join(c.data for c in small)
+        add(SMALL, "U8", (len(pooled),), pooled, [leaf for c in small for leaf in _numbered(c, order)])
+    roots = [_root(spec, flat) for spec in specs]
+    index: dict[str, Json] = {"arrays": listed, "kinds": flat.kinds, "nodes": flat.nodes, "roots": roots}
+    if notes:
+        index["notes"] = dict(notes)
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    packed = packer.compress(json.dumps(index, separators=(",", ":")).encode()) + packer.flush()
+    yield from _with_header(arrays, packed, data)
+
+
+def _with_header(
+    arrays: dict[str, tuple[str, tuple[int, ...], int]], packed: bytes, data: list[bytes | memoryview]
+) -> Iterator[bytes | memoryview]:
+    arrays = {**arrays, INDEX: ("U8", (len(packed),), len(packed))}
+    seal = f"{VERSION} {zlib.crc32(packed):08x} "
+    header = header_bytes(arrays, {"gossamer": seal + _BLANK_SUM})
+    total = f"{zlib.crc32(header):08x}".encode()
+    yield header.replace((seal + _BLANK_SUM).encode(), seal.encode() + total, 1)
+    yield from data
+    yield packed
+
+
+def _numbered(chunk: _Chunk, order: Mapping[str, list[int]]) -> list[list[Json]]:
+    return [[number, *leaf] for number, leaf in zip(order[chunk.name], chunk.leaves, strict=True)]
+
+
+def _root(spec: TensorSpec, flat: Flat) -> list[Json]:
+    entry: list[Json] = [spec.name, dtype_name(spec.dtype), list(spec.shape), flat.roots[spec.name]]
+    return [*entry, list(spec.aliases)] if spec.aliases else entry
+
+
+def _encode(flat: Flat) -> tuple[list[_Chunk], dict[str, list[int]]]:
+    """Code every leaf; group them by the tensor that owns them."""
+    joint = _joint_candidates(flat)
+    coded: list[tuple[list[Json], bytes]] = []
+    for i, leaf in enumerate(flat.leaves):
+        form, shape = leaf_form(leaf)
+        best = encode_leaf(leaf)
+        coded.append(([form, list(shape), *best.header], best.data))
+        if i in joint:
+            mask = flat.leaves[joint[i]]
+            together = encode_sparse_symbols(grid_of(mask), leaf.tensor.numpy())
+            apart = len(coded[joint[i]][1]) + best.nbytes
+            if together.nbytes < apart:
+                grid = leaf_form(mask)[1]
+                coded[joint[i]] = ([MASK, list(grid), _JOINT, 0, 0], b"")
+                coded[i] = ([form, list(shape), *together.header, joint[i]], together.data)
+    chunks: dict[str, _Chunk] = {}
+    order: dict[str, list[int]] = {}
+    for i, (leaf, owner) in enumerate(zip(flat.leaves, flat.owner, strict=True)):
+        chunk = chunks.setdefault(owner, _Chunk(owner, [], b""))
+        order.setdefault(owner, []).append(i)
+        chunk.leaves.append(coded[i][0])
+        chunk.data += coded[i][1]
+        alone = isinstance(leaf.owner, Dense) and leaf.path == "/array"
+        if alone and len(coded[i][1]) >= max(_POOLED_BELOW, leaf.tensor.numel() * leaf.tensor.element_size()):
+            chunk.plain = leaf.tensor
+    return list(chunks.values()), order
+
+
+def _joint_candidates(flat: Flat) -> dict[int, int]:
+    """Symbol leaf → the mask leaf in whose live positions it lies; only where both are used once."""
+    uses: dict[int, int] = {}
+    pairs: dict[int, int] = {}
+    for kind_fields in flat.nodes:
+        for value in kind_fields[1].values():
+            for leaf in _leaf_refs(value):
+                uses[leaf] = uses.get(leaf, 0) + 1
+    for kind_index, fields in flat.nodes:
+        if flat.kinds[kind_index][0] != Masked.__name__:
+            continue
+        where, value = flat.nodes[fields["where"]["n"]], flat.nodes[fields["value"]["n"]]
+        symbols = {Codebook.__name__: "index", Affine.__name__: "q"}.get(flat.kinds[value[0]][0])
+        if flat.kinds[where[0]][0] == Mask.__name__ and symbols is not None:
+            mask_leaf, symbol_leaf = where[1]["bits_packed"]["t"], value[1][symbols]["t"]
+            if uses[mask_leaf] == uses[symbol_leaf] == 1 and mask_leaf < symbol_leaf:
+                pairs[symbol_leaf] = mask_leaf
+    return pairs
+
+
+def _leaf_refs(value: Json) -> Iterator[int]:
+    if isinstance(value, dict) and "t" in value:
+        yield value["t"]
+    elif isinstance(value, list):
+        for member in value:
+            yield from _leaf_refs(member)
+
+
+# -- reading ---------------------------------------------------------------------------------------------------------
+
+
+def read_container(
+    path: str | Path, expected: Sequence[TensorSpec] | None = None, *, measure_entropy: bool = False
+) -> Container:
+    """Read a container; trust nothing in it.
+
+    Args:
+        path: the file.
+        expected: the tensors of the network it is for. Names and shapes must agree before anything is decoded, which
+            bounds every allocation. None: sizes are bounded by a multiple of the file's.
+        measure_entropy: also compute the order-0 entropy of every leaf, for the ledger.
+
+    Returns:
+        Trees and accounts.
+
+    Raises:
+        DataError: no such file.
+        FormatError: damaged, hostile, of an unknown version, or for another network.
+    """
+    path = Path(path)
+    layout, whole = open_layout(path)
+    try:
+        return _read(layout, whole, expected, measure_entropy)
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from error
+
+
+def _read(layout: Layout, whole: memoryview, expected: Sequence[TensorSpec] | None, measure_entropy: bool) -> Container:
+    index, packed_length_ = _index(layout, whole)
+    specs, roots = _roots(index["roots"])
+    _check_expected(specs, expected, layout.file_bytes)
+    limits = {s.name: 2 * s.elements + 4096 for s in specs}
+    tensors, costs = _leaves(index["arrays"], layout, whole, sum(limits.values()), max(limits.values(), default=0))
+    trees = unflatten(index["kinds"], index["nodes"], roots, tensors)
+    for spec in specs:
+        found = trees[spec.name].dense_shape()
+        if found != spec.shape:
+            raise FormatError(f"tensor {spec.name!r}: found a tree of shape {found}, the index expected {spec.shape}")
+    if expected is not None:
+        specs = _with_kinds(specs, expected)
+    records = tuple(_records(specs, trees, tensors, costs, measure_entropy))
+    header = layout.data_start
+    notes = index.get("notes", {})
+    return Container(specs, trees, records, packed_length_, header, layout.file_bytes, notes)
+
+
+def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int]:
+    """Check version and sums, inflate and parse the index."""
+    seal = layout.metadata.get("gossamer", "").split(" ")
+    if len(seal) != 3 or not all(len(s) == 8 for s in seal[1:]):
+        raise FormatError("found no Gossamer seal in the metadata, expected a .gsm container")
+    if seal[0] != str(VERSION):
+        raise FormatError(f"found container version {seal[0][:12]!r}, expected {VERSION}")
+    text = " ".join(seal)
+    raw = bytes(whole[: layout.data_start])
+    blank = raw.replace(text.encode(), (text[:-8] + _BLANK_SUM).encode(), 1)
+    if raw.count(text.encode()) != 1 or f"{zlib.crc32(blank):08x}" != seal[2]:
+        raise FormatError(f"header: found checksum {zlib.crc32(blank):08x}, expected {seal[2]!r}")
+    if INDEX not in layout.arrays or layout.arrays[INDEX].dtype != "U8":
+        raise FormatError(f"found no array {INDEX!r}")
+    array = layout.arrays[INDEX]
+    packed = bytes(whole[layout.data_start + array.start : layout.data_start + array.stop])
+    if f"{zlib.crc32(packed):08x}" != seal[1]:
+        raise FormatError(f"{INDEX}: found checksum {zlib.crc32(packed):08x}, expected {seal[1]!r}")
+    unpacker = zlib.decompressobj(-15)
+    try:
+        text_bytes = unpacker.decompress(packed, _MAX_INDEX)
+    except zlib.error as error:
+        raise FormatError(f"{INDEX}: found damaged data: {error}") from error
+    if not unpacker.eof or unpacker.unused_data:
+        raise FormatError(f"{INDEX}: found truncated, trailing or more than {_MAX_INDEX} bytes of data")
+    index = parse_json(text_bytes, INDEX)
+    wanted = {"arrays", "kinds", "nodes", "roots"}
+    if not isinstance(index, dict) or not wanted <= set(index) <= wanted | {"notes"}:
+        raise FormatError(f"{INDEX}: found {str(index)[:60]}, expected an object with {sorted(wanted)}")
+    if not isinstance(index.get("notes", {}), dict):
+        raise FormatError(f"{INDEX}: found notes that are not an object")
+    return index, len(packed)
+
+
+def _roots(entries: Json) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
+    specs, roots, seen = [], {}, set()
+    if not isinstance(entries, list):
+        raise FormatError(f"{INDEX}: found roots {str(entries)[:60]}, expected a list")
+    for entry in entries:
+        good = isinstance(entry, list) and len(entry) in (4, 5) and isinstance(entry[0], str)
+        if not (good and _shape(entry[2]) and isinstance(entry[3], int)):
+            raise FormatError(f"{INDEX}: found root {str(entry)[:80]}, expected [name, dtype, shape, node]")
+        aliases = entry[4] if len(entry) == 5 else []
+        if not (isinstance(aliases, list) and all(isinstance(a, str) for a in aliases)):
+            raise FormatError(f"tensor {entry[0]!r}: found aliases {str(aliases)[:60]}, expected names")
+        spec = TensorSpec(entry[0], tuple(entry[2]), named_dtype(entry[1]), Kind.OTHER, tuple(aliases))
+        for name in spec.names:
+            if name in seen:
+                raise FormatError(f"tensor {name!r}: found twice")
+            seen.add(name)
+        specs.append(spec)
+        roots[spec.name] = entry[3]
+    return tuple(specs), roots
+
+
+def _shape(found: Json) -> bool:
+    return (
+        isinstance(found, list)
+        and len(found) <= 32
+        and all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 1 << 40 for x in found)
+    )
+
+
+def _check_expected(specs: tuple[TensorSpec, ...], expected: Sequence[TensorSpec] | None, file_bytes: int) -> None:
+    if expected is None:
+        total, most = sum(s.elements for s in specs), max(1 << 24, _UNKNOWN_LIMIT * file_bytes)
+        if total > most:
+            raise FormatError(f"found {total} elements declared, expected at most {most} without a network to compare")
+        return
+    mine = {n: s for s in specs for n in s.names}
+    theirs = {n: s for s in expected for n in s.names}
+    if mine.keys() != theirs.keys():
+        extra, missing = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
+        raise FormatError(
+            f"found tensors {extra[:3]} that the network lacks, expected {missing[:3]}"
+            if extra or missing
+            else "found other tensors than the network has"
+        )
+    for name, spec in theirs.items():
+        if mine[name].shape != spec.shape:
+            raise FormatError(f"tensor {name!r}: found shape {mine[name].shape}, the network expected {spec.shape}")
+        if not set(spec.names) <= set(mine[name].names):
+            raise FormatError(f"tensor {name!r}: found it on its own, the network expected it tied to {spec.names}")
+
+
+def _with_kinds(specs: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+    known = {n: s for s in expected for n in s.names}
+    return tuple(
+        TensorSpec(
+            s.name,
+            s.shape,
+            s.dtype,
+            known[s.name].kind,
+            s.aliases,
+            known[s.name].output_first,
+            known[s.name].groups,
+        )
+        for s in specs
+    )
+
+
+def _leaves(
+    arrays: Json, layout: Layout, whole: memoryview, most: int, most_each: int
+) -> tuple[list[Tensor], list[tuple[str, int, int]]]:
+    """Decode all leaves; every size is bounded before it is allocated.
+
+    Returns:
+        Leaves by number, and for each (coder, table bytes, payload bytes).
+    """
+    found: dict[int, Tensor] = {}
+    costs: dict[int, tuple[str, int, int]] = {}
+    masks: dict[int, tuple[int, ...]] = {}
+    joint: list[tuple[int, str, tuple[int, ...], Coded, int]] = []
+    if not isinstance(arrays, list) or len(arrays) != len(layout.arrays) - 1:
+        raise FormatError(f"{INDEX}: found other arrays listed than the file has")
+    spent = 0
+    for entry in arrays:
+        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
+            raise FormatError(f"{INDEX}: found array entry {str(entry)[:60]}, expected [name, sum, leaves]")
+        name, checksum, leaves = entry
+        if name not in layout.arrays or name == INDEX:
+            raise FormatError(f"{INDEX}: found array {name[:80]!r}, which the file lacks")
+        array = layout.arrays[name]
+        raw = whole[layout.data_start + array.start : layout.data_start + array.stop]
+        if zlib.crc32(raw) != checksum:
+            raise FormatError(f"array {name!r}: found checksum {zlib.crc32(raw):08x}, expected {str(checksum)[:12]}")
+        if isinstance(leaves, int):
+            _number(leaves, found, masks)
+            flat = np.frombuffer(raw, np.uint8)
+            found[leaves] = from_bytes(flat, named_dtype(array.dtype), array.shape)
+            costs[leaves] = (Coder.RAW.name, 0, len(raw))
+            continue
+        if not isinstance(leaves, list) or array.dtype != "U8":
+            raise FormatError(f"array {name!r}: found leaves {str(leaves)[:60]}, expected a list over U8")
+        at = 0
+        for leaf in leaves:
+            number, form, shape, coder, table, payload, partner = _leaf_entry(leaf, name)
+            _number(number, found, masks)
+            size = packed_length(form, shape)
+            spent += size
+            if prod(shape) > most_each or spent > most:
+                raise FormatError(f"array {name!r}: found a leaf of shape {shape}, larger than its network needs")
+            data = bytes(raw[at : at + table + payload])
+            at += table + payload
+            if coder == _JOINT:
+                masks[number] = shape
+                costs[number] = (Coder.SPARSE_ZERO_SYMBOL.name, 0, 0)
+                continue
+            coded = Coded.from_parts([coder, table, payload], data)
+            costs[number] = (coded.coder.name, table, payload)
+            if partner is not None:
+                joint.append((number, form, shape, coded, partner))
+                continue
+            try:
+                found[number] = decode_leaf(coded, form, shape)
+            except FormatError as error:
+                raise FormatError(f"array {name!r}, leaf {number}: {error}") from error
+        if at != len(raw):
+            raise FormatError(f"array {name!r}: found {len(raw)} bytes, its leaves expected {at}")
+    for number, form, shape, coded, partner in joint:
+        if partner not in masks:
+            raise FormatError(f"leaf {number}: found partner {partner}, expected a mask that was stored with it")
+        grid = masks.pop(partner)
+        mask, symbols = decode_sparse_symbols(coded, grid, np.dtype(str(named_dtype(form)).removeprefix("torch.")))
+        if symbols.shape != shape:
+            raise FormatError(f"leaf {number}: found {symbols.shape} symbols, expected {shape}")
+        found[partner], found[number] = pack_bits(torch.from_numpy(mask)), torch.from_numpy(symbols)
+    if masks or sorted(found) != list(range(len(found))):
+        raise FormatError(f"{INDEX}: found leaves {sorted(found)[:8]}, expected all from 0 without holes")
+    return [found[i] for i in range(len(found))], [costs[i] for i in range(len(found))]
+
+
+def _number(number: int, found: Mapping[int, Tensor], masks: Mapping[int, Any]) -> None:
+    if isinstance(number, bool) or number < 0 or number in found or number in masks:
+        raise FormatError(f"{INDEX}: found leaf number {number} twice or out of range")
+
+
+def _leaf_entry(leaf: Json, name: str) -> tuple[int, str, tuple[int, ...], int, int, int, int | None]:
+    good = isinstance(leaf, list) and len(leaf) in (6, 7) and isinstance(leaf[1], str) and _shape(leaf[2])
+    numbers = [leaf[0], *leaf[3:]] if good else []
+    if not (good and all(isinstance(x, int) and not isinstance(x, bool) for x in numbers) and min(leaf[4:6]) >= 0):
+        raise FormatError(f"array {name!r}: found leaf {str(leaf)[:80]}, expected [number, form, shape, coder, …]")
+    if leaf[1] != MASK:
+        named_dtype(leaf[1])
+    partner = leaf[6] if len(leaf) == 7 else None
+    return leaf[0], leaf[1], tuple(leaf[2]), leaf[3], leaf[4], leaf[5], partner
+
+
+def _records(
+    specs: Sequence[TensorSpec],
+    trees: Mapping[str, Encoding],
+    tensors: Sequence[Tensor],
+    costs: Sequence[tuple[str, int, int]],
+    measure_entropy: bool,
+) -> Iterator[Record]:
+    numbers = {id(t): i for i, t in enumerate(tensors)}
+    seen: set[int] = set()
+    for spec in specs:
+        for leaf in trees[spec.name].leaves():
+            number = numbers[id(leaf.tensor)]
+            if number in seen:
+                continue
+            seen.add(number)
+            coder, table, payload = costs[number]
+            entropy = entropy_bits(leaf) if measure_entropy else float("nan")
+            category = _category(leaf, trees[spec.name])
+            yield Record(spec.name, leaf.path, category, coder, table, payload, prod(leaf_form(leaf)[1]), entropy)
+    if len(seen) != len(tensors):
+        raise FormatError(f"found {len(tensors) - len(seen)} leaves that no tensor uses")
+
+
+def _category(leaf: Leaf, tree: Encoding) -> Category:
+    plain = isinstance(tree, Dense)
+    return Category.UNTOUCHED if plain else leaf.category
