@@ -1,1 +1,43 @@
-"""Gossamer."""
+"""Gossamer makes PyTorch networks small and sparse, and makes it pay.
+
+>>> import gossamer as gs
+>>> from torch import nn
+>>> small = gs.compress(nn.Linear(64, 64), [gs.prune.Magnitude(sparsity=0.9), gs.share.KMeans(bits=4)])
+>>> small.ledger(zstd=False).ratio > 10
+True
+"""
+
+from gossamer import methods
+from gossamer.api import Compressed, compress, load
+from gossamer.drive.gradual import Gradual
+from gossamer.drive.tune import Tune
+from gossamer.errors import CompositionError, DataError, FormatError, PlanError
+from gossamer.methods import factorize, prune, quantize, share, shrink
+
+__all__ = [
+    "CompositionError",
+    "Compressed",
+    "DataError",
+    "FormatError",
+    "Gradual",
+    "PlanError",
+    "Tune",
+    "compress",
+    "factorize",
+    "load",
+    "lower",
+    "methods",
+    "prune",
+    "quantize",
+    "share",
+    "shrink",
+]
+
+
+def __getattr__(name: str) -> object:
+    # `lower` brings the compiler along; everything else starts without it.
+    if name == "lower":
+        from gossamer.runtime.lower import lower
+
+        return lower
+    raise AttributeError(f"module 'gossamer' has no attribute {name!r}")

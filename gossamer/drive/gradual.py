@@ -51,11 +51,13 @@ class Gradual(Stage):
     def run(self, state: State) -> None:
         """Attach, train with updates on the way, read back."""
         data = batches_of(state.data, "gradual pruning")
+        ramp_steps = max(1, round(self.ramp * self.tune.epochs * len(data)))
+        at_step = {round(u * ramp_steps / self.updates): u + 1 for u in range(1, self.updates)}
+        if max(at_step, default=0) >= self.tune.epochs * len(data):
+            raise PlanError(f"Gradual: found {self.updates} updates in {ramp_steps} steps, expected fewer")
         for method in self.methods:
             run_method(method.at(1 / self.updates), state)
         network = state.network()
-        ramp_steps = max(1, round(self.ramp * self.tune.epochs * len(data)))
-        at_step = {round(u * ramp_steps / self.updates): u + 1 for u in range(1, self.updates)}
 
         def before_step(step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
             del steps
@@ -80,6 +82,4 @@ class Gradual(Stage):
             before_step=before_step,
         )
         state.take(network)
-        if at_step and max(at_step) >= self.tune.epochs * len(data):
-            raise PlanError(f"Gradual: found {self.updates} updates in {ramp_steps} steps, expected fewer")
         state.plans += [{"method": type(m).__name__, "updates": self.updates} for m in self.methods]

@@ -114,8 +114,8 @@ def run(
         raise CompositionError("found an empty recipe, expected at least one method")
     source = ModelSource(model)
     trees = {spec.name: source.read(spec.name) for spec in source.specs()}
-    teacher = copy.deepcopy(model).eval().requires_grad_(False)
-    state = State(teacher, source.specs(), trees, data, loss, progress or NoProgress())
+    # What trains in the network trains in its copies: biases and norms are tuned with the encoded weights.
+    state = State(copy.deepcopy(model).eval(), source.specs(), trees, data, loss, progress or NoProgress())
     for number, entry in enumerate(recipe, 1):
         try:
             if isinstance(entry, Method):

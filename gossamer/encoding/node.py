@@ -257,6 +257,14 @@ class Value(Encoding, ABC):
             positions: int32 [n], flat position of each element in the dense weight; None: all, in order.
         """
 
+    def validate_over(self, elements: int) -> None:
+        """Check groups against untrusted data; ``elements`` are those of the dense weight, pruned ones included.
+
+        Raises:
+            FormatError: elements that belong to no group.
+        """
+        del elements
+
     def to_dense(self) -> Tensor:
         """The weight; for packed values use `values` with their positions."""
         return self.values(None)

@@ -142,7 +142,8 @@ class Blocks(Pattern):
         rows, columns = self._matrix()
         down, across = self.grid_shape()
         kept = unpack_bits(self.bits_packed, down * across).view(down, across)
-        full = kept.repeat_interleave(self.block[0], 0)[:rows].repeat_interleave(self.block[1], 1)[:, :columns]
+        height, width = min(self.block[0], rows), min(self.block[1], columns)  # a block may be larger than the weight
+        full = kept.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
         return full.reshape(-1).nonzero().squeeze(1).int()
 
     def positions(self) -> Tensor:

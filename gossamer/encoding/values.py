@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from math import ceil, prod
 from typing import final
@@ -79,7 +80,7 @@ class Dense(Value):
 
 
 @dataclass(frozen=True, eq=False)
-class _Grouped(Value):
+class _Grouped(Value, ABC):
     """Shared by the two kinds of quantized values: who is in which group."""
 
     columns: int
@@ -93,6 +94,16 @@ class _Grouped(Value):
     def grouping(self) -> Grouping:
         """The grouping as an object."""
         return Grouping(self.columns, self.group_size)
+
+    @abstractmethod
+    def stored_groups(self) -> int:
+        """Number of groups that there are scales or tables for."""
+
+    def validate_over(self, elements: int) -> None:
+        """One group for all, or a group for every element."""
+        found, expected = self.stored_groups(), self.grouping().count(elements)
+        require(self.columns <= max(1, elements), self, f"columns = {self.columns}", f"at most {elements}")
+        require(found in (1, expected), self, f"{found} groups", f"1 or {expected}")
 
     def groups_of(self, like: Tensor, positions: Tensor | None) -> Tensor:
         """Group number of each stored element, int64, shape of ``like``."""
@@ -150,6 +161,10 @@ class Affine(_Grouped):
             return (self.q.to(scale.dtype) - self.zero_point.to(scale.dtype)[groups]) * scale[groups]
         return (self.q.to(scale.dtype) - self.zero_point) * scale[groups]
 
+    def stored_groups(self) -> int:
+        """One per scale."""
+        return self.scale.dense_shape()[0]
+
     def leaf_bits(self, field: str) -> int:
         """``bits`` per integer; other leaves at their own width."""
         return self.q.numel() * self.bits if field == "q" else super().leaf_bits(field)
@@ -184,6 +199,10 @@ class Codebook(_Grouped):
     def dense_shape(self) -> tuple[int, ...]:
         """Shape of the index."""
         return tuple(self.index.shape)
+
+    def stored_groups(self) -> int:
+        """One per row of the table."""
+        return self.table.dense_shape()[0]
 
     def entries(self) -> int:
         """Centroids per group."""

@@ -48,10 +48,11 @@ class Masked(Encoding):
         return empty.index_add(0, positions, live).view(self.dense_shape())
 
     def validate(self) -> None:
-        """As many values as live positions."""
+        """As many values as live positions, and groups for all of the weight."""
         live = self.where.positions().numel()
         found = self.value.dense_shape()
         require(found == (live,), self, f"values {found}", f"one per live position, [{live}]")
+        self.value.validate_over(prod(self.dense_shape()))
 
 
 @final
@@ -118,9 +119,10 @@ class Kept(Encoding):
     def validate(self) -> None:
         """As many kept indices as the small weight has."""
         for dim, small in enumerate(self.inner.dense_shape()):
-            index = self.kept_indices(dim)
-            if index is not None:
-                require(index.numel() == small, self, f"{index.numel()} kept along dimension {dim}", f"{small}")
+            mask = self.keep[dim]
+            if mask is not None:
+                kept = mask.positions().numel() * self.repeat[dim]
+                require(kept == small, self, f"{kept} kept along dimension {dim}", f"{small}")
 
 
 @final

@@ -2,10 +2,10 @@
 
 Every kernel is a loop over index arrays: the code depends on the vector length only, never on where the zeros are.
 
-A weight W [M, K] is cut into panels of columns, narrow enough for a panel of the activations to stay in the first-level
-cache; within a panel its non-zeros lie row by row. Activations are processed in tiles of 1, 2, 4 or 8 vectors of tokens,
-feature-major: X [K, tile] → Y [M, tile]. One row of Y is accumulated in registers while the row's non-zeros of one
-panel are gone through: per non-zero one scalar of W meets one row of X.
+A weight W [M, K] is cut into panels of columns, narrow enough for a panel of the activations to stay in the
+first-level cache; within a panel its non-zeros lie row by row. Activations are processed in tiles of 1, 2, 4 or 8
+vectors of tokens, feature-major: X [K, tile] → Y [M, tile]. One row of Y is accumulated in registers while the row's
+non-zeros of one panel are gone through: per non-zero one scalar of W meets one row of X.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ class Slot(IntEnum):
 def kernels(lanes: int) -> str:
     """LLVM IR of a module with two entry points, for ``lanes`` floats per vector.
 
-    ``layer(description, x, x_stride, y, y_stride, tokens, scratch, threads)`` computes Y = f(X·Wᵀ + b) for rows of tokens as
-    PyTorch lays them out; strides in floats.
+    ``layer(description, x, x_stride, y, y_stride, tokens, scratch, threads)`` computes Y = f(X·Wᵀ + b) for rows of
+    tokens as PyTorch lays them out; strides in floats.
 
-    ``tiles(description, x, y, tiles, vectors, threads)`` computes the same for activations that are feature-major already:
+    ``tiles(description, x, y, tiles, vectors, threads)`` computes the same for activations that are feature-major:
     x [tiles, K, lanes·vectors] → y [tiles, M, lanes·vectors], aligned to a vector.
 
     Args:
@@ -281,7 +281,7 @@ class _Matrix:
         """Calls a product for the rows [first, last)."""
         arrays = [self.address(slot) for slot in (Slot.STARTS, Slot.INDEX, Slot.VALUES, Slot.BIAS)]
         sizes = [self.rows, self.word(Slot.PANELS), self.word(Slot.WIDTH), self.word(Slot.RELU)]
-        self.e.at.call(product, [*arrays, x, y, *sizes, self.e.int(first), self.e.int(last)])
+        self.e.at.call(product, [*arrays, x, y, *sizes, self.e.constant(first), self.e.constant(last)])
 
     def multiply_tile(
         self, products: dict[int, ir.Function], vectors: Node, x: Node, y: Node, first: Node, last: Node
@@ -302,9 +302,10 @@ class _Matrix:
     def share(self, part: Node, team: Node) -> tuple[Node, Node]:
         """The rows of one member of a team: about as many non-zeros as any other's."""
         bounds = self.address(Slot.BOUNDS)
-        return tuple(  # type: ignore[return-value]  # two of them
+        low, high = (
             self.e.read(bounds, self.e.div(self.e.mul(self.e.add(part, i), PIECES), team), I64) for i in range(2)
         )
+        return low, high
 
 
 def _in_team(module: ir.Module, name: str, work: ir.Function, words: int) -> None:
@@ -329,7 +330,7 @@ def _in_team(module: ir.Module, name: str, work: ir.Function, words: int) -> Non
     description, *given, threads = made.args
     with e.at.if_else(e.equal(threads, 1)) as (alone, together):
         with alone:
-            e.at.call(work, [description, *given, e.int(0), e.int(1)])
+            e.at.call(work, [description, *given, e.constant(0), e.constant(1)])
         with together:
             saved = e.at.alloca(I64, size=words + 1)
             for i, word in enumerate([e.at.ptrtoint(description, I64), *given]):
@@ -369,33 +370,32 @@ def _layer(
             x_tile = e.element(scratch, e.mul(part, e.mul(e.add(w.columns, w.rows), span)), F32)
             y_tile = e.element(x_tile, e.mul(w.columns, span), F32)
             source, target = e.element(x, e.mul(token, x_stride), F32), e.element(y, e.mul(token, y_stride), F32)
-            e.at.call(pack, [source, x_tile, x_stride, span, vectors, e.int(0), w.columns])
+            e.at.call(pack, [source, x_tile, x_stride, span, vectors, e.constant(0), w.columns])
             w.multiply_tile(products, vectors, x_tile, y_tile, 0, w.rows)
-            e.at.call(unpack, [y_tile, target, y_stride, span, vectors, e.int(0), w.rows])
+            e.at.call(unpack, [y_tile, target, y_stride, span, vectors, e.constant(0), w.rows])
             return []
 
         e.loop(0, each, own)
 
-        def wait() -> None:
-            with e.at.if_then(e.less(1, team)):
+        def wait(condition: Node) -> None:
+            with e.at.if_then(condition):
                 e.at.call(e.foreign(w.word(Slot.BARRIER), ir.VoidType(), []), [])
 
+        together = e.less(1, team)
         squares = e.div(e.add(w.columns, lanes - 1), lanes)
-        first, last = (
-            e.least(w.columns, e.mul(e.div(e.mul(e.add(part, i), squares), team), lanes)) for i in range(2)
-        )
+        first, last = (e.least(w.columns, e.mul(e.div(e.mul(e.add(part, i), squares), team), lanes)) for i in range(2))
 
         def shared(token: Node, _: list[Node]) -> list[Node]:
             left = e.least(span, e.sub(tokens, token))
-            needed: Node = e.int(1)
+            needed: Node = e.constant(1)
             for count in TILES[:-1]:
-                needed = e.at.select(e.less(count * lanes, left), e.int(2 * count), needed)
+                needed = e.at.select(e.less(count * lanes, left), e.constant(2 * count), needed)
             x_tile = scratch
             y_tile = e.element(x_tile, e.mul(w.columns, e.mul(needed, lanes)), F32)
             source, target = e.element(x, e.mul(token, x_stride), F32), e.element(y, e.mul(token, y_stride), F32)
-            wait()  # the tile is still being read by others
+            wait(e.at.and_(together, e.less(0, token)))  # until nobody reads the previous tile any more
             e.at.call(pack, [source, x_tile, x_stride, left, needed, first, last])
-            wait()
+            wait(together)
             w.multiply_tile(products, needed, x_tile, y_tile, low, high)
             e.at.call(unpack, [y_tile, target, y_stride, left, needed, low, high])
             return []
@@ -423,7 +423,9 @@ def _tiles(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -> N
     each = e.div(count, team)
 
     def tile(i: Node, first: Node, last: Node) -> None:
-        x_tile, y_tile = (e.element(base, e.mul(i, e.mul(size, span)), F32) for base, size in ((x, w.columns), (y, w.rows)))
+        x_tile, y_tile = (
+            e.element(base, e.mul(i, e.mul(size, span)), F32) for base, size in ((x, w.columns), (y, w.rows))
+        )
         w.multiply_tile(products, vectors, x_tile, y_tile, first, last)
 
     def own(i: Node, _: list[Node]) -> list[Node]:

@@ -47,44 +47,44 @@ class Emitter:
         self.vector = ir.VectorType(F32, lanes)
         self.at = ir.IRBuilder(made.append_basic_block("entry"))
 
-    def int(self, value: Node) -> Node:
+    def constant(self, value: Node) -> Node:
         """A 64-bit constant, or the value as it is."""
         return ir.Constant(I64, value) if isinstance(value, int) else value
 
     def add(self, *terms: Node) -> Node:
         """Sum of 64-bit integers."""
-        total = self.int(terms[0])
+        total = self.constant(terms[0])
         for term in terms[1:]:
-            total = self.at.add(total, self.int(term), flags=("nsw",))
+            total = self.at.add(total, self.constant(term), flags=("nsw",))
         return total
 
     def sub(self, a: Node, b: Node) -> Node:
         """a − b."""
-        return self.at.sub(self.int(a), self.int(b), flags=("nsw",))
+        return self.at.sub(self.constant(a), self.constant(b), flags=("nsw",))
 
     def mul(self, a: Node, b: Node) -> Node:
         """a · b."""
-        return self.at.mul(self.int(a), self.int(b), flags=("nsw",))
+        return self.at.mul(self.constant(a), self.constant(b), flags=("nsw",))
 
     def div(self, a: Node, b: Node) -> Node:
         """⌊a / b⌋ of non-negative integers."""
-        return self.at.udiv(self.int(a), self.int(b))
+        return self.at.udiv(self.constant(a), self.constant(b))
 
     def less(self, a: Node, b: Node) -> Node:
         """a < b as a bit."""
-        return self.at.icmp_signed("<", self.int(a), self.int(b))
+        return self.at.icmp_signed("<", self.constant(a), self.constant(b))
 
     def equal(self, a: Node, b: Node) -> Node:
         """a = b as a bit."""
-        return self.at.icmp_signed("==", self.int(a), self.int(b))
+        return self.at.icmp_signed("==", self.constant(a), self.constant(b))
 
     def least(self, a: Node, b: Node) -> Node:
         """min(a, b)."""
-        return self.at.select(self.less(a, b), self.int(a), self.int(b))
+        return self.at.select(self.less(a, b), self.constant(a), self.constant(b))
 
     def element(self, base: Node, index: Node, kind: Node) -> Node:
         """Address of ``base[index]`` where elements are of type ``kind``."""
-        return self.at.gep(base, [self.int(index)], inbounds=True, source_etype=kind)
+        return self.at.gep(base, [self.constant(index)], inbounds=True, source_etype=kind)
 
     def read(self, base: Node, index: Node, kind: Node) -> Node:
         """``base[index]``."""
@@ -147,9 +147,7 @@ class Emitter:
             distance //= 2
         return square
 
-    def loop(
-        self, start: Node, end: Node, body: LoopBody, carried: Sequence[Node] = (), step: Node = 1
-    ) -> list[Node]:
+    def loop(self, start: Node, end: Node, body: LoopBody, carried: Sequence[Node] = (), step: Node = 1) -> list[Node]:
         """``for i in range(start, end, step): carried = body(i, carried)``; returns what was carried out."""
         before = self.at.block
         head = self.made.append_basic_block()
@@ -158,7 +156,7 @@ class Emitter:
         self.at.branch(head)
         self.at.position_at_end(head)
         index = self.at.phi(I64)
-        index.add_incoming(self.int(start), before)
+        index.add_incoming(self.constant(start), before)
         phis = []
         for value in carried:
             phi = self.at.phi(value.type)

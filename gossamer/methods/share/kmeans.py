@@ -179,7 +179,10 @@ def nearest(values: Tensor, tables: Tensor, groups: Tensor) -> Tensor:
         tables: float32 [groups, entries], ascending along the entries.
         groups: int64 [n].
     """
-    middle = (tables[:, 1:] + tables[:, :-1]) / 2
+    # In float32 the middle of two neighbouring numbers can round up to the upper one, which would then be missed.
+    exact = (tables[:, 1:].double() + tables[:, :-1].double()) / 2
+    middle = exact.float()
+    middle = torch.where(middle.double() > exact, torch.nextafter(middle, torch.tensor(-torch.inf)), middle)
     numbers = values.float()
     if len(tables) == 1:
         return torch.bucketize(numbers, middle[0].contiguous()).to(torch.uint8)

@@ -21,10 +21,13 @@ _POOLS = (
     *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
     *(nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d),
 )
+_POOLINGS: tuple[Callable[..., Any], ...] = (
+    *(F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d),
+)
 _FUNCTIONS: tuple[Callable[..., Any], ...] = (
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.tanh, F.sigmoid, F.dropout),
     *(torch.relu, torch.tanh, torch.sigmoid),
-    *(F.max_pool1d, F.max_pool2d, F.avg_pool1d, F.avg_pool2d, F.adaptive_avg_pool1d, F.adaptive_avg_pool2d),
+    *_POOLINGS,
 )
 _METHODS = ("relu", "tanh", "sigmoid", "contiguous")
 _FLATTENS = (torch.flatten,)
@@ -79,6 +82,9 @@ def chain(model: nn.Module) -> tuple[tuple[Coupling, ...], dict[str, str]]:
     for node in graph.nodes:
         if node.op == "call_module":
             calls[str(node.target)] = calls.get(str(node.target), 0) + 1
+        elif node.op == "get_attr":  # code that reads a layer's tensor itself uses the layer once more
+            owner = str(node.target).rpartition(".")[0]
+            calls[owner] = calls.get(owner, 0) + 1
     found, reasons = [], {}
     for node in graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -113,8 +119,10 @@ def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], call
             return "its channels are the outputs of the network"
         target = modules.get(str(here.target)) if here.op == "call_module" else None
         if isinstance(target, (nn.Linear, nn.Conv1d, nn.Conv2d)):
-            return _join(str(here.target), target, channels, flat, members, name, calls)
+            return _join(str(here.target), target, layer, channels, flat, members, calls)
         if isinstance(target, _BatchNorm):
+            if target.num_features != channels:
+                return f"{here.target} normalises {target.num_features} channels, expected {channels}"
             if calls[str(here.target)] > 1 or flat:
                 return "a normalisation is used more than once or after flattening"
             held = {**target._parameters, **target._buffers}
@@ -122,6 +130,8 @@ def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], call
             members += [Member(f"{here.target}.{k}", 0) for k in per_channel if held.get(k) is not None]
         elif (isinstance(target, nn.Flatten) and target.start_dim == 1 and target.end_dim == -1) or _flattens(here):
             flat = True
+        elif isinstance(layer, nn.Linear) and (isinstance(target, _POOLS) or here.target in _POOLINGS):
+            return "pooling over its channels comes between it and the next layer"
         elif not (isinstance(target, (*_ELEMENTWISE, *_POOLS)) or _passes(here)):
             what = type(target).__name__ if target is not None else str(here.target)
             return f"{what} comes between it and the next layer"
@@ -130,18 +140,21 @@ def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], call
 def _join(
     consumer: str,
     layer: nn.Linear | nn.Conv1d | nn.Conv2d,
+    producer: nn.Module,
     channels: int,
     flat: bool,
     members: list[Member],
-    name: str,
     calls: dict[str, int],
 ) -> Coupling | str:
     inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     if calls[consumer] > 1 or getattr(layer, "groups", 1) != 1:
         return f"{consumer}, which reads it, is grouped or used more than once"
-    if inputs % channels or (inputs != channels and not flat):
+    # A Linear layer works on the last dimension, a convolution on the second: only flattening makes them the same.
+    if isinstance(layer, nn.Linear) != (flat or isinstance(producer, nn.Linear)):
+        return f"{consumer}, which reads it, works on another dimension"
+    if inputs % channels or (inputs != channels and (not flat or isinstance(producer, nn.Linear))):
         return f"{consumer}, which reads it, has {inputs} inputs, expected {channels} or, flattened, a multiple"
-    return Coupling(f"{name}.weight", channels, (*members, Member(f"{consumer}.weight", 1, inputs // channels)))
+    return Coupling(members[0].tensor, channels, (*members, Member(f"{consumer}.weight", 1, inputs // channels)))
 
 
 def _passes(node: fx.Node) -> bool:
@@ -157,6 +170,6 @@ def _flattens(node: fx.Node) -> bool:
     if node.op == "call_method" and node.target == "flatten":
         return rest == [1] and not node.kwargs
     if node.op == "call_method" and node.target in ("view", "reshape"):
-        # x.view(-1, features) or x.view(x.size(0), -1): the batch stays in front
-        return len(node.args) == 3 and (node.args[1:].count(-1) == 1)
+        # x.view(batch, -1); with x.view(-1, 400) the code itself would expect the old number of features
+        return len(node.args) == 3 and node.args[2] == -1
     return False

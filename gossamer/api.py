@@ -1,0 +1,193 @@
+"""What a user calls: `compress`, `load`, and the `Compressed` network in between."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gossamer.drive.progress import NoProgress, Progress
+from gossamer.drive.recipe import Recipe, run
+from gossamer.drive.tune import Loss, Tune
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.spec import TensorSpec
+from gossamer.errors import CompositionError, DataError
+from gossamer.measure.ledger import Ledger, ledger_of
+from gossamer.network.attach import attach, harvest
+from gossamer.network.inspect import specs
+from gossamer.network.rebuild import materialise
+from gossamer.store.container import read_container, write_container
+
+if TYPE_CHECKING:
+    from gossamer.runtime.lower import Lowered
+
+__all__ = ["Compressed", "compress", "load"]
+
+Network = nn.Module | Callable[[], nn.Module]
+
+
+@final
+class Compressed:
+    """A network as encodings, with the ways of using it.
+
+    Args:
+        specs: its tensors.
+        trees: per canonical name.
+        network: module or factory of the original architecture, or None: `dense`, `trainable` and `lower` then need it.
+        notes: recipe and plan as JSON.
+        skipped: tensor or site → why a method left it as it was.
+    """
+
+    def __init__(
+        self,
+        specs: tuple[TensorSpec, ...],
+        trees: Mapping[str, Encoding],
+        network: Network | None,
+        *,
+        notes: Mapping[str, Any] | None = None,
+        skipped: Mapping[str, str] | None = None,
+    ) -> None:
+        self.specs = specs
+        self.trees = dict(trees)
+        self.notes = dict(notes or {})
+        self.skipped = dict(skipped or {})
+        self._network = network
+
+    def _fresh(self) -> nn.Module:
+        if self._network is None:
+            raise DataError("found no network to put the weights into, expected load(path, into=…)")
+        made = copy.deepcopy(self._network) if isinstance(self._network, nn.Module) else self._network()
+        return made.eval()
+
+    def dense(self) -> nn.Module:
+        """The network with ordinary dense weights, in eval mode; physically smaller where channels were removed."""
+        return materialise(self._fresh(), self.specs, self.trees).requires_grad_(True)
+
+    def trainable(self) -> nn.Module:
+        """The network with its leaves attached: survivors, factors, scales and centroids are its parameters.
+
+        Train it with any loop and optimiser, then hand it to `harvest`.
+        """
+        return attach(self._fresh(), self.specs, self.trees).train()
+
+    def harvest(self, network: nn.Module) -> Compressed:
+        """What a network from `trainable` has become."""
+        trees = harvest(network, self.specs, self.trees)
+        return Compressed(self.specs, trees, self._network, notes=self.notes, skipped=self.skipped)
+
+    def lower(self, example_inputs: Tensor | tuple[Any, ...]) -> Lowered:
+        """The network as a fast callable for this processor; per layer the fastest measured candidate.
+
+        Args:
+            example_inputs: as the network takes them; their batch size is the one that candidates are timed at.
+        """
+        from gossamer.runtime.lower import lower
+
+        return lower(self.dense(), example_inputs, specs=self.specs, trees=self.trees)
+
+    def save(self, path: str | Path, *, plan: bool = False) -> int:
+        """Write one ``.gsm`` file, atomically.
+
+        Args:
+            path: where.
+            plan: also store the recipe's plan and the reasons for what was skipped (costs bytes).
+
+        Returns:
+            Bytes written.
+        """
+        notes = {**self.notes, "skipped": self.skipped} if plan else {}
+        return write_container(path, self.specs, self.trees, notes)
+
+    def ledger(self, *, zstd: bool = True) -> Ledger:
+        """Where every byte goes: writes the container to a temporary file and accounts for that."""
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / "ledger.gsm"
+            self.save(path)
+            return ledger_of(path, zstd=zstd, reasons=self.skipped)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Every tensor in its original shape and dtype under all its names; removed channels are zero."""
+        found = {}
+        for spec in self.specs:
+            dense = self.trees[spec.name].to_dense().detach().to(spec.dtype).contiguous()
+            found |= dict.fromkeys(spec.names, dense)
+        return found
+
+
+def compress(
+    model: nn.Module,
+    recipe: Recipe,
+    *,
+    data: Iterable[Any] | None = None,
+    tune: Tune | Callable[[nn.Module], None] | None = None,
+    loss: Loss = F.cross_entropy,
+    progress: Progress | None = None,
+) -> Compressed:
+    """Run a recipe over a network.
+
+    Args:
+        model: the dense network; not changed.
+        recipe: methods, `Gradual` and `Tune` entries, in order.
+        data: batches (inputs, targets) of known length, such as a DataLoader, for the entries that train.
+        tune: fine-tune like this after every method; or a function that trains the network it is given in place.
+        loss: (outputs, targets) → scalar.
+        progress: where to report; None: nowhere.
+
+    Returns:
+        The compressed network.
+
+    Raises:
+        CompositionError: a method that does not accept what is there, matches nothing or changes nothing.
+        PlanError: settings that make no sense, or a layer that would be all zero.
+        DataError: weights that are not finite, or data that do not fit.
+
+    Example:
+        >>> from gossamer.methods.prune import Magnitude
+        >>> small = compress(nn.Linear(8, 4), [Magnitude(sparsity=0.5)])
+        >>> int((small.dense().weight != 0).sum())
+        16
+    """
+    state = run(model, recipe, data=data, tune=tune, loss=loss, progress=progress or NoProgress())
+    notes = {"plan": state.plans}
+    return Compressed(state.specs, state.trees, state.model, notes=notes, skipped=state.skipped)
+
+
+def load(path: str | Path, into: Network | None = None) -> Compressed:
+    """Read a ``.gsm`` file. No code is ever run from it.
+
+    Args:
+        path: the file.
+        into: the architecture, as a factory or a module (whose weights are not used). Names and shapes must agree
+            before anything is decoded. None: sizes, `ledger` and `state_dict` are available, networks are not.
+
+    Raises:
+        DataError: no such file.
+        FormatError: damaged, hostile, or for another network.
+    """
+    expected = None
+    if into is not None:
+        made = into if isinstance(into, nn.Module) else into()
+        if not isinstance(made, nn.Module):
+            raise DataError(f"into: found {type(made).__name__}, expected a torch.nn.Module or a factory of one")
+        expected = specs(made)
+    container = read_container(path, expected)
+    skipped = container.notes.get("skipped", {})
+    return Compressed(container.specs, container.trees, into, notes=container.notes, skipped=skipped)
+
+
+def check_same_width(dense: nn.Module, small: nn.Module, inputs: Tensor) -> None:
+    """Refuse a network whose outputs changed shape.
+
+    Raises:
+        CompositionError: names both shapes.
+    """
+    with torch.inference_mode():
+        before, after = dense(inputs), small(inputs)
+    if before.shape != after.shape:
+        raise CompositionError(f"found outputs of shape {tuple(after.shape)}, the network had {tuple(before.shape)}")

@@ -1,0 +1,164 @@
+"""What the commands do: read, call the library, print."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+import gossamer as gs
+from gossamer.cli.network import example_inputs, factory_of, named_object
+from gossamer.cli.output import ledger_tables, size, table, write_json
+from gossamer.cli.resident import resident_bytes
+from gossamer.drive.progress import TerminalProgress
+from gossamer.drive.recipe_file import dump_recipe, load_recipe
+from gossamer.errors import DataError, PlanError
+from gossamer.measure.latency import interleaved
+from gossamer.measure.ledger import ledger_of
+from gossamer.store.safetensors_file import dense_file_bytes, write_safetensors
+from gossamer.store.weights import load_weights_into
+
+__all__ = ["bench_file", "compress_file", "decompress_file", "inspect_file"]
+
+
+def compress_file(
+    *,
+    weights: Path,
+    recipe: Path,
+    network: str,
+    output: Path | None,
+    data: str | None,
+    dry_run: bool,
+    keep_plan: bool,
+    json_file: Path | None,
+    quiet: bool,
+    console: Console,
+) -> None:
+    """Weights and recipe in, one file out."""
+    if output is None and not dry_run:
+        raise PlanError("found neither --output nor --dry-run, expected one of them")
+    if output is not None and not output.parent.is_dir():
+        raise DataError(f"{output}: found no folder {str(output.parent)!r} to write to")
+    if output is not None and output.resolve() == weights.resolve():
+        raise DataError(f"{output}: found the input file, expected another name: inputs are never overwritten")
+    steps = load_recipe(recipe)
+    model = load_weights_into(factory_of(network)(), weights).eval()
+    batches = named_object(data, "--data")() if data else None
+    dense_bytes = dense_file_bytes(dict(model.state_dict()))
+    with TerminalProgress(enabled=False if quiet else None) as progress:
+        small = gs.compress(model, steps, data=batches, progress=progress)
+    small.notes["recipe"] = dump_recipe(steps)
+    document: dict[str, Any] = {"plan": small.notes["plan"], "skipped": small.skipped, "dense_bytes": dense_bytes}
+    rows = [[i["method"], _targets(i), _details(i)] for i in small.notes["plan"]]
+    console.print(table("Plan", ["method", "tensors", "details"], rows, text_columns=3))
+    if small.skipped:
+        console.print(
+            table("Left as they are", ["tensor", "why"], [list(i) for i in small.skipped.items()], text_columns=2)
+        )
+    if dry_run or output is None:
+        console.print("Dry run: nothing was written.")
+    else:
+        written = small.save(output, plan=keep_plan)
+        gs.load(output, into=factory_of(network))
+        document |= {"file": str(output), "file_bytes": written, "ratio": dense_bytes / written}
+        console.print(
+            f"{output}: {size(written)} bytes, {dense_bytes / written:.1f}x smaller than {size(dense_bytes)}; "
+            "read back and checked"
+        )
+    write_json(json_file, document)
+
+
+def _targets(step: dict[str, Any]) -> str:
+    names = [t for s in step.get("steps", []) for t in s["targets"]]
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def _details(step: dict[str, Any]) -> str:
+    if "updates" in step:
+        return f"{step['updates']} updates while training"
+    plain = [
+        ", ".join(f"{k} {v}" for k, v in s.items() if k != "targets" and not isinstance(v, dict))
+        for s in step.get("steps", [])
+    ]
+    return "; ".join(p for p in plain[:4] if p) + (" …" if len(plain) > 4 else "")
+
+
+def inspect_file(*, file: Path, zstd: bool, json_file: Path | None, console: Console) -> None:
+    """The ledger of a file."""
+    ledger = ledger_of(file, zstd=zstd)
+    ledger_tables(console, ledger, str(file))
+    write_json(json_file, {"file": str(file), **ledger.to_json()})
+
+
+def decompress_file(*, file: Path, output: Path, json_file: Path | None, console: Console) -> None:
+    """Dense weights from a file."""
+    if output.resolve() == file.resolve():
+        raise DataError(f"{output}: found the input file, expected another name: inputs are never overwritten")
+    written = write_safetensors(output, gs.load(file).state_dict())
+    console.print(f"{output}: {size(written)} bytes of dense weights")
+    write_json(json_file, {"file": str(output), "bytes": written})
+
+
+def bench_file(
+    *,
+    file: Path,
+    network: str,
+    shape: str,
+    batches: list[int],
+    threads: int | None,
+    seconds: float,
+    json_file: Path | None,
+    console: Console,
+) -> None:
+    """Size, latency and memory, dense beside compressed."""
+    factory = factory_of(network)
+    if any(b < 1 for b in batches):
+        raise DataError(f"--batch: found {min(batches)}, expected at least 1")
+    loaded = gs.load(file, into=factory)
+    ledger = ledger_of(file, zstd=False)
+    original = factory().eval()  # the latency of the network as it was; weights do not matter to dense kernels
+    timings: list[dict[str, Any]] = []
+    explained: list[Any] = []
+    with torch.random.fork_rng():
+        for batch in batches:
+            inputs = example_inputs(shape, batch)
+            lowered = loaded.lower(inputs)
+            explained = [vars(c) for c in lowered.explain()]
+            calls = {"dense": _caller(original, inputs), "lowered": _caller(lowered, inputs)}
+            times = interleaved(calls, seconds=seconds, threads=threads)
+            timings.append({"batch": batch, **{k: vars(t) for k, t in times.items()}})
+    memory = {m: resident_bytes(m, file, network, shape, max(batches)) for m in ("dense", "lowered")}
+    console.print(
+        f"[bold]{file}[/bold]  {size(ledger.file_bytes)} bytes, {ledger.ratio:.1f}x smaller than "
+        f"{size(ledger.dense_bytes)}; {torch.get_num_threads() if threads is None else threads} threads"
+    )
+    rows = [
+        [
+            f"batch {t['batch']}",
+            _spread(t["dense"]),
+            _spread(t["lowered"]),
+            f"{t['dense']['median_ms'] / t['lowered']['median_ms']:.2f}x",
+        ]
+        for t in timings
+    ]
+    rows.append(["memory", size(memory["dense"]), size(memory["lowered"]), ""])
+    columns = ["", "dense", "compressed", "faster"]
+    console.print(table("Latency in ms (middle half) and grown resident bytes", columns, rows))
+    rows = [
+        [c["layer"], c["kernel"], f"{c['density']:.3f}", f"{c['ms']:.3f}", f"{c['dense_ms']:.3f}", c["reason"]]
+        for c in explained
+    ]
+    title = f"What runs each layer at batch {batches[-1]}"
+    console.print(table(title, ["layer", "runs on", "density", "ms", "dense ms", "why"], rows, text_columns=2))
+    document = {"file": str(file), "ledger": ledger.to_json(), "latency": timings, "resident_bytes": memory}
+    write_json(json_file, {**document, "layers": explained})
+
+
+def _caller(network: Any, inputs: torch.Tensor) -> Any:
+    return lambda: network(inputs)
+
+
+def _spread(timing: dict[str, float]) -> str:
+    return f"{timing['median_ms']:.3f} ({timing['low_ms']:.3f} to {timing['high_ms']:.3f})"

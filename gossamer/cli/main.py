@@ -1,0 +1,149 @@
+"""``gossamer demo | compress | inspect | decompress | bench``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gossamer.errors import GossamerError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Make PyTorch networks small and sparse, and measure what it brought from the reloaded file.",
+)
+
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+Network = Annotated[
+    str | None, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Code that makes the network.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
+
+
+@app.command()
+def demo(
+    data: Annotated[
+        Path | None, typer.Option("--data", metavar="DIR", help="Full Fashion-MNIST; without it a packaged subset.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the files that were made.")] = None,
+    json_file: JsonFile = None,
+    seed: Annotated[int, typer.Option(help="Of training.")] = 0,
+    quiet: Quiet = False,
+) -> None:
+    """Train two small networks, compress each with every family, reload, and show what it brought."""
+    from gossamer.demo.run import run_demo
+
+    run_demo(data=data, out=out, json_file=json_file, seed=seed, quiet=quiet, console=Console())
+
+
+@app.command()
+def compress(
+    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help=".safetensors, or weights-only .pt")],
+    recipe: Annotated[Path, typer.Option("--recipe", "-r", metavar="FILE", help="Recipe as YAML.")],
+    network: Annotated[str, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Its code.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .gsm to write.")] = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PACKAGE.MODULE:FUNCTION", help="Returns batches (inputs, targets), to tune."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    keep_plan: Annotated[bool, typer.Option("--keep-plan", help="Store recipe and plan in the file.")] = False,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Compress a network's weights with a recipe into one .gsm file."""
+    from gossamer.cli.commands import compress_file
+
+    compress_file(
+        weights=weights,
+        recipe=recipe,
+        network=network,
+        output=output,
+        data=data,
+        dry_run=dry_run,
+        keep_plan=keep_plan,
+        json_file=json_file,
+        quiet=quiet,
+        console=Console(),
+    )
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gsm file.")],
+    zstd: Annotated[bool, typer.Option(help="Compare with zstd -19 (about 3 MB/s).")] = True,
+    json_file: JsonFile = None,
+) -> None:
+    """Show where every byte of a file went, and which did not shrink."""
+    from gossamer.cli.commands import inspect_file
+
+    inspect_file(file=file, zstd=zstd, json_file=json_file, console=Console())
+
+
+@app.command()
+def decompress(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gsm file.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Write the dense weights as an ordinary safetensors file; removed channels are zero."""
+    from gossamer.cli.commands import decompress_file
+
+    decompress_file(file=file, output=output, json_file=json_file, console=Console())
+
+
+@app.command()
+def bench(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gsm file.")],
+    network: Annotated[str, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Its code.")],
+    shape: Annotated[str, typer.Option("--shape", "-s", metavar="SIZES", help="One input, such as 1,28,28.")],
+    batch: Annotated[list[int] | None, typer.Option("--batch", "-b", help="Batch sizes; 1 and 64.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", "-t", help="As torch has it.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of measuring per batch size.")] = 2.0,
+    json_file: JsonFile = None,
+) -> None:
+    """Measure size, latency and resident memory of a file, with the dense network beside it."""
+    from gossamer.cli.commands import bench_file
+
+    bench_file(
+        file=file,
+        network=network,
+        shape=shape,
+        batches=batch or [1, 64],
+        threads=threads,
+        seconds=seconds,
+        json_file=json_file,
+        console=Console(),
+    )
+
+
+def run(arguments: list[str] | None = None) -> Any:
+    """Entry point: bad input is one line and exit code 2, an interruption 130, never a traceback."""
+    try:
+        return app(args=arguments, prog_name="gossamer", standalone_mode=True)
+    except GossamerError as error:
+        _fail(f"gossamer: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        _fail("gossamer: interrupted; files that were there are as they were", 130)
+    except Exception as error:  # the last resort of a command line; GOSSAMER_TRACEBACK=1 shows where it was
+        if os.environ.get("GOSSAMER_TRACEBACK"):
+            raise
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        _fail(f"gossamer: unexpected {what} (GOSSAMER_TRACEBACK=1 shows where)", 1)
+
+
+def _fail(line: str, code: int) -> None:
+    sys.stderr.write(line + "\n")
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,78 @@
+"""``package.module:factory`` → the thing itself; the user names the code that is run, a file never does."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.errors import DataError
+
+__all__ = ["example_inputs", "factory_of", "named_object"]
+
+
+def named_object(name: str, what: str) -> Any:
+    """Import ``package.module:object``; the current folder counts.
+
+    Raises:
+        DataError: no such module or object.
+    """
+    module_name, _, attribute = name.partition(":")
+    if not module_name or not attribute:
+        raise DataError(f"{what}: found {name!r}, expected package.module:name")
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise DataError(f"{what}: cannot import {module_name!r}: {error}") from error
+    if not hasattr(module, attribute):
+        raise DataError(f"{what}: found no {attribute!r} in {module_name!r}")
+    return getattr(module, attribute)
+
+
+def factory_of(name: str) -> Callable[[], nn.Module]:
+    """The factory, checked by calling it once.
+
+    Raises:
+        DataError: not a callable that returns a module.
+    """
+    factory = named_object(name, "--network")
+    try:
+        made = factory() if callable(factory) else None
+    except TypeError as error:
+        raise DataError(f"--network {name}: cannot be called without arguments: {error}") from error
+    if not isinstance(made, nn.Module):
+        raise DataError(f"--network {name}: found {type(made).__name__}, expected a factory of a torch.nn.Module")
+
+    def make() -> nn.Module:
+        result: nn.Module = factory()
+        return result
+
+    return make
+
+
+def example_inputs(shape: str, batch: int, seed: int = 0) -> Tensor:
+    """Random inputs [batch, *shape] of mean 0 and deviation 1.
+
+    Args:
+        shape: sizes without the batch, such as ``1,28,28``.
+        batch: samples.
+        seed: for the numbers.
+
+    Raises:
+        DataError: not a list of sizes.
+    """
+    try:
+        sizes = [int(s) for s in shape.replace("x", ",").split(",")]
+    except ValueError as error:
+        raise DataError(f"--shape: found {shape!r}, expected sizes like 1,28,28") from error
+    if any(s < 1 for s in sizes):
+        raise DataError(f"--shape: found {shape!r}, expected sizes of at least 1")
+    return torch.randn(batch, *sizes, generator=torch.Generator().manual_seed(seed))

@@ -1,0 +1,91 @@
+"""What commands print: tables for people, one JSON document for programs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gossamer.measure.ledger import Ledger
+from gossamer.store.atomic import write_atomically
+
+__all__ = ["ledger_tables", "size", "table", "write_json"]
+
+
+def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
+    """Write a document where ``--json`` says, atomically; nowhere if it was not given."""
+    if path is not None:
+        text = json.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n"
+        write_atomically(path, [text.encode()])
+
+
+def _finite(value: Any) -> Any:
+    # NaN and infinity are not JSON.
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    return value
+
+
+def size(count: float) -> str:
+    """Bytes with thousands separators."""
+    return f"{count:,.0f}"
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:
+    """A table whose first columns are text and the rest numbers."""
+    made = Table(title=title, title_justify="left", title_style="bold")
+    for i, column in enumerate(columns):
+        made.add_column(column, justify="left" if i < text_columns else "right", overflow="fold")
+    for row in rows:
+        made.add_row(*row)
+    return made
+
+
+def ledger_tables(console: Console, ledger: Ledger, name: str) -> None:
+    """Print a ledger: totals, categories, tensors, what did not shrink, what was free."""
+    console.print(
+        f"[bold]{name}[/bold]  {size(ledger.file_bytes)} bytes, "
+        f"{ledger.ratio:.1f}x smaller than the dense file ({size(ledger.dense_bytes)} bytes)"
+    )
+    if ledger.zstd19_bytes is not None:
+        ratio = ledger.dense_bytes / ledger.zstd19_bytes
+        console.print(f"zstd -19 on the same weights, stored dense: {size(ledger.zstd19_bytes)} bytes ({ratio:.1f}x)")
+    console.print(
+        f"{ledger.bits_per_parameter:.3f} bits per parameter over the whole network, "
+        f"{ledger.bits_per_compressed_weight:.3f} over the compressed weights"
+    )
+    rows = [[k, size(v), f"{v / ledger.file_bytes:.1%}"] for k, v in ledger.categories.items()]
+    rows.append(["sum = file", size(sum(ledger.categories.values())), "100.0%"])
+    console.print(table("Where every byte is", ["what", "bytes", "share"], rows))
+    rows = [
+        [
+            t.name,
+            t.encoding,
+            size(t.dense_bytes),
+            size(t.file_bytes),
+            f"{t.bits_per_weight:.2f}",
+            size(t.entropy_bytes),
+            f"{1 - t.nonzero:.1%}",
+        ]
+        for t in ledger.tensors
+    ]
+    columns = ["tensor", "stored as", "dense bytes", "bytes", "bits/weight", "order-0 entropy, bytes", "zeros"]
+    console.print(table("Tensor by tensor", columns, rows, text_columns=2))
+    rows = [[t.name, size(t.file_bytes), t.why] for t in ledger.tensors if t.why]
+    if rows:
+        made = Table(title="What did not shrink, and why", title_justify="left", title_style="bold")
+        for column, justify in (("tensor", "left"), ("bytes", "right"), ("why", "left")):
+            made.add_column(column, justify="right" if justify == "right" else "left", overflow="fold")
+        for row in rows:
+            made.add_row(*row)
+        console.print(made)
+    console.print("Not counted: " + "; ".join(ledger.free))

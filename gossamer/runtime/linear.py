@@ -1,0 +1,135 @@
+"""``torch.nn.Linear`` with zeros in its weight, for inference."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gossamer.errors import PlanError
+from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
+from gossamer.runtime.kernel_cache import Kernels, cache_directory, load_kernels
+from gossamer.runtime.spmm import SparseProduct
+from gossamer.runtime.threads import openmp
+
+__all__ = ["SparseLinear", "available"]
+
+
+def available() -> bool:
+    """Whether kernels can be compiled here; ``gossamer.runtime.cpu.unavailable()`` says why not."""
+    return unavailable() is None
+
+
+@final
+class SparseLinear(torch.nn.Module):
+    """y = f(x·Wᵀ + b) for a weight W [M, K] with zeros, f the identity or ReLU; fp32 on the CPU, without gradients.
+
+    It has no parameters: the packed weight never changes, and copies of the module share it.
+
+    Args:
+        shape: (M, K), as ``weight.shape`` of ``torch.nn.Linear``.
+        positions: integers [n], where W is not zero: row · K + column, ascending.
+        values: float32 [n], what is there.
+        bias: float32 [M] or None.
+        relu: whether negative results become zero; NaN stays NaN.
+        level: instruction set; None for what GOSSAMER_ISA asks for, else the processor's own.
+
+    Raises:
+        PlanError: sizes or positions do not fit, or kernels cannot be compiled here.
+
+    Cost: 6 bytes per non-zero; n multiply-adds per token.
+    Exact: up to the order of float32 additions; 1e-6 of the largest output is typical.
+
+    Example:
+        >>> layer = SparseLinear((2, 3), torch.tensor([1, 3]), torch.tensor([2.0, -1.0]), None, relu=True)
+        >>> layer(torch.tensor([[1.0, 10.0, 100.0]]))
+        tensor([[20.,  0.]])
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        positions: Tensor | npt.NDArray[Any],
+        values: Tensor | npt.NDArray[np.float32],
+        bias: Tensor | npt.NDArray[np.float32] | None,
+        *,
+        relu: bool = False,
+        level: Level | None = None,
+    ) -> None:
+        super().__init__()
+        if reason := unavailable():
+            raise PlanError(f"sparse kernels: {reason}, expected a processor that LLVM can compile for at run time")
+        self.out_features, self.in_features = shape
+        self.relu = relu
+        self._product = SparseProduct(
+            shape,
+            _array(positions),
+            _array(values),
+            None if bias is None else _array(bias),
+            relu=relu,
+            kernels=_kernels(wanted_level() if level is None else level),
+            openmp=openmp(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """f(x·Wᵀ + b).
+
+        Args:
+            x: float32 [..., K] on the CPU, any strides.
+
+        Returns:
+            float32 [..., M], contiguous.
+
+        Raises:
+            RuntimeError: x has another dtype, device or width, or a gradient is asked for.
+        """
+        if x.dtype is not torch.float32 or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
+            raise RuntimeError(self._refusal(x))
+        shape = x.shape
+        if not shape or shape[-1] != self.in_features:
+            raise RuntimeError(self._refusal(x))
+        if len(shape) == 2:
+            return self._product(x if x.is_contiguous() or x.stride(1) == 1 else x.contiguous())
+        rows = x.reshape(shape[:-1].numel(), shape[-1]).contiguous()
+        return self._product(rows).view(*shape[:-1], self.out_features)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held for the packed weight, without the bias."""
+        return self._product.resident_bytes
+
+    @property
+    def product(self) -> SparseProduct:
+        """The packed weight and its kernels."""
+        return self._product
+
+    def extra_repr(self) -> str:
+        """What ``print(module)`` shows."""
+        zeros = 1 - self._product.nonzeros / max(1, self.in_features * self.out_features)
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, sparsity={zeros:.3f}, relu={self.relu}"
+        )
+
+    def _refusal(self, x: Tensor) -> str:
+        if x.requires_grad and torch.is_grad_enabled():
+            return "SparseLinear: found an input that requires a gradient, expected inference; train with .trainable()"
+        return (
+            f"SparseLinear: found input {tuple(x.shape)} {x.dtype} on {x.device}, "
+            f"expected [..., {self.in_features}] torch.float32 on cpu"
+        )
+
+
+@cache
+def _kernels(level: Level) -> Kernels:
+    return load_kernels(host(level), cache_directory())
+
+
+def _array(given: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:
+    if not isinstance(given, Tensor):
+        return given
+    array: npt.NDArray[Any] = given.detach().cpu().numpy()
+    return array

@@ -1,0 +1,282 @@
+"""From encodings to a fast callable: per layer the fastest of the measured candidates, dense always among them.
+
+Layer by layer: every layer is one call, whole outputs are written before the next layer starts.
+"""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.encoding.factors import LowRank
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.patterns import Mask
+from gossamer.encoding.spec import TensorSpec
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import Masked
+from gossamer.errors import DataError
+from gossamer.measure.latency import interleaved
+from gossamer.network.inspect import owner_of
+from gossamer.network.inspect import specs as specs_of
+from gossamer.network.rebuild import small_tree
+from gossamer.runtime.cpu import unavailable
+from gossamer.runtime.linear import SparseLinear
+
+__all__ = ["Choice", "Lowered", "lower"]
+
+_WORTH_TRYING = 0.6  # density below which a sparse kernel can win
+_SECONDS_PER_LAYER = 0.15
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What runs a layer, and why.
+
+    Args:
+        layer: module name.
+        kernel: name of the chosen candidate.
+        density: share of weights that are not zero.
+        ms: measured time of the choice.
+        dense_ms: measured time of the dense layer.
+        bytes: of the weights as held in memory.
+        dense_bytes: of the dense weights.
+        reason: why nothing else was tried; empty if candidates were timed.
+    """
+
+    layer: str
+    kernel: str
+    density: float
+    ms: float
+    dense_ms: float
+    bytes: int
+    dense_bytes: int
+    reason: str = ""
+
+
+@final
+class Lowered(nn.Module):
+    """A network whose layers run on what was measured to be fastest. For inference; any batch size."""
+
+    def __init__(self, network: nn.Module, choices: Sequence[Choice]) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self._choices = tuple(choices)
+
+    def forward(self, *inputs: Any) -> Any:
+        """The network's outputs."""
+        with torch.inference_mode():
+            return self.network(*inputs)
+
+    def explain(self) -> tuple[Choice, ...]:
+        """Per layer: chosen kernel, density, times, bytes."""
+        return self._choices
+
+
+def lower(
+    model: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    *,
+    specs: Sequence[TensorSpec] | None = None,
+    trees: Mapping[str, Encoding] | None = None,
+) -> Lowered:
+    """Replace layers by faster ones where measured.
+
+    Args:
+        model: dense network; zeros in its Linear weights are used. Not changed.
+        example_inputs: one tensor or a tuple of arguments; candidates are timed on what reaches each layer.
+        specs: tensors of the original network, with ``trees``.
+        trees: encodings, which also tell low-rank weights apart. None: zeros in the weights are looked for.
+
+    Returns:
+        A drop-in callable for inference.
+
+    Raises:
+        DataError: inputs that the network rejects.
+    """
+    network = copy.deepcopy(model).eval()
+    arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    weights = _weights(network, specs, trees)
+    seen = _inputs_of(network, [name for name, _ in weights], arguments)
+    why_not = unavailable()
+    if why_not:
+        warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
+    choices = []
+    for name, tree in weights:
+        layer = network.get_submodule(name)
+        if name not in seen:
+            choices.append(_kept_dense(name, layer, "the layer was not called with the example inputs"))
+            continue
+        chosen, choice = _choose(name, layer, tree, seen[name], jit=not why_not)
+        choices.append(choice)
+        if chosen is not layer:
+            network = _put(network, name, chosen)
+    return Lowered(network, choices)
+
+
+def _weights(
+    network: nn.Module, specs: Sequence[TensorSpec] | None, trees: Mapping[str, Encoding] | None
+) -> list[tuple[str, Encoding]]:
+    """Linear and convolution layers with the tree of their weight."""
+    known: dict[str, Encoding] = {}
+    if specs is not None and trees is not None:
+        known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
+    else:
+        known = {
+            n: _found_zeros(network.get_parameter(s.name))
+            for s in specs_of(network)
+            for n in s.names
+            if s.name in dict(network.named_parameters())
+        }
+    found = []
+    for name, module in network.named_modules():
+        if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) and _join(name, "weight") in known:
+            found.append((name, known[_join(name, "weight")]))
+    return found
+
+
+def _join(owner: str, key: str) -> str:
+    return f"{owner}.{key}" if owner else key
+
+
+def _found_zeros(weight: Tensor) -> Encoding:
+    dense = weight.detach()
+    if dense.dim() == 2 and int(dense.count_nonzero()) < _WORTH_TRYING * dense.numel():
+        where = Mask.of(dense != 0)
+        return Masked(where, Dense(dense.reshape(-1)[where.positions().long()]))
+    return Dense(dense)
+
+
+@contextmanager
+def _hooks(handles: list[Any]) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> dict[str, Tensor]:
+    """What reaches each layer, from one forward pass."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            del module
+            if inputs and isinstance(inputs[0], Tensor):
+                seen.setdefault(name, inputs[0].detach().clone())
+
+        return hook
+
+    handles = [network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
+    with _hooks(handles), torch.inference_mode():
+        try:
+            network(*arguments)
+        except (RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[0][:160]
+            raise DataError(f"example_inputs: the network rejects them: {reason}") from error
+    return seen
+
+
+def _kept_dense(name: str, layer: nn.Module, reason: str) -> Choice:
+    weight = cast(Tensor, layer.weight)
+    size = weight.numel() * weight.element_size()
+    density = float((weight != 0).float().mean()) if weight.numel() else 0.0
+    return Choice(name, "dense", density, float("nan"), float("nan"), size, size, reason)
+
+
+def _choose(name: str, layer: nn.Module, tree: Encoding, inputs: Tensor, *, jit: bool) -> tuple[nn.Module, Choice]:
+    plain = _kept_dense(name, layer, "")
+    candidates: dict[str, nn.Module] = {"dense": layer}
+    if isinstance(layer, nn.Linear) and jit and inputs.dtype == torch.float32 and plain.density < _WORTH_TRYING:
+        candidates["sparse"] = _sparse(layer)
+    if isinstance(tree, LowRank):
+        candidates |= _factors(tree, layer, jit=jit)
+    if len(candidates) == 1:
+        return layer, _kept_dense(name, layer, _no_candidate(layer, tree, plain.density, jit=jit))
+    calls = {kind: _call(module, inputs) for kind, module in candidates.items()}
+    times = interleaved(calls, seconds=_SECONDS_PER_LAYER * len(calls))
+    best = min(times, key=lambda kind: times[kind].median_ms)
+    held = _resident(candidates[best])
+    choice = Choice(name, best, plain.density, times[best].median_ms, times["dense"].median_ms, held, plain.dense_bytes)
+    return candidates[best], choice
+
+
+def _call(module: nn.Module, inputs: Tensor) -> Callable[[], object]:
+    return lambda: module(inputs)
+
+
+def _no_candidate(layer: nn.Module, tree: Encoding, density: float, *, jit: bool) -> str:
+    if density >= _WORTH_TRYING:
+        return f"density {density:.2f}: too few zeros to gain from"
+    if not isinstance(layer, nn.Linear):
+        return f"{type(layer).__name__}: no sparse kernel for it yet"
+    if not jit:
+        return "no compiler for this processor"
+    return f"{type(tree).__name__}: only float32 inputs have sparse kernels"
+
+
+def _sparse(layer: nn.Linear) -> nn.Module:
+    weight = layer.weight.detach()
+    positions = weight.reshape(-1).nonzero().squeeze(1)
+    values = weight.reshape(-1)[positions].float()
+    return SparseLinear((weight.shape[0], weight.shape[1]), positions, values, layer.bias)
+
+
+def _factors(tree: LowRank, layer: nn.Module, *, jit: bool) -> dict[str, nn.Module]:
+    """The layer as two small ones, and with sparse kernels for factors that are sparse themselves."""
+    u, v = tree.u.to_dense().detach().float(), tree.v.to_dense().detach().float()
+    if isinstance(layer, nn.Linear):
+        pair = nn.Sequential(_linear(v, None), _linear(u, layer.bias))
+        found: dict[str, nn.Module] = {"low rank": pair}
+        sparse_pair = [f for f in pair if float((cast(nn.Linear, f).weight != 0).float().mean()) < _WORTH_TRYING]
+        if jit and sparse_pair:
+            found["low rank, sparse"] = nn.Sequential(
+                *(_sparse(cast(nn.Linear, f)) if f in sparse_pair else f for f in pair)
+            )
+        return found
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups == 1 and layer.padding_mode == "zeros":
+        first, second = copy.deepcopy(layer), copy.deepcopy(layer)
+        first.out_channels, first.bias = v.shape[0], None
+        second.in_channels = v.shape[0]
+        second.kernel_size = second.stride = second.dilation = cast(Any, (1,) * (v.dim() - 2))
+        second.padding = cast(Any, (0,) * (v.dim() - 2))
+        first.weight = nn.Parameter(v, requires_grad=False)
+        second.weight = nn.Parameter(u.view(*u.shape, *[1] * (v.dim() - 2)), requires_grad=False)
+        return {"low rank": nn.Sequential(first, second)}
+    return {}
+
+
+def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+    made.weight = nn.Parameter(weight, requires_grad=False)
+    if bias is not None:
+        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return made
+
+
+def _resident(module: nn.Module) -> int:
+    total = 0
+    for part in module.modules():
+        if isinstance(part, SparseLinear):
+            total += part.resident_bytes
+        else:
+            total += sum(
+                prod(p.shape) * p.element_size() for n, p in part._parameters.items() if p is not None and n == "weight"
+            )
+    return total
+
+
+def _put(network: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    if not name:
+        return new
+    owner, key = owner_of(name)
+    setattr(network.get_submodule(owner), key, new)
+    return network
