@@ -113,7 +113,7 @@ class Compressed:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Every tensor in its original shape and dtype under all its names; removed channels are zero."""
-        found = {}
+        found: dict[str, Tensor] = {}
         for spec in self.specs:
             dense = self.trees[spec.name].to_dense().detach().to(spec.dtype).contiguous()
             found |= dict.fromkeys(spec.names, dense)

@@ -10,13 +10,14 @@ from rich.console import Console
 
 import gossamer as gs
 from gossamer.cli.network import example_inputs, factory_of, named_object
-from gossamer.cli.output import ledger_tables, size, table, write_json
+from gossamer.cli.output import ledger_tables, size, table
 from gossamer.cli.resident import resident_bytes
 from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe_file import dump_recipe, load_recipe
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.latency import interleaved
 from gossamer.measure.ledger import ledger_of
+from gossamer.store.json_file import write_json
 from gossamer.store.safetensors_file import dense_file_bytes, write_safetensors
 from gossamer.store.weights import load_weights_into
 

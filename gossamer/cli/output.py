@@ -1,38 +1,15 @@
-"""What commands print: tables for people, one JSON document for programs."""
+"""What commands print: tables for people."""
 
 from __future__ import annotations
 
-import json
-import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
 from gossamer.measure.ledger import Ledger
-from gossamer.store.atomic import write_atomically
 
-__all__ = ["ledger_tables", "size", "table", "write_json"]
-
-
-def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
-    """Write a document where ``--json`` says, atomically; nowhere if it was not given."""
-    if path is not None:
-        text = json.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n"
-        write_atomically(path, [text.encode()])
-
-
-def _finite(value: Any) -> Any:
-    # NaN and infinity are not JSON.
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
+__all__ = ["ledger_tables", "size", "table"]
 
 
 def size(count: float) -> str:

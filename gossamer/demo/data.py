@@ -40,10 +40,18 @@ class Fashion:
 
 
 class Shuffled:
-    """Training batches in a new order every epoch; the same orders for the same seed."""
+    """Training batches in a new order every epoch; the same orders for the same seed.
 
-    def __init__(self, inputs: Tensor, targets: Tensor, batch: int, seed: int, *, shift: int = 0) -> None:
-        self._inputs, self._targets, self._batch, self._shift = inputs, targets, batch, shift
+    Args:
+        inputs: [n, 1, height, width].
+        targets: [n].
+        batch: samples per batch; what is left over of an epoch is left out.
+        seed: for the orders.
+        flip: mirror the first half of every batch left to right.
+    """
+
+    def __init__(self, inputs: Tensor, targets: Tensor, batch: int, seed: int, *, flip: bool = False) -> None:
+        self._inputs, self._targets, self._batch, self._flip = inputs, targets, batch, flip
         self._generator = torch.Generator().manual_seed(seed)
 
     def __len__(self) -> int:
@@ -54,14 +62,10 @@ class Shuffled:
         for i in range(len(self)):
             chosen = order[i * self._batch : (i + 1) * self._batch]
             inputs = self._inputs[chosen]
-            if self._shift:
-                inputs = self._moved(inputs)
+            if self._flip:
+                half = len(inputs) // 2
+                inputs = torch.cat([inputs[:half].flip(3), inputs[half:]])
             yield inputs, self._targets[chosen]
-
-    def _moved(self, images: Tensor) -> Tensor:
-        # One shift per batch costs a copy instead of a gather, and over an epoch every image sees many.
-        dy, dx = torch.randint(-self._shift, self._shift + 1, (2,), generator=self._generator).tolist()
-        return torch.roll(images, (dy, dx), (2, 3)) if dy or dx else images
 
 
 def load_fashion(folder: str | Path | None = None) -> Fashion:
@@ -108,9 +112,11 @@ def _idx(path: Path, dims: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8
     try:
         with path.open("rb") as raw:
             if path.suffix == ".gz":
-                content = gzip.GzipFile(fileobj=raw).read(most + 1)
+                with gzip.GzipFile(fileobj=raw) as unpacked:
+                    content = unpacked.read(most + 1)
             elif path.suffix == ".xz":
-                content = lzma.LZMAFile(raw).read(most + 1)
+                with lzma.LZMAFile(raw) as unpacked_xz:
+                    content = unpacked_xz.read(most + 1)
             else:
                 content = raw.read(most + 1)
     except (OSError, EOFError, lzma.LZMAError) as error:

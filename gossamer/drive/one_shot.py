@@ -67,10 +67,10 @@ def plan_method(method: Method, source: Source) -> Planned:
         result = method.plan(sites, summaries, ask)
         if isinstance(result, Plan):
             if not result.steps:
-                why = next((f": {k}: {r}" for k, r in {**skipped, **result.skipped}.items()), "")
+                why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
                 raise CompositionError(f"{name} changes no layer{why}")
             targets = {t for step in result.steps for t in step.targets}
-            return Planned(method, result, {s.key: s for s in sites if s.key in targets}, {**skipped, **result.skipped})
+            return Planned(method, result, {s.key: s for s in sites if s.key in targets}, {**result.skipped, **skipped})
         ask = result
     raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
 

@@ -17,7 +17,7 @@ from gossamer.drive.source import ModelSource, TreeSource
 from gossamer.drive.tune import Loss, Tune, batches_of, train
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
-from gossamer.errors import CompositionError, GossamerError
+from gossamer.errors import GossamerError
 from gossamer.methods.base import Method
 from gossamer.network.attach import attach, harvest
 
@@ -97,7 +97,7 @@ def run(
 
     Args:
         model: dense network in eval or train mode; not changed.
-        recipe: methods, stages and `Tune` entries, in order.
+        recipe: methods, stages and `Tune` entries, in order; an empty one leaves lossless coding alone.
         data: batches for the entries that train.
         tune: after every method, train like this, or call this with the trainable network.
         loss: (outputs, targets) → scalar.
@@ -107,11 +107,9 @@ def run(
         The final state.
 
     Raises:
-        CompositionError: an empty recipe, or a method that does not accept what is there.
+        CompositionError: a method that does not accept what is there.
         DataError: weights that are not finite, or data that do not fit.
     """
-    if not recipe:
-        raise CompositionError("found an empty recipe, expected at least one method")
     source = ModelSource(model)
     trees = {spec.name: source.read(spec.name) for spec in source.specs()}
     # What trains in the network trains in its copies: biases and norms are tuned with the encoded weights.

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any, cast
 
 from torch import Tensor
 
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
-from gossamer.encoding.node import Encoding, Leaf
+from gossamer.encoding.node import Encoding, Leaf, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
 from gossamer.encoding.values import Affine, Codebook, Dense
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View
@@ -37,7 +39,8 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
 )
 
 Json = Any
-MAX_NODES = 1 << 20
+MAX_NODES = 1 << 20  # also of all trees written out, with shared nodes once per place
+MAX_DEPTH = 32
 
 
 @dataclass(frozen=True)
@@ -45,8 +48,9 @@ class Flat:
     """Trees taken apart.
 
     Args:
-        kinds: [name, version] of every kind used.
-        nodes: [index into kinds, {field: value}], where {"n": i} is node i, {"t": i} leaf i.
+        kinds: [name, version, its fields in order] of every kind used.
+        nodes: [index into kinds, value of each field], where {"n": i} is node i, {"t": i} leaf i. Trailing values that
+            are their field's default are left out.
         roots: name of each tree → its node.
         leaves: the distinct leaves, each as first met.
         owner: for each leaf the name of the tree that it was first met in.
@@ -67,7 +71,7 @@ def flatten(trees: Mapping[str, Encoding]) -> Flat:
     Example:
         >>> import torch
         >>> flatten({"w": Dense(torch.zeros(2))}).nodes
-        [[0, {'array': {'t': 0}, 'fixed': False}]]
+        [[0, {'t': 0}]]
     """
     flat = Flat([], [], {}, [], [])
     kinds: dict[str, int] = {}
@@ -81,7 +85,7 @@ def flatten(trees: Mapping[str, Encoding]) -> Flat:
         kind = type(node).__name__
         if kind not in kinds:
             kinds[kind] = len(flat.kinds)
-            flat.kinds.append([kind, type(node).version])
+            flat.kinds.append([kind, type(node).version, [f.name for f in dataclasses.fields(node)]])
 
         def value(field: str, found: object) -> Json:
             if isinstance(found, Encoding):
@@ -96,12 +100,15 @@ def flatten(trees: Mapping[str, Encoding]) -> Flat:
                 return [value(f"{field}.{i}", member) for i, member in enumerate(found)]
             return found
 
-        fields = {f.name: value(f.name, getattr(node, f.name)) for f in dataclasses.fields(node)}
+        given = [(f, getattr(node, f.name)) for f in dataclasses.fields(node)]
+        while given and _is_default(*given[-1]):
+            given.pop()
+        fields = [value(f.name, found) for f, found in given]
         # Equal nodes over the same leaves are one: training keeps shared leaves, not shared node objects.
-        text = json.dumps([kinds[kind], fields])
+        text = json.dumps([kinds[kind], *fields])
         if text not in by_text:
             by_text[text] = len(flat.nodes)
-            flat.nodes.append([kinds[kind], fields])
+            flat.nodes.append([kinds[kind], *fields])
         node_ids[id(node)] = by_text[text]
         return node_ids[id(node)]
 
@@ -112,7 +119,13 @@ def flatten(trees: Mapping[str, Encoding]) -> Flat:
 
 
 def unflatten(
-    kinds: Json, nodes: Json, roots: Mapping[str, int], leaves: Sequence[Tensor], *, contents: bool = True
+    kinds: Json,
+    nodes: Json,
+    roots: Mapping[str, int],
+    leaves: Sequence[Tensor],
+    *,
+    contents: bool = True,
+    most: int | None = None,
 ) -> dict[str, Encoding]:
     """Put trees together again from untrusted JSON.
 
@@ -122,27 +135,63 @@ def unflatten(
         roots: as in `Flat`.
         leaves: the tensors that {"t": i} stands for.
         contents: also check what the leaves hold (False where they are placeholders).
+        most: largest number of elements that any node may stand for; None: no limit.
 
     Raises:
-        FormatError: unknown kind or version, malformed field, forward reference, inconsistent shapes or contents.
+        FormatError: unknown kind or version, malformed field, forward reference, inconsistent shapes or contents,
+            trees deeper than 32 or, with shared nodes written out, larger than 2²⁰ nodes.
     """
     known = [_kind(k) for k in _list(kinds, "kinds")]
+    names = [entry[2] for entry in kinds]
     made: list[Encoding] = []
+    depths: list[int] = []
+    places: list[int] = []
     if len(_list(nodes, "nodes")) > MAX_NODES:
         raise FormatError(f"found {len(nodes)} nodes, expected at most {MAX_NODES}")
     for i, node in enumerate(nodes):
-        if not (isinstance(node, list) and len(node) == 2 and _is_index(node[0], len(known))):
-            raise FormatError(f"node {i}: found {str(node)[:80]}, expected [kind, fields]")
-        made.append(_make(i, known[node[0]], node[1], made, leaves, contents))
+        good = isinstance(node, list) and len(node) >= 1 and _is_index(node[0], len(known))
+        if not (good and len(node) <= 1 + len(names[node[0]])):
+            raise FormatError(f"node {i}: found {str(node)[:80]}, expected [kind, value of each field]")
+        fields = dict(zip(names[node[0]], node[1:], strict=False))
+        below = [n for value in fields.values() for n in _references(value, i)]
+        depths.append(1 + max((depths[j] for j in below), default=0))
+        places.append(1 + sum(places[j] for j in below))
+        if depths[i] > MAX_DEPTH or places[i] > MAX_NODES:  # few nodes can share their way to a tree without end
+            found = f"a tree {depths[i]} deep with {places[i]} nodes"
+            raise FormatError(f"node {i}: found {found}, expected at most {MAX_DEPTH} and {MAX_NODES}")
+        made.append(_make(i, known[node[0]], fields, made, leaves, contents, most))
     for name, at in roots.items():
         if not _is_index(at, len(made)):
             raise FormatError(f"tensor {name!r}: found root {at}, expected one of {len(made)} nodes")
+        if contents:
+            _check_groups(f"tensor {name!r}", made[at])
+    if sum(places[at] for at in roots.values()) > MAX_NODES:
+        raise FormatError(f"found trees of {sum(places[at] for at in roots.values())} nodes, expected {MAX_NODES}")
     return {name: made[at] for name, at in roots.items()}
 
 
+def _references(value: Json, before: int) -> Iterator[int]:
+    """Earlier nodes that a field's JSON refers to."""
+    if isinstance(value, dict) and _is_index(value.get("n"), before):
+        yield value["n"]
+    elif isinstance(value, list):
+        for member in value:
+            yield from _references(member, before)
+
+
+def _check_groups(where: str, node: Encoding) -> None:
+    # A value that is not packed under a mask: its own elements are all there are.
+    if isinstance(node, Value):
+        try:
+            node.validate_over(prod(node.dense_shape()))
+        except FormatError as broken:
+            raise FormatError(f"{where}: {broken}") from broken
+
+
 def _kind(entry: Json) -> type[Encoding]:
-    if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
-        raise FormatError(f"kinds: found {str(entry)[:80]}, expected [name, version]")
+    good = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and isinstance(entry[2], list)
+    if not (good and all(isinstance(f, str) for f in entry[2]) and len(set(entry[2])) == len(entry[2])):
+        raise FormatError(f"kinds: found {str(entry)[:80]}, expected [name, version, fields]")
     kind = KINDS.get(entry[0])
     if kind is None:
         raise FormatError(f"found unknown kind of node {entry[0][:40]!r}, expected one of {sorted(KINDS)}")
@@ -152,18 +201,29 @@ def _kind(entry: Json) -> type[Encoding]:
 
 
 def _make(
-    i: int, kind: type[Encoding], fields: Json, made: list[Encoding], leaves: Sequence[Tensor], contents: bool
+    i: int,
+    kind: type[Encoding],
+    fields: Mapping[str, Json],
+    made: list[Encoding],
+    leaves: Sequence[Tensor],
+    contents: bool,
+    most: int | None,
 ) -> Encoding:
     where = f"node {i} ({kind.__name__})"
     hints = _hints(kind)
-    if not isinstance(fields, dict) or set(fields) != set(hints):
-        found = sorted(fields) if isinstance(fields, dict) else fields
-        raise FormatError(f"{where}: found fields {str(found)[:120]}, expected {sorted(hints)}")
-    values = {name: _value(f"{where} {name}", fields[name], hint, made, leaves) for name, hint in hints.items()}
+    if not _required(kind) <= set(fields) <= set(hints):
+        raise FormatError(f"{where}: found fields {str(sorted(fields))[:120]}, expected {sorted(hints)}")
+    values = {n: _value(f"{where} {n}", found, hints[n], made, leaves) for n, found in fields.items()}
     try:
         node = kind(**values)
+        shape = node.dense_shape()
+        if min(shape, default=0) < 0 or (most is not None and prod(shape) > most):
+            raise FormatError(f"{where}: found shape {str(shape)[:60]}, larger than any tensor needs, or negative")
         if contents:
             node.validate()
+            for name, part in node.parts():
+                if isinstance(part, Encoding) and not isinstance(node, Masked):
+                    _check_groups(f"{where} {name}", part)
     except FormatError:
         raise
     except (ValueError, TypeError, IndexError, RuntimeError, OverflowError, ZeroDivisionError) as broken:
@@ -218,7 +278,7 @@ def _conforms(value: object, hint: Any) -> bool:
         if not isinstance(option, type):
             continue
         if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return True
+            return abs(value) <= sys.float_info.max  # JSON has 1e999, which is infinite, and integers of any size
         if option in (int, str, bool) and type(value) is option:
             return True
         if issubclass(option, (Encoding, Tensor)) and isinstance(value, option):
@@ -234,6 +294,16 @@ def _list(value: Json, what: str) -> list[Json]:
     if not isinstance(value, list):
         raise FormatError(f"{what}: found {type(value).__name__}, expected a list")
     return value
+
+
+def _is_default(field: dataclasses.Field[Any], found: object) -> bool:
+    """Whether a setting need not be written: it is what the kind's version has as its default."""
+    return not isinstance(found, (Encoding, Tensor)) and type(found) is type(field.default) and found == field.default
+
+
+@cache
+def _required(kind: type[Encoding]) -> frozenset[str]:
+    return frozenset(f.name for f in dataclasses.fields(kind) if f.default is dataclasses.MISSING)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -50,6 +51,8 @@ def unavailable() -> str | None:
         >>> unavailable() is None or "llvmlite" in unavailable()
         True
     """
+    if platform.system() != "Linux" or platform.machine() not in ("x86_64", "aarch64"):
+        return f"kernels run on 64-bit Linux on x86 and ARM, not on {platform.system()} {platform.machine()}"
     if importlib.util.find_spec("llvmlite") is None:
         return "llvmlite is not installed"
     try:

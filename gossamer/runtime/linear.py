@@ -89,13 +89,15 @@ class SparseLinear(torch.nn.Module):
         """
         if x.dtype is not torch.float32 or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(self._refusal(x))
-        shape = x.shape
-        if not shape or shape[-1] != self.in_features:
-            raise RuntimeError(self._refusal(x))
-        if len(shape) == 2:
+        if x.ndim == 2:
+            if x.shape[1] != self.in_features:
+                raise RuntimeError(self._refusal(x))
             return self._product(x if x.is_contiguous() or x.stride(1) == 1 else x.contiguous())
-        rows = x.reshape(shape[:-1].numel(), shape[-1]).contiguous()
-        return self._product(rows).view(*shape[:-1], self.out_features)
+        if x.ndim == 0 or x.shape[-1] != self.in_features:
+            raise RuntimeError(self._refusal(x))
+        outer = x.shape[:-1]
+        rows = x.reshape(outer.numel(), self.in_features).contiguous()
+        return self._product(rows).view(*outer, self.out_features)
 
     @property
     def resident_bytes(self) -> int:

@@ -17,6 +17,9 @@ from gossamer.runtime.threads import OpenMP
 
 __all__ = ["SparseProduct", "Workspace", "workspace"]
 
+_WORTH_A_TEAM = 120_000
+"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
+
 
 @final
 class Workspace(threading.local):
@@ -60,6 +63,7 @@ class SparseProduct:
         scratch: memory for tiles; None for the common one.
         width: columns per panel, at most 65536; None to choose by vector length and density.
         vectors: vectors of tokens per tile, 1, 2, 4 or 8; None to choose.
+        team_from: multiply-adds of vectors from which on a product runs on several threads.
 
     Raises:
         PlanError: sizes or positions do not fit.
@@ -68,7 +72,19 @@ class SparseProduct:
     Exact: each output is one sum in float32 in an order that depends on W alone, not on the number of threads.
     """
 
-    __slots__ = ("_address", "_arrays", "_kernels", "_openmp", "_tile", "_workspace", "columns", "nonzeros", "rows")
+    __slots__ = (
+        "_address",
+        "_arrays",
+        "_kernels",
+        "_lanes",
+        "_openmp",
+        "_team_from",
+        "_tile",
+        "_workspace",
+        "columns",
+        "nonzeros",
+        "rows",
+    )
 
     def __init__(
         self,
@@ -83,6 +99,7 @@ class SparseProduct:
         scratch: Workspace | None = None,
         width: int | None = None,
         vectors: int | None = None,
+        team_from: int = _WORTH_A_TEAM,
     ) -> None:
         rows, columns = shape
         _check(rows, columns, positions, values, bias)
@@ -102,7 +119,7 @@ class SparseProduct:
         starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
         self.rows, self.columns, self.nonzeros = rows, columns, nonzeros
         self._kernels, self._openmp, self._workspace = kernels, openmp, scratch or workspace()
-        self._tile = lanes * vectors
+        self._lanes, self._tile, self._team_from = lanes, lanes * vectors, team_from
         packed = (
             np.ascontiguousarray(starts, np.uint32),
             np.ascontiguousarray(within[order], np.uint16),
@@ -157,7 +174,8 @@ class SparseProduct:
 
     def threads(self, tokens: int) -> int:
         """Threads that a product with so many tokens is worth."""
-        if self.nonzeros * tokens < 50_000:
+        vectors = (tokens + self._lanes - 1) // self._lanes
+        if self.nonzeros * vectors < self._team_from:
             return 1
         return min(PIECES, self._openmp.threads())
 
@@ -200,8 +218,8 @@ class SparseProduct:
 
 def _panel_width(columns: int, tokens: int, density: float) -> int:
     """Columns per panel: a panel of activations should stay in the first-level cache, and rows should not get short."""
-    width = 49152 // (4 * tokens)
-    while width < 1 << 14 and width * density < 12:
+    width = 32768 // (4 * tokens)
+    while width < 1 << 14 and width * density < 20:
         width = width * 3 // 2
     if columns <= width * 3 // 2:
         return max(1, columns)
@@ -231,13 +249,16 @@ def _check(
             f"sparse weight: found shape {(rows, columns)}, {positions.shape} positions and {values.shape} values, "
             "expected two sizes ≥ 0 and as many values as positions"
         )
+    if positions.dtype.kind not in "iu" or values.dtype.kind != "f":
+        raise PlanError(
+            f"sparse weight: found {positions.dtype} positions and {values.dtype} values, expected int, float"
+        )
+    if bias is not None and bias.shape != (rows,):
+        raise PlanError(f"bias: found shape {bias.shape}, expected {(rows,)}")
     if len(positions) >= 1 << 31:
         raise PlanError(f"sparse weight: found {len(positions)} non-zeros, expected fewer than 2³¹")
-    if len(positions) and (
-        int(positions[0]) < 0
-        or int(positions[-1]) >= rows * columns
-        or not bool(np.all(positions[1:] > positions[:-1]))
-    ):
-        raise PlanError(
-            f"sparse weight: found positions out of order or range, expected ascending below {rows * columns}"
-        )
+    if len(positions) == 0:
+        return
+    ascending = bool(np.all(positions[1:] > positions[:-1]))
+    if not ascending or int(positions[0]) < 0 or int(positions[-1]) >= rows * columns:
+        raise PlanError(f"sparse weight: found positions out of order or range, expected ascending < {rows * columns}")

@@ -25,8 +25,8 @@ from gossamer.encoding.patterns import Mask, pack_bits
 from gossamer.encoding.serial import Flat, flatten, unflatten
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Dense
-from gossamer.encoding.weights import Masked
-from gossamer.errors import FormatError
+from gossamer.encoding.weights import Masked, Ref, link
+from gossamer.errors import DataError, FormatError
 from gossamer.store.atomic import write_atomically
 from gossamer.store.dtypes import dtype_name, from_bytes, named_dtype, to_bytes
 from gossamer.store.leaves import MASK, decode_leaf, encode_leaf, entropy_bits, grid_of, leaf_form, packed_length
@@ -37,8 +37,10 @@ __all__ = ["Container", "Record", "read_container", "write_container"]
 VERSION = 1
 INDEX = "gsm.index"
 SMALL = "gsm.small"
-_POOLED_BELOW = 2048  # bytes; a safetensors entry of its own costs about 70
+_POOLED_BELOW = 4096  # bytes; a safetensors entry of its own costs about 70
 _MAX_INDEX = 1 << 26
+_INDEX_LIMIT = 128  # bytes per byte of its deflated form; trees of ten thousand equal layers reach about 30
+_WITH_PARTNER = 6  # length of a leaf's entry that names its mask
 _JOINT = -1  # this mask is told by the symbols that lie at its live positions
 _UNKNOWN_LIMIT = 4096  # elements per byte of file that are believed when no network says how many are needed
 _BLANK_SUM = "00000000"
@@ -99,6 +101,7 @@ class _Chunk:
     """The coded leaves of one tensor, as they will lie in an array."""
 
     name: str
+    numbers: list[int]
     leaves: list[list[Json]]
     data: bytes
     plain: Tensor | None = None
@@ -133,8 +136,11 @@ def container_chunks(
     specs: Sequence[TensorSpec], trees: Mapping[str, Encoding], notes: Mapping[str, Json] | None = None
 ) -> Iterator[bytes | memoryview]:
     """The bytes of a container."""
-    flat = flatten({spec.name: trees[spec.name] for spec in specs})
-    chunks, order = _encode(flat)
+    taken = next((n for s in specs for n in s.names if n in (INDEX, SMALL, "__metadata__")), None)
+    if taken is not None:
+        raise DataError(f"tensor {taken!r}: found a name that the container itself uses, expected another")
+    flat = flatten(link({spec.name: trees[spec.name] for spec in specs}))
+    chunks = _encode(flat)
     small = [c for c in chunks if c.plain is None and len(c.data) < _POOLED_BELOW]
     large = [c for c in chunks if c.plain is not None or len(c.data) >= _POOLED_BELOW]
     arrays: dict[str, tuple[str, tuple[int, ...], int]] = {}
@@ -146,17 +152,25 @@ def container_chunks(
         data.append(raw)
         listed.append([name, zlib.crc32(raw), leaves])
 
-    for chunk in sorted(large, key=lambda c: -(1 if c.plain is None else c.plain.element_size())):
+    large.sort(key=lambda c: -(1 if c.plain is None else c.plain.element_size()))
+    for chunk in large:
         if chunk.plain is not None:
             raw = to_bytes(chunk.plain).data
-            add(chunk.name, dtype_name(chunk.plain.dtype), tuple(chunk.plain.shape), raw, order[chunk.name][0])
+            add(chunk.name, dtype_name(chunk.plain.dtype), tuple(chunk.plain.shape), raw, None)
         else:
-            add(chunk.name, "U8", (len(chunk.data),), chunk.data, _numbered(chunk, order))
+            add(chunk.name, "U8", (len(chunk.data),), chunk.data, chunk.leaves)
     if small:
         pooled = b"".join(c.data for c in small)
-        add(SMALL, "U8", (len(pooled),), pooled, [leaf for c in small for leaf in _numbered(c, order)])
+        add(SMALL, "U8", (len(pooled),), pooled, [leaf for c in small for leaf in c.leaves])
+    # Leaves are numbered in the order in which the arrays list them.
+    new = {old: i for i, old in enumerate(n for chunk in (*large, *small) for n in chunk.numbers)}
+    for chunk in chunks:
+        for leaf in chunk.leaves:
+            if len(leaf) == _WITH_PARTNER:
+                leaf[-1] = new[leaf[-1]]
+    nodes = [[node[0], *(_renumber(value, new) for value in node[1:])] for node in flat.nodes]
     roots = [_root(spec, flat) for spec in specs]
-    index: dict[str, Json] = {"arrays": listed, "kinds": flat.kinds, "nodes": flat.nodes, "roots": roots}
+    index: dict[str, Json] = {"arrays": listed, "kinds": flat.kinds, "nodes": nodes, "roots": roots}
     if notes:
         index["notes"] = dict(notes)
     packer = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -176,8 +190,11 @@ def _with_header(
     yield packed
 
 
-def _numbered(chunk: _Chunk, order: Mapping[str, list[int]]) -> list[list[Json]]:
-    return [[number, *leaf] for number, leaf in zip(order[chunk.name], chunk.leaves, strict=True)]
+def _renumber(value: Json, new: Mapping[int, int]) -> Json:
+    """A field's value with its leaves under their new numbers."""
+    if isinstance(value, dict) and "t" in value:
+        return {"t": new[value["t"]]}
+    return [_renumber(member, new) for member in value] if isinstance(value, list) else value
 
 
 def _root(spec: TensorSpec, flat: Flat) -> list[Json]:
@@ -185,7 +202,7 @@ def _root(spec: TensorSpec, flat: Flat) -> list[Json]:
     return [*entry, list(spec.aliases)] if spec.aliases else entry
 
 
-def _encode(flat: Flat) -> tuple[list[_Chunk], dict[str, list[int]]]:
+def _encode(flat: Flat) -> list[_Chunk]:
     """Code every leaf; group them by the tensor that owns them."""
     joint = _joint_candidates(flat)
     coded: list[tuple[list[Json], bytes]] = []
@@ -202,33 +219,38 @@ def _encode(flat: Flat) -> tuple[list[_Chunk], dict[str, list[int]]]:
                 coded[joint[i]] = ([MASK, list(grid), _JOINT, 0, 0], b"")
                 coded[i] = ([form, list(shape), *together.header, joint[i]], together.data)
     chunks: dict[str, _Chunk] = {}
-    order: dict[str, list[int]] = {}
     for i, (leaf, owner) in enumerate(zip(flat.leaves, flat.owner, strict=True)):
-        chunk = chunks.setdefault(owner, _Chunk(owner, [], b""))
-        order.setdefault(owner, []).append(i)
+        chunk = chunks.setdefault(owner, _Chunk(owner, [], [], b""))
+        chunk.numbers.append(i)
         chunk.leaves.append(coded[i][0])
         chunk.data += coded[i][1]
         alone = isinstance(leaf.owner, Dense) and leaf.path == "/array"
         if alone and len(coded[i][1]) >= max(_POOLED_BELOW, leaf.tensor.numel() * leaf.tensor.element_size()):
             chunk.plain = leaf.tensor
-    return list(chunks.values()), order
+    return list(chunks.values())
 
 
 def _joint_candidates(flat: Flat) -> dict[int, int]:
     """Symbol leaf → the mask leaf in whose live positions it lies; only where both are used once."""
     uses: dict[int, int] = {}
     pairs: dict[int, int] = {}
-    for kind_fields in flat.nodes:
-        for value in kind_fields[1].values():
+    for node in flat.nodes:
+        for value in node[1:]:
             for leaf in _leaf_refs(value):
                 uses[leaf] = uses.get(leaf, 0) + 1
-    for kind_index, fields in flat.nodes:
-        if flat.kinds[kind_index][0] != Masked.__name__:
+
+    def fields_of(number: int) -> tuple[str, dict[str, Json]]:
+        kind, *values = flat.nodes[number]
+        return flat.kinds[kind][0], dict(zip(flat.kinds[kind][2], values, strict=False))
+
+    for i in range(len(flat.nodes)):
+        kind, fields = fields_of(i)
+        if kind != Masked.__name__:
             continue
-        where, value = flat.nodes[fields["where"]["n"]], flat.nodes[fields["value"]["n"]]
-        symbols = {Codebook.__name__: "index", Affine.__name__: "q"}.get(flat.kinds[value[0]][0])
-        if flat.kinds[where[0]][0] == Mask.__name__ and symbols is not None:
-            mask_leaf, symbol_leaf = where[1]["bits_packed"]["t"], value[1][symbols]["t"]
+        (where_kind, where), (value_kind, value) = fields_of(fields["where"]["n"]), fields_of(fields["value"]["n"])
+        symbols = {Codebook.__name__: "index", Affine.__name__: "q"}.get(value_kind)
+        if where_kind == Mask.__name__ and symbols is not None:
+            mask_leaf, symbol_leaf = where["bits_packed"]["t"], value[symbols]["t"]
             if uses[mask_leaf] == uses[symbol_leaf] == 1 and mask_leaf < symbol_leaf:
                 pairs[symbol_leaf] = mask_leaf
     return pairs
@@ -276,15 +298,20 @@ def _read(layout: Layout, whole: memoryview, expected: Sequence[TensorSpec] | No
     specs, roots = _roots(index["roots"])
     _check_expected(specs, expected, layout.file_bytes)
     limits = {s.name: 2 * s.elements + 4096 for s in specs}
-    tensors, costs = _leaves(index["arrays"], layout, whole, sum(limits.values()), max(limits.values(), default=0))
-    trees = unflatten(index["kinds"], index["nodes"], roots, tensors)
+    most = max(limits.values(), default=0)
+    leaves = _Leaves(sum(limits.values()), most)
+    _read_leaves(index["arrays"], layout, whole, leaves)
+    tensors = leaves.all()
+    trees = unflatten(index["kinds"], index["nodes"], roots, tensors, most=most)
     for spec in specs:
         found = trees[spec.name].dense_shape()
         if found != spec.shape:
             raise FormatError(f"tensor {spec.name!r}: found a tree of shape {found}, the index expected {spec.shape}")
+        if any(isinstance(node, Ref) for _, node in trees[spec.name].nodes()):
+            raise FormatError(f"tensor {spec.name!r}: found a reference by name, expected shared nodes")
     if expected is not None:
         specs = _with_kinds(specs, expected)
-    records = tuple(_records(specs, trees, tensors, costs, measure_entropy))
+    records = tuple(_records(specs, trees, tensors, leaves.costs, measure_entropy))
     header = layout.data_start
     notes = index.get("notes", {})
     return Container(specs, trees, records, packed_length_, header, layout.file_bytes, notes)
@@ -310,11 +337,12 @@ def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int]:
         raise FormatError(f"{INDEX}: found checksum {zlib.crc32(packed):08x}, expected {seal[1]!r}")
     unpacker = zlib.decompressobj(-15)
     try:
-        text_bytes = unpacker.decompress(packed, _MAX_INDEX)
+        most = min(_MAX_INDEX, _INDEX_LIMIT * len(packed) + (1 << 16))
+        text_bytes = unpacker.decompress(packed, most)
     except zlib.error as error:
         raise FormatError(f"{INDEX}: found damaged data: {error}") from error
     if not unpacker.eof or unpacker.unused_data:
-        raise FormatError(f"{INDEX}: found truncated, trailing or more than {_MAX_INDEX} bytes of data")
+        raise FormatError(f"{INDEX}: found truncated, trailing or more than {most} bytes of data")
     index = parse_json(text_bytes, INDEX)
     wanted = {"arrays", "kinds", "nodes", "roots"}
     if not isinstance(index, dict) or not wanted <= set(index) <= wanted | {"notes"}:
@@ -350,6 +378,7 @@ def _shape(found: Json) -> bool:
         isinstance(found, list)
         and len(found) <= 32
         and all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 1 << 40 for x in found)
+        and prod(max(1, x) for x in found) < 1 << 48  # also where a zero makes the whole empty
     )
 
 
@@ -391,91 +420,110 @@ def _with_kinds(specs: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> 
     )
 
 
-def _leaves(
-    arrays: Json, layout: Layout, whole: memoryview, most: int, most_each: int
-) -> tuple[list[Tensor], list[tuple[str, int, int]]]:
-    """Decode all leaves; every size is bounded before it is allocated.
+@dataclass
+class _Leaves:
+    """Decodes leaves one array at a time; every size is bounded before it is allocated.
 
-    Returns:
-        Leaves by number, and for each (coder, table bytes, payload bytes).
+    Args:
+        most: elements of all leaves together.
+        most_each: elements of one leaf.
+        found: decoded so far, by number; None: a mask that its symbols will tell.
+        costs: (coder, table bytes, payload bytes) of each.
     """
-    found: dict[int, Tensor] = {}
-    costs: dict[int, tuple[str, int, int]] = {}
-    masks: dict[int, tuple[int, ...]] = {}
-    joint: list[tuple[int, str, tuple[int, ...], Coded, int]] = []
-    if not isinstance(arrays, list) or len(arrays) != len(layout.arrays) - 1:
-        raise FormatError(f"{INDEX}: found other arrays listed than the file has")
-    spent = 0
-    for entry in arrays:
-        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
-            raise FormatError(f"{INDEX}: found array entry {str(entry)[:60]}, expected [name, sum, leaves]")
-        name, checksum, leaves = entry
-        if name not in layout.arrays or name == INDEX:
-            raise FormatError(f"{INDEX}: found array {name[:80]!r}, which the file lacks")
-        array = layout.arrays[name]
-        raw = whole[layout.data_start + array.start : layout.data_start + array.stop]
-        if zlib.crc32(raw) != checksum:
-            raise FormatError(f"array {name!r}: found checksum {zlib.crc32(raw):08x}, expected {str(checksum)[:12]}")
-        if isinstance(leaves, int):
-            _number(leaves, found, masks)
-            flat = np.frombuffer(raw, np.uint8)
-            found[leaves] = from_bytes(flat, named_dtype(array.dtype), array.shape)
-            costs[leaves] = (Coder.RAW.name, 0, len(raw))
-            continue
-        if not isinstance(leaves, list) or array.dtype != "U8":
-            raise FormatError(f"array {name!r}: found leaves {str(leaves)[:60]}, expected a list over U8")
+
+    most: int
+    most_each: int
+    found: list[Tensor | None] = field(default_factory=list)
+    costs: list[tuple[str, int, int]] = field(default_factory=list)
+    waiting: dict[int, tuple[int, ...]] = field(default_factory=dict)
+    spent: int = 0
+
+    def plain(self, raw: memoryview, dtype: str, shape: tuple[int, ...]) -> None:
+        """An array that is a leaf as it stands."""
+        self.found.append(from_bytes(np.frombuffer(raw, np.uint8), named_dtype(dtype), shape))
+        self.costs.append((Coder.RAW.name, 0, len(raw)))
+
+    def coded(self, raw: memoryview, entries: list[Json], name: str) -> None:
+        """An array of coded leaves, one after the other."""
         at = 0
-        for leaf in leaves:
-            number, form, shape, coder, table, payload, partner = _leaf_entry(leaf, name)
-            _number(number, found, masks)
-            size = packed_length(form, shape)
-            spent += size
-            if prod(shape) > most_each or spent > most:
+        for entry in entries:
+            form, shape, coder, table, payload, partner = _leaf_entry(entry, name)
+            self.spent += packed_length(form, shape)
+            if prod(shape) > self.most_each or self.spent > self.most:
                 raise FormatError(f"array {name!r}: found a leaf of shape {shape}, larger than its network needs")
             data = bytes(raw[at : at + table + payload])
             at += table + payload
+            number = len(self.found)
             if coder == _JOINT:
-                masks[number] = shape
-                costs[number] = (Coder.SPARSE_ZERO_SYMBOL.name, 0, 0)
-                continue
-            coded = Coded.from_parts([coder, table, payload], data)
-            costs[number] = (coded.coder.name, table, payload)
-            if partner is not None:
-                joint.append((number, form, shape, coded, partner))
+                self.waiting[number] = shape
+                self.found.append(None)
+                self.costs.append((Coder.SPARSE_ZERO_SYMBOL.name, 0, 0))
                 continue
             try:
-                found[number] = decode_leaf(coded, form, shape)
+                leaf = Coded.from_parts([coder, table, payload], data)
+                self.costs.append((leaf.coder.name, table, payload))
+                if partner is None:
+                    self.found.append(decode_leaf(leaf, form, shape))
+                else:
+                    self.found.append(self._with_mask(leaf, form, shape, partner))
             except FormatError as error:
                 raise FormatError(f"array {name!r}, leaf {number}: {error}") from error
         if at != len(raw):
             raise FormatError(f"array {name!r}: found {len(raw)} bytes, its leaves expected {at}")
-    for number, form, shape, coded, partner in joint:
-        if partner not in masks:
-            raise FormatError(f"leaf {number}: found partner {partner}, expected a mask that was stored with it")
-        grid = masks.pop(partner)
-        mask, symbols = decode_sparse_symbols(coded, grid, np.dtype(str(named_dtype(form)).removeprefix("torch.")))
+
+    def _with_mask(self, leaf: Coded, form: str, shape: tuple[int, ...], partner: int) -> Tensor:
+        if partner not in self.waiting:
+            raise FormatError(f"found partner {partner}, expected a mask that was stored with it")
+        if form == MASK or named_dtype(form).is_floating_point:
+            raise FormatError(f"found {form} beside a mask, expected integers")
+        dtype = np.dtype(str(named_dtype(form)).removeprefix("torch."))
+        mask, symbols = decode_sparse_symbols(leaf, self.waiting.pop(partner), dtype)
         if symbols.shape != shape:
-            raise FormatError(f"leaf {number}: found {symbols.shape} symbols, expected {shape}")
-        found[partner], found[number] = pack_bits(torch.from_numpy(mask)), torch.from_numpy(symbols)
-    if masks or sorted(found) != list(range(len(found))):
-        raise FormatError(f"{INDEX}: found leaves {sorted(found)[:8]}, expected all from 0 without holes")
-    return [found[i] for i in range(len(found))], [costs[i] for i in range(len(found))]
+            raise FormatError(f"found {symbols.shape} symbols, expected {shape}")
+        self.found[partner] = pack_bits(torch.from_numpy(mask))
+        return torch.from_numpy(symbols)
+
+    def all(self) -> list[Tensor]:
+        """Every leaf, once all arrays are read."""
+        complete = [leaf for leaf in self.found if leaf is not None]
+        if len(complete) != len(self.found):
+            raise FormatError(f"{INDEX}: found masks {sorted(self.waiting)[:8]} without the symbols that tell them")
+        return complete
 
 
-def _number(number: int, found: Mapping[int, Tensor], masks: Mapping[int, Any]) -> None:
-    if isinstance(number, bool) or number < 0 or number in found or number in masks:
-        raise FormatError(f"{INDEX}: found leaf number {number} twice or out of range")
+def _read_leaves(arrays: Json, layout: Layout, whole: memoryview, leaves: _Leaves) -> None:
+    """Check every array's sum and decode it."""
+    if not isinstance(arrays, list) or len(arrays) != len(layout.arrays) - 1:
+        raise FormatError(f"{INDEX}: found other arrays listed than the file has")
+    listed: set[str] = set()
+    for entry in arrays:
+        if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
+            raise FormatError(f"{INDEX}: found array entry {str(entry)[:60]}, expected [name, sum, leaves]")
+        name, checksum, entries = entry
+        if name not in layout.arrays or name == INDEX or name in listed:
+            raise FormatError(f"{INDEX}: found array {name[:80]!r}, which the file lacks or has listed before")
+        listed.add(name)
+        array = layout.arrays[name]
+        raw = whole[layout.data_start + array.start : layout.data_start + array.stop]
+        if zlib.crc32(raw) != checksum:
+            raise FormatError(f"array {name!r}: found checksum {zlib.crc32(raw):08x}, expected {str(checksum)[:12]}")
+        if entries is None:
+            leaves.plain(raw, array.dtype, array.shape)
+        elif isinstance(entries, list) and array.dtype == "U8":
+            leaves.coded(raw, entries, name)
+        else:
+            raise FormatError(f"array {name!r}: found leaves {str(entries)[:60]}, expected a list over U8")
 
 
-def _leaf_entry(leaf: Json, name: str) -> tuple[int, str, tuple[int, ...], int, int, int, int | None]:
-    good = isinstance(leaf, list) and len(leaf) in (6, 7) and isinstance(leaf[1], str) and _shape(leaf[2])
-    numbers = [leaf[0], *leaf[3:]] if good else []
-    if not (good and all(isinstance(x, int) and not isinstance(x, bool) for x in numbers) and min(leaf[4:6]) >= 0):
-        raise FormatError(f"array {name!r}: found leaf {str(leaf)[:80]}, expected [number, form, shape, coder, …]")
-    if leaf[1] != MASK:
-        named_dtype(leaf[1])
-    partner = leaf[6] if len(leaf) == 7 else None
-    return leaf[0], leaf[1], tuple(leaf[2]), leaf[3], leaf[4], leaf[5], partner
+def _leaf_entry(leaf: Json, name: str) -> tuple[str, tuple[int, ...], int, int, int, int | None]:
+    listed = isinstance(leaf, list) and len(leaf) in (_WITH_PARTNER - 1, _WITH_PARTNER)
+    good = listed and isinstance(leaf[0], str) and _shape(leaf[1])
+    if not (good and all(isinstance(x, int) and not isinstance(x, bool) for x in leaf[2:]) and min(leaf[3:5]) >= 0):
+        raise FormatError(f"array {name!r}: found leaf {str(leaf)[:80]}, expected [form, shape, coder, table, payload]")
+    if leaf[0] != MASK:
+        named_dtype(leaf[0])
+    partner = leaf[5] if len(leaf) == _WITH_PARTNER else None
+    return leaf[0], tuple(leaf[1]), leaf[2], leaf[3], leaf[4], partner
 
 
 def _records(

@@ -27,6 +27,7 @@ MAX_HEADER = 100_000_000
 MAX_DEPTH = 32
 _ALIGN = 8
 _MAX_DIMS = 32
+_MAX_ELEMENTS = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,8 @@ def parse_json(text: bytes, what: str) -> Any:
         FormatError: anything else.
     """
     depth = deepest = 0
-    for token in re.finditer(rb'"(?:[^"\\]|\\.)*"|[\[{\]}]', text):
+    # Possessive, and an open string runs to the end: one pass, whatever the bytes.
+    for token in re.finditer(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{\]}]', text):
         if token.group() in b"[{":
             depth += 1
             deepest = max(deepest, depth)
@@ -201,6 +203,10 @@ def _array(name: str, entry: object) -> Array:
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2 and len(shape) <= _MAX_DIMS):
         raise FormatError(f"array {name[:80]!r}: found shape {str(shape)[:60]}, offsets {str(offsets)[:60]}")
+    if prod(max(1, size) for size in shape) > _MAX_ELEMENTS:  # also where a zero makes the whole empty
+        raise FormatError(
+            f"array {name[:80]!r}: found shape {str(shape)[:60]}, expected at most {_MAX_ELEMENTS} elements"
+        )
     expected = prod(shape) * dtype.itemsize
     if offsets[1] - offsets[0] != expected:
         raise FormatError(f"array {name[:80]!r}: found {offsets[1] - offsets[0]} bytes, its shape expected {expected}")

@@ -48,7 +48,9 @@ class Magnitude(Method):
     Args:
         sparsity: fraction of weights that become zero, 0 to 1; not given for `NofM`, which fixes it.
         structure: what lives or dies together.
-        scope: "uniform" (this sparsity in every tensor) or "global" (one threshold over all tensors).
+        scope: "uniform" (this sparsity in every tensor), "global" (one threshold over all tensors), or "lamp" (one
+            threshold over s² / Σ s'², the sum over the units of the same tensor with s' ≥ s: a tensor's last units
+            are worth the most, so none dies).
 
     Cost: one sort per tensor; globally two passes with a summary of 2¹⁶ counts per tensor.
 
@@ -58,12 +60,12 @@ class Magnitude(Method):
         >>> Magnitude(sparsity=0.9).at(0.5).sparsity
         0.7875
 
-    Source: Han et al. 2015, arXiv 1506.02626; Zhu and Gupta 2017, arXiv 1710.01878 (the cubic schedule of `at`).
+    Source: Han et al. 2015, arXiv 1506.02626; Lee et al. 2021 (LAMP), arXiv 2010.07611, section 3; Zhu and Gupta 2017, arXiv 1710.01878 (the cubic schedule of `at`).
     """
 
     sparsity: float | None = None
     structure: Structure = field(default_factory=Unstructured)
-    scope: Literal["uniform", "global"] = "uniform"
+    scope: Literal["uniform", "global", "lamp"] = "uniform"
 
     def __post_init__(self) -> None:
         if isinstance(self.structure, NofM):
@@ -73,8 +75,8 @@ class Magnitude(Method):
             raise PlanError("Magnitude: found no sparsity, expected a number from 0 to 1")
         else:
             check_fraction("Magnitude: sparsity", self.sparsity)
-        if self.scope not in ("uniform", "global"):
-            raise PlanError(f"Magnitude: scope: found {self.scope!r}, expected 'uniform' or 'global'")
+        if self.scope not in ("uniform", "global", "lamp"):
+            raise PlanError(f"Magnitude: scope: found {self.scope!r}, expected 'uniform', 'global' or 'lamp'")
 
     def at(self, progress: float) -> Method:
         """Cubic ramp: sparsity · (1 − (1 − progress)³)."""
@@ -105,13 +107,14 @@ class Magnitude(Method):
 
     @property
     def observes(self) -> bool:
-        """Only a global threshold needs to look first."""
-        return self.scope == "global"
+        """A threshold over all tensors needs to look first."""
+        return self.scope != "uniform"
 
     def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
         """Histogram of the scores' upper 16 bits; in the second round of the lower 16 bits of one bin."""
         del evidence
-        order = _order(self._unit_scores(site, weight))
+        scores = self.structure.score(self._scores(site, weight))
+        order = _order(_lamp(scores) if self.scope == "lamp" else scores)
         if ask is None:
             live = order[order >= 0] >> 16
             return {"histogram": torch.bincount(live, minlength=1 << 15), "units": order.numel()}
@@ -170,9 +173,6 @@ class Magnitude(Method):
         scores.view(-1)[positions.long()] = magnitudes
         return scores
 
-    def _unit_scores(self, site: Site, weight: Encoding) -> Tensor:
-        return self.structure.score(self._scores(site, weight))
-
     def apply(
         self,
         sites: Sequence[Site],
@@ -207,6 +207,16 @@ def _order(scores: Tensor) -> Tensor:
     """float32 ≥ 0 as integers of the same order (−1 below all), so that histograms can be exact."""
     bits = scores.contiguous().view(torch.int32).long()
     return torch.where(scores < 0, -1, bits)
+
+
+def _lamp(scores: Tensor) -> Tensor:
+    """s² / Σ s'² over units with s' ≥ s, float32; dead units stay −1. Rises with s, so ranks within a tensor stay."""
+    order = scores.argsort(descending=True, stable=True)
+    squares = scores[order].clamp_min(0).double().square()
+    shares = squares / squares.cumsum(0).clamp_min(torch.finfo(torch.float64).tiny)
+    lamp = torch.empty_like(scores)
+    lamp[order] = shares.float()
+    return torch.where(scores < 0, -1.0, lamp)
 
 
 def _tail(histogram: Tensor) -> Tensor:

@@ -171,5 +171,5 @@ def _flattens(node: fx.Node) -> bool:
         return rest == [1] and not node.kwargs
     if node.op == "call_method" and node.target in ("view", "reshape"):
         # x.view(batch, -1); with x.view(-1, 400) the code itself would expect the old number of features
-        return len(node.args) == 3 and node.args[2] == -1
+        return len(node.args) == 3 and not isinstance(node.args[2], fx.Node) and bool(node.args[2] == -1)
     return False
