@@ -17,6 +17,7 @@ from gossamer.drive.recipe import Recipe, run
 from gossamer.drive.tune import Loss, Tune
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
+from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError
 from gossamer.measure.ledger import Ledger, ledger_of
 from gossamer.network.attach import attach, harvest
@@ -155,7 +156,12 @@ def compress(
     """
     state = run(model, recipe, data=data, tune=tune, loss=loss, progress=progress or NoProgress())
     notes = {"plan": state.plans}
-    return Compressed(state.specs, state.trees, state.model, notes=notes, skipped=state.skipped)
+    small = Compressed(state.specs, state.trees, state.model, notes=notes, skipped=state.skipped)
+    shrunk = any(isinstance(node, Kept) for tree in state.trees.values() for _, node in tree.nodes())
+    if shrunk and data is not None:
+        inputs = next(iter(data))[0]
+        _check_same_width(state.model, small.dense(), inputs[:1])
+    return small
 
 
 def load(path: str | Path, into: Network | None = None) -> Compressed:
@@ -181,12 +187,7 @@ def load(path: str | Path, into: Network | None = None) -> Compressed:
     return Compressed(container.specs, container.trees, into, notes=container.notes, skipped=skipped)
 
 
-def check_same_width(dense: nn.Module, small: nn.Module, inputs: Tensor) -> None:
-    """Refuse a network whose outputs changed shape.
-
-    Raises:
-        CompositionError: names both shapes.
-    """
+def _check_same_width(dense: nn.Module, small: nn.Module, inputs: Tensor) -> None:
     with torch.inference_mode():
         before, after = dense(inputs), small(inputs)
     if before.shape != after.shape:

@@ -101,6 +101,8 @@ class SVD(Method):
             factors, whole = rank * _cost(site), prod(site.shape)
             if rank >= 1 and factors < whole:
                 steps.append(Step((site.key,), {"rank": rank}))
+            elif rank == 0:
+                skipped[site.key] = "found no bytes left for it in the budget, or no rank at which it would be smaller"
             else:
                 skipped[site.key] = f"rank {rank} would take {factors} numbers, the weight itself has {whole}"
         return Plan(tuple(steps), skipped=skipped)
@@ -108,6 +110,7 @@ class SVD(Method):
     def _spend(self, sites: Sequence[Site], summaries: Mapping[str, Summary]) -> dict[str, int]:
         left = self.budget_bytes or 0
         ranks = {s.key: 0 for s in sites}
+        sizes = {s.key: s for s in sites}
         gains = []
         for order, site in enumerate(sites):
             energy = summaries[site.key]["energy"]
@@ -118,7 +121,8 @@ class SVD(Method):
         for _, _, _, key, cost in sorted(gains):
             if key in closed:
                 continue
-            if cost > left:
+            useless = (ranks[key] + 1) * _cost(sizes[key]) >= prod(sizes[key].shape)
+            if cost > left or useless:
                 closed.add(key)  # ranks are taken in order: a skipped one closes the layer
                 continue
             ranks[key] += 1

@@ -60,7 +60,8 @@ class Magnitude(Method):
         >>> Magnitude(sparsity=0.9).at(0.5).sparsity
         0.7875
 
-    Source: Han et al. 2015, arXiv 1506.02626; Lee et al. 2021 (LAMP), arXiv 2010.07611, section 3; Zhu and Gupta 2017, arXiv 1710.01878 (the cubic schedule of `at`).
+    Source: Han et al. 2015, arXiv 1506.02626; Lee et al. 2021 (LAMP), arXiv 2010.07611, section 3; Zhu and Gupta
+    2017, arXiv 1710.01878 (the cubic schedule of `at`).
     """
 
     sparsity: float | None = None

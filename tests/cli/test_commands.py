@@ -1,0 +1,186 @@
+"""The command line on real files: what it prints, what it writes, and how it refuses."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import gossamer as gs
+from gossamer.cli.main import run
+
+NETWORK = "gossamer.demo.networks:lenet_300_100"
+RECIPE = """
+- prune.Magnitude: {sparsity: 0.9}
+- share.KMeans: {bits: 4}
+"""
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    from gossamer.demo.networks import lenet_300_100
+
+    torch.manual_seed(0)
+    save_file(lenet_300_100().state_dict(), tmp_path / "weights.safetensors")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path
+
+
+def call(*arguments: object) -> int:
+    with pytest.raises(SystemExit) as left:
+        run([str(a) for a in arguments])
+    return int(left.value.code or 0)
+
+
+def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    """Exit code 2 and exactly one line on standard error."""
+    assert call(*arguments) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert "Traceback" not in lines[0]
+    return lines[0]
+
+
+def compress(files: Path, *more: object) -> int:
+    return call(
+        "compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "-n", NETWORK, "-o", files / "out.gsm",
+        *more,
+    )  # fmt: skip
+
+
+def test_compress_inspect_decompress_give_back_the_same_weights(files: Path) -> None:
+    assert compress(files, "--json", files / "made.json") == 0
+    made = json.loads((files / "made.json").read_text(encoding="utf-8"))
+    assert made["file_bytes"] == (files / "out.gsm").stat().st_size
+    assert made["ratio"] > 15
+    assert call("inspect", files / "out.gsm", "--json", files / "ledger.json") == 0
+    ledger = json.loads((files / "ledger.json").read_text(encoding="utf-8"))
+    assert sum(ledger["categories"].values()) == ledger["file_bytes"] == made["file_bytes"]
+    assert ledger["dense_bytes"] == (files / "weights.safetensors").stat().st_size
+    assert call("decompress", files / "out.gsm", "-o", files / "dense.safetensors") == 0
+    again, expected = load_file(files / "dense.safetensors"), gs.load(files / "out.gsm").state_dict()
+    assert again.keys() == expected.keys()
+    assert all(torch.equal(again[name], expected[name]) for name in expected)
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = sorted(files.iterdir())
+    arguments = ("compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "-n", NETWORK, "--dry-run")
+    assert call(*arguments) == 0
+    assert "Magnitude" in capsys.readouterr().out
+    assert sorted(files.iterdir()) == before
+
+
+def test_bench_measures_both_networks_and_their_memory(files: Path) -> None:
+    assert compress(files) == 0
+    arguments = ("--shape", "1,28,28", "-b", "4", "--seconds", "0.1", "--json", files / "bench.json")
+    assert call("bench", files / "out.gsm", "-n", NETWORK, *arguments) == 0
+    found = json.loads((files / "bench.json").read_text(encoding="utf-8"))
+    assert [t["batch"] for t in found["latency"]] == [4]
+    assert found["latency"][0]["dense"]["median_ms"] > 0
+    assert found["latency"][0]["lowered"]["median_ms"] > 0
+    assert set(found["resident_bytes"]) == {"dense", "lowered"}
+    assert {layer["layer"] for layer in found["layers"]} == {"fc1", "fc2", "fc3"}
+
+
+def test_input_files_are_never_changed(files: Path) -> None:
+    before = {p: p.read_bytes() for p in files.iterdir()}
+    assert compress(files) == 0
+    assert call("inspect", files / "out.gsm") == 0
+    assert all(p.read_bytes() == content for p, content in before.items())
+
+
+def test_a_missing_file_is_named(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "nowhere.gsm" in refused(capsys, "inspect", files / "nowhere.gsm")
+    line = refused(capsys, "compress", files / "no.pt", "-r", files / "recipe.yaml", "-n", NETWORK, "--dry-run")
+    assert "no.pt" in line
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("- prune.Magnitude: {sparsity: 2}", "sparsity"),
+        ("- prune.Magnitude: {sparsty: 0.5}", "sparsty"),
+        ("- prune.Mangitude: {sparsity: 0.5}", "Mangitude"),
+        ("- share.KMeans: {bits: four}", "bits"),
+        ("{[", "YAML"),
+        ("", "list"),
+        ("- prune.Magnitude: {sparsity: 0.5, only: fc9.*}", "matches no layer"),
+        ("- prune.Magnitude: {sparsity: 1.0}", "live weight"),
+        ("- prune.Magnitude: {sparsity: 0.5}\n- factorize.SVD: {rank: 4}", "factorize first"),
+        ("- Tune: {epochs: 1}", "no data"),
+    ],
+)
+def test_a_broken_recipe_is_refused_in_one_line(
+    files: Path, capsys: pytest.CaptureFixture[str], text: str, names: str
+) -> None:
+    (files / "recipe.yaml").write_text(text, encoding="utf-8")
+    arguments = ("compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "-n", NETWORK)
+    assert names in refused(capsys, *arguments, "-o", files / "out.gsm")
+    assert not (files / "out.gsm").exists()
+
+
+def test_weights_that_are_not_finite_are_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = load_file(files / "weights.safetensors")
+    weights["fc2.weight"][3, 4] = float("nan")
+    save_file(weights, files / "weights.safetensors")
+    arguments = ("compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "-n", NETWORK)
+    line = refused(capsys, *arguments, "--dry-run")
+    assert "fc2.weight" in line
+    assert "1 NaN" in line
+
+
+def test_a_truncated_container_is_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compress(files) == 0
+    capsys.readouterr()
+    whole = (files / "out.gsm").read_bytes()
+    (files / "out.gsm").write_bytes(whole[: len(whole) // 2])
+    assert "out.gsm" in refused(capsys, "inspect", files / "out.gsm")
+    assert "out.gsm" in refused(capsys, "decompress", files / "out.gsm", "-o", files / "x.safetensors")
+    assert not (files / "x.safetensors").exists()
+
+
+def test_weights_for_another_network_are_refused(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ("compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "--dry-run")
+    assert "fc3" in refused(capsys, *arguments, "-n", "gossamer.demo.networks:lenet_5")
+    assert "nowhere" in refused(capsys, *arguments, "-n", "nowhere.at_all:make")
+    assert "made_up" in refused(capsys, *arguments, "-n", "gossamer.demo.networks:made_up")
+    assert "expected package" in refused(capsys, *arguments, "-n", "gossamer")
+
+
+def test_the_output_may_not_be_the_input(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = files / "weights.safetensors"
+    before = weights.read_bytes()
+    refused(capsys, "compress", weights, "-r", files / "recipe.yaml", "-n", NETWORK, "-o", weights)
+    assert weights.read_bytes() == before
+
+
+def test_an_interrupt_leaves_nothing_half_written(files: Path) -> None:
+    arguments = ("demo", "--out", str(files / "made"), "--quiet")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gossamer.cli.main", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    assert process.stdout is not None
+    process.stdout.readline()  # it has begun
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert not list((files / "made").glob("*.part")) if (files / "made").exists() else True
+
+
+def test_starting_brings_neither_compiler_nor_table_printer_along() -> None:
+    code = "import sys, gossamer; print(sorted({'llvmlite', 'typer', 'tensorly', 'transformers'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,250 @@
+"""An example of every kind of encoding, plain and nested, each with its size in bits worked out by hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gossamer.encoding import (
+    CP,
+    NM,
+    Affine,
+    Blocks,
+    Codebook,
+    Concat,
+    Dense,
+    Encoding,
+    Kept,
+    LowRank,
+    Mask,
+    Masked,
+    Monarch,
+    Scaled,
+    Sum,
+    TensorTrain,
+    Tucker,
+    View,
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A tree and what is known about it beforehand."""
+
+    tree: Encoding
+    shape: tuple[int, ...]
+    bits: int
+
+
+class Maker:
+    """Leaves of one dtype from one stream of random numbers."""
+
+    def __init__(self, dtype: torch.dtype, seed: int = 0) -> None:
+        self.dtype, self.width = dtype, dtype.itemsize * 8
+        self._random = torch.Generator().manual_seed(seed)
+
+    def floats(self, *shape: int) -> Tensor:
+        return torch.randn(*shape, generator=self._random).to(self.dtype)
+
+    def dense(self, *shape: int) -> Dense:
+        return Dense(self.floats(*shape))
+
+    def symbols(self, top: int, *shape: int) -> Tensor:
+        return torch.randint(top, shape, generator=self._random, dtype=torch.uint8)
+
+    def positive(self, *shape: int) -> Dense:
+        return Dense(self.floats(*shape).abs() + 0.25)
+
+    def mask(self, *shape: int) -> Mask:
+        return Mask.of(torch.rand(*shape, generator=self._random) < 0.4)
+
+    def live(self, mask: Mask) -> int:
+        return int(mask.mask().sum())
+
+    def masked(self, *shape: int) -> tuple[Masked, int]:
+        """A pruned weight and its size."""
+        where = self.mask(*shape)
+        live = self.live(where)
+        return Masked(where, self.dense(live)), where.mask().numel() + live * self.width
+
+    def clustered(self, *shape: int) -> tuple[Masked, int]:
+        """A pruned and clustered weight, five centroids, and its size."""
+        where = self.mask(*shape)
+        live, size = self.live(where), where.mask().numel()
+        packed = Codebook(size, size, self.symbols(5, live), self.dense(1, 5))
+        return Masked(where, packed), size + 3 * live + 5 * self.width
+
+
+def dense(m: Maker) -> Example:
+    return Example(m.dense(5, 7), (5, 7), 35 * m.width)
+
+
+def dense_fixed(m: Maker) -> Example:
+    return Example(Dense(m.floats(5), fixed=True), (5,), 5 * m.width)
+
+
+def affine_symmetric(m: Maker) -> Example:
+    return Example(Affine(35, 35, m.symbols(16, 5, 7), m.positive(1), 8, 4), (5, 7), 35 * 4 + m.width)
+
+
+def affine_per_channel(m: Maker) -> Example:
+    tree = Affine(7, 7, m.symbols(8, 5, 7), m.positive(5), m.symbols(8, 5), 3)
+    return Example(tree, (5, 7), 35 * 3 + 5 * m.width + 5 * 8)
+
+
+def affine_ragged_groups(m: Maker) -> Example:
+    tree = Affine(7, 3, m.symbols(4, 5, 7), m.positive(15), m.symbols(4, 15), 2)
+    return Example(tree, (5, 7), 35 * 2 + 15 * m.width + 15 * 8)
+
+
+def codebook(m: Maker) -> Example:
+    return Example(Codebook(35, 35, m.symbols(16, 5, 7), m.dense(1, 16)), (5, 7), 35 * 4 + 16 * m.width)
+
+
+def codebook_of_one(m: Maker) -> Example:
+    return Example(Codebook(6, 6, m.symbols(1, 6), m.dense(1, 1)), (6,), 6 + m.width)
+
+
+def codebook_grouped(m: Maker) -> Example:
+    return Example(Codebook(7, 4, m.symbols(5, 5, 7), m.dense(10, 5)), (5, 7), 35 * 3 + 50 * m.width)
+
+
+def masked(m: Maker) -> Example:
+    tree, bits = m.masked(5, 7)
+    return Example(tree, (5, 7), bits)
+
+
+def masked_conv(m: Maker) -> Example:
+    tree, bits = m.masked(3, 2, 3, 3)
+    return Example(tree, (3, 2, 3, 3), bits)
+
+
+def masked_all_dead(m: Maker) -> Example:
+    where = Mask.of(torch.zeros(3, 4, dtype=torch.bool))
+    return Example(Masked(where, m.dense(0)), (3, 4), 12)
+
+
+def masked_nm(m: Maker) -> Example:
+    choice = m.symbols(6, 6).to(torch.int16)
+    return Example(Masked(NM(choice, (3, 2, 2, 2), 2, 4), m.dense(12)), (3, 2, 2, 2), 6 * 3 + 12 * m.width)
+
+
+def masked_ragged_blocks(m: Maker) -> Example:
+    kept = torch.tensor([[1, 0, 1], [0, 0, 1], [1, 1, 0]], dtype=torch.bool)
+    # blocks of 2 × 3 on 5 × 7: 3 × 3 blocks, the last row of them one high, the last column one wide
+    live = 6 + 2 + 2 + 3 + 3
+    return Example(Masked(Blocks.of(kept, (5, 7), (2, 3)), m.dense(live)), (5, 7), 9 + live * m.width)
+
+
+def masked_rows(m: Maker) -> Example:
+    where = Blocks.of(torch.tensor([[True], [False], [True]]), (3, 2, 2), (1, 4))
+    return Example(Masked(where, m.dense(8)), (3, 2, 2), 3 + 8 * m.width)
+
+
+def masked_affine_grouped(m: Maker) -> Example:
+    where = m.mask(5, 7)
+    live = m.live(where)
+    tree = Masked(where, Affine(7, 3, m.symbols(16, live), m.positive(15), m.symbols(16, 15), 4))
+    return Example(tree, (5, 7), 35 + 4 * live + 15 * m.width + 15 * 8)
+
+
+def masked_codebook(m: Maker) -> Example:
+    tree, bits = m.clustered(5, 7)
+    return Example(tree, (5, 7), bits)
+
+
+def masked_codebook_grouped(m: Maker) -> Example:
+    where = m.mask(5, 7)
+    live = m.live(where)
+    tree = Masked(where, Codebook(7, 4, m.symbols(4, live), m.dense(10, 4)))
+    return Example(tree, (5, 7), 35 + 2 * live + 40 * m.width)
+
+
+def low_rank(m: Maker) -> Example:
+    return Example(LowRank(m.dense(5, 2), m.dense(2, 3, 2, 2)), (5, 3, 2, 2), (10 + 24) * m.width)
+
+
+def low_rank_of_clustered(m: Maker) -> Example:
+    (u, u_bits), (v, v_bits) = m.clustered(5, 3), m.clustered(3, 8)
+    return Example(LowRank(u, v), (5, 8), u_bits + v_bits)
+
+
+def sum_of_low_rank_and_sparse(m: Maker) -> Example:
+    sparse, bits = m.masked(5, 7)
+    return Example(Sum((LowRank(m.dense(5, 2), m.dense(2, 7)), sparse)), (5, 7), 24 * m.width + bits)
+
+
+def view_of_masked(m: Maker) -> Example:
+    inner, bits = m.masked(4, 3, 2)
+    return Example(View(inner, (1, 0, 2)), (3, 4, 2), bits)
+
+
+def concat(m: Maker) -> Example:
+    part, bits = m.masked(2, 3)
+    return Example(Concat((part, m.dense(4, 3), part)), (8, 3), bits + 12 * m.width)
+
+
+def kept_rows_and_pixels(m: Maker) -> Example:
+    rows = Mask.of(torch.tensor([True, False, True, False]))
+    channels = Mask.of(torch.tensor([False, True, True]))
+    inner, bits = m.clustered(2, 4)  # 2 of 4 rows; 2 of 3 channels of 2 pixels each
+    return Example(Kept(inner, (rows, channels), (1, 2)), (4, 6), bits + 4 + 3)
+
+
+def kept_filled(m: Maker) -> Example:
+    keep = Mask.of(torch.tensor([True, False, True]))
+    return Example(Kept(Dense(m.floats(2), fixed=True), (keep,), (1,), 1.0), (3,), 2 * m.width + 3)
+
+
+def scaled(m: Maker) -> Example:
+    inner = Affine(6, 6, m.symbols(16, 4, 3, 2), m.positive(4), 8, 4)
+    tree = Scaled(inner, m.positive(6), m.positive(4))
+    return Example(tree, (4, 3, 2), 24 * 4 + 4 * m.width + 10 * m.width)
+
+
+def scaled_one_side(m: Maker) -> Example:
+    return Example(Scaled(m.dense(4, 3), None, m.positive(4)), (4, 3), 16 * m.width)
+
+
+def tucker_two(m: Maker) -> Example:
+    tree = Tucker(m.dense(2, 3, 2, 2), (m.dense(5, 2), m.dense(4, 3), None, None))
+    return Example(tree, (5, 4, 2, 2), (24 + 10 + 12) * m.width)
+
+
+def cp(m: Maker) -> Example:
+    return Example(CP((m.dense(4, 2), m.dense(3, 2), m.dense(2, 2))), (4, 3, 2), 18 * m.width)
+
+
+def tensor_train(m: Maker) -> Example:
+    return Example(TensorTrain((m.dense(1, 2, 3, 2), m.dense(2, 3, 2, 1))), (6, 6), 24 * m.width)
+
+
+def monarch(m: Maker) -> Example:
+    return Example(Monarch(m.dense(2, 3, 4), m.dense(4, 2, 2)), (6, 8), 40 * m.width)
+
+
+def shared_codebook(m: Maker) -> Example:
+    table = m.dense(1, 4)
+    parts = tuple(Codebook(6, 6, m.symbols(4, 2, 3), table) for _ in range(2))
+    return Example(Concat(parts), (4, 3), 12 * 2 + 4 * m.width)
+
+
+def everything_at_once(m: Maker) -> Example:
+    (u, u_bits), (sparse, s_bits) = m.clustered(4, 2), m.masked(4, 6)
+    inner = Sum((LowRank(u, m.dense(2, 6)), sparse))
+    keep = Mask.of(torch.tensor([True, True, False, True, True]))
+    tree = View(Kept(Scaled(inner, None, m.positive(4)), (keep, None), (1, 1)), (1, 0))
+    return Example(tree, (6, 5), u_bits + s_bits + 12 * m.width + 4 * m.width + 5)
+
+
+MAKERS: tuple[Callable[[Maker], Example], ...] = (
+    *(dense, dense_fixed, affine_symmetric, affine_per_channel, affine_ragged_groups),
+    *(codebook, codebook_of_one, codebook_grouped, masked, masked_conv, masked_all_dead, masked_nm),
+    *(masked_ragged_blocks, masked_rows, masked_affine_grouped, masked_codebook, masked_codebook_grouped),
+    *(low_rank, low_rank_of_clustered, sum_of_low_rank_and_sparse, view_of_masked, concat, kept_rows_and_pixels),
+    *(kept_filled, scaled, scaled_one_side, tucker_two, cp, tensor_train, monarch, shared_codebook),
+    everything_at_once,
+)

@@ -1,0 +1,96 @@
+"""An example of every method with every setting that changes what it makes, and a network with every kind of layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.methods.base import Method
+from gossamer.methods.factorize import SVD
+from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
+from gossamer.methods.quantize import RoundToNearest
+from gossamer.methods.share import KMeans
+from gossamer.methods.shrink import Channels
+
+STRUCTURES = {"weights": Unstructured(), "rows": Rows(), "columns": Columns(), "blocks": Block(3, 5)}
+
+METHODS: Mapping[str, Method] = {
+    **{
+        f"magnitude-{name}-uniform": Magnitude(sparsity=0.5, structure=structure)
+        for name, structure in STRUCTURES.items()
+    },
+    **{  # a global threshold over whole rows soon kills a layer, which is refused
+        f"magnitude-{name}-global": Magnitude(sparsity=0.3, structure=structure, scope="global")
+        for name, structure in STRUCTURES.items()
+    },
+    "magnitude-2:4": Magnitude(structure=NofM(2, 4)),
+    "magnitude-none": Magnitude(sparsity=0.0),
+    **{f"kmeans-{bits}": KMeans(bits=bits) for bits in (1, 4, 8)},
+    "kmeans-grouped": KMeans(bits=2, group_size=8),
+    "kmeans-network-wide": KMeans(bits=5, network_wide=True),
+    **{
+        f"rtn-{bits}-{group}-{'symmetric' if symmetric else 'asymmetric'}": RoundToNearest(
+            bits=bits,
+            group=group,  # type: ignore[arg-type]
+            symmetric=symmetric,
+        )
+        for bits in (2, 4, 8)
+        for group in ("tensor", "channel", 5)
+        for symmetric in (True, False)
+    },
+    "rtn-half-scales": RoundToNearest(bits=4, scale_dtype="float16"),
+    "rtn-bfloat16-scales": RoundToNearest(bits=4, group=5, scale_dtype="bfloat16"),
+    "svd-rank": SVD(rank=2),
+    "svd-energy": SVD(energy=0.7),
+    "svd-bytes": SVD(budget_bytes=1500),
+    "channels": Channels(sparsity=0.5),
+}
+
+
+class Zoo(nn.Module):
+    """Every kind of weight that methods handle, and things that they must leave alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(24, 20)
+        self.conv1d = nn.Conv1d(8, 16, 3)
+        self.conv2d = nn.Conv2d(3, 24, 2)
+        self.up = nn.ConvTranspose2d(16, 6, 2)
+        self.embedding = nn.Embedding(40, 8)
+        self.norm = nn.LayerNorm(6)
+        self.batch = nn.BatchNorm2d(24)
+
+
+WEIGHTS = ("linear.weight", "conv1d.weight", "conv2d.weight", "up.weight", "embedding.weight")
+
+
+class Chain(nn.Module):
+    """Convolution, normalisation, pooling, flattening, two linear layers: channels can go, and a few things stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 8, 3, padding=1)
+        self.batch = nn.BatchNorm2d(8)
+        self.fc1 = nn.Linear(8 * 2 * 2, 12)
+        self.fc2 = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.batch(self.conv(x)))
+        x = torch.flatten(nn.functional.max_pool2d(x, 3), 1)
+        return self.fc2(torch.relu(self.fc1(x)))
+
+
+def network(method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A network with random weights that the method can handle."""
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = (Chain() if isinstance(method, Channels) else Zoo()).eval()
+        for module in model.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                assert module.running_mean is not None
+                assert module.running_var is not None
+                module.running_mean.normal_()
+                module.running_var.uniform_(0.5, 2.0)
+    return model.to(dtype)

@@ -1,0 +1,280 @@
+"""What every method promises, checked on every example of `method_examples`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+import torch
+from contract.method_examples import METHODS, WEIGHTS, Zoo, network
+from contract.test_every_encoding import same_bits, same_trees
+from torch import nn
+
+from gossamer.drive import ModelSource, TreeSource, run
+from gossamer.drive.one_shot import apply_plan, plan_method
+from gossamer.encoding import Blocks, Dense, Encoding, Kept, Mask, Masked, skeleton_of
+from gossamer.encoding.spec import Kind
+from gossamer.errors import CompositionError, DataError, PlanError
+from gossamer.methods.base import DENSE, MASKED, Method
+from gossamer.methods.factorize import SVD
+from gossamer.methods.prune import Magnitude
+from gossamer.methods.quantize import RoundToNearest
+from gossamer.methods.share import KMeans
+from gossamer.methods.shrink import Channels
+from gossamer.network import specs, tensors
+
+every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
+half_too = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+
+
+def trees_of(model: nn.Module) -> dict[str, Encoding]:
+    source = ModelSource(model)
+    return {spec.name: source.read(spec.name) for spec in source.specs()}
+
+
+def result_of(method: Method, model: nn.Module, trees: Mapping[str, Encoding]) -> tuple[dict[str, Encoding], list[dict]]:
+    """New trees and the JSON of the plan."""
+    source = TreeSource(specs(model), trees)
+    planned = plan_method(method.bind(model, None), source)
+    return apply_plan(planned, source), [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
+
+
+def test_every_method_of_the_package_has_an_example() -> None:
+    def below(kind: type) -> set[type]:
+        return {kind} | {k for sub in kind.__subclasses__() for k in below(sub)}
+
+    ours = {k for k in below(Method) if k.__module__.startswith("gossamer.")}
+    concrete = {k for k in ours if not getattr(k, "__abstractmethods__", None)}
+    assert concrete == {type(m) for m in METHODS.values()}
+
+
+@every_method
+@half_too
+def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Method, dtype: torch.dtype) -> None:
+    model = network(method, dtype)
+    before = trees_of(model)
+    bound = method.bind(model, None)
+    after, _ = result_of(method, model, before)
+    assert after
+    for spec in specs(model):
+        if spec.name not in after:
+            continue
+        tree = after[spec.name]
+        assert tree.dense_shape() == spec.shape
+        assert tuple(tree.to_dense().shape) == spec.shape
+        assert bool(tree.to_dense().isfinite().all())
+        for path in bound.find(spec, skeleton_of(before[spec.name])).paths:
+            promised = bound.produces(skeleton_of(before[spec.name].at(path)))
+            found = skeleton_of(tree.at(path))
+            if isinstance(method, Channels):  # which of the dimensions lose channels is not part of the promise
+                assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
+            else:
+                assert found == promised
+    trainable = run(model, [method]).network()
+    for spec in specs(model):
+        module, _, name = spec.name.rpartition(".")
+        assert getattr(trainable.get_submodule(module), name).dtype == spec.dtype
+
+
+@every_method
+def test_the_same_input_gives_the_same_result_and_stays_as_it_was(method: Method) -> None:
+    model = network(method)
+    trees = trees_of(model)
+    kept = {name: tree.map_leaves(lambda f: f.tensor.clone()) for name, tree in trees.items()}
+    first, first_plan = result_of(method, model, trees)
+    second, second_plan = result_of(method, model, trees)
+    assert same_trees(first, second)
+    assert first_plan == second_plan
+    assert same_trees(trees, kept)
+    assert all(same_bits(t, tensors(network(method))[n]) for n, t in tensors(model).items())
+
+
+@every_method
+def test_no_result_shares_memory_with_the_network_that_it_came_from(method: Method) -> None:
+    model = network(method)
+    after, _ = result_of(method, model, trees_of(model))
+    mine = {t.data_ptr() for t in tensors(model).values() if t.numel()}
+    assert not mine & {f.tensor.data_ptr() for tree in after.values() for f in tree.leaves() if f.tensor.numel()}
+
+
+@every_method
+def test_the_plan_is_json(method: Method) -> None:
+    model = network(method)
+    _, plan = result_of(method, model, trees_of(model))
+    assert json.loads(json.dumps(plan, allow_nan=False)) == plan
+
+
+@every_method
+def test_only_weights_are_touched_unless_named(method: Method) -> None:
+    model = network(method)
+    after, _ = result_of(method, model, trees_of(model))
+    if isinstance(method, Channels):
+        assert set(after) == {s.name for s in specs(model)} - {"fc2.bias", "batch.num_batches_tracked"}
+    else:
+        assert set(after) <= set(WEIGHTS)
+        assert len(after) >= 3
+    assert not any(s.name in after for s in specs(model) if s.kind is Kind.OTHER)
+
+
+@every_method
+def test_only_and_skip_choose_tensors(method: Method) -> None:
+    model = network(method)
+    name = "fc1.weight" if isinstance(method, Channels) else "conv1d.weight"
+    only = type(method)(**{**vars(method), "only": name})
+    skip = type(method)(**{**vars(method), "skip": name})
+    chosen, _ = result_of(only, model, trees_of(model))
+    others, _ = result_of(skip, model, trees_of(model))
+    if isinstance(method, Channels):  # what reads a channel goes with it
+        assert set(chosen) == {"fc1.weight", "fc1.bias", "fc2.weight"}
+        assert "fc2.weight" not in others
+    else:
+        assert set(chosen) == {name}
+        assert name not in others
+
+
+@every_method
+def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
+    """Dense, freely masked, N:M and block-masked weights: accepted exactly if a rule says so, with its skeleton."""
+    model = network(method)
+    given = {
+        "dense": trees_of(model),
+        "masked": {**trees_of(model), **run(model, [Magnitude(sparsity=0.4)]).trees},
+        "2:4": {**trees_of(model), **(run(model, [METHODS["magnitude-2:4"]]).trees if isinstance(model, Zoo) else {})},
+        "rows": {**trees_of(model), **run(model, [METHODS["magnitude-rows-uniform"]]).trees},
+    }
+    bound = method.bind(model, None)
+    for name, trees in given.items():
+        tree = trees["fc1.weight" if isinstance(method, Channels) else "linear.weight"]
+        skeleton = skeleton_of(tree)
+        accepted = any(rule.accepts.accepts(skeleton) for rule in method.rules())
+        assert accepted == (
+            DENSE.accepts(skeleton) or (MASKED.accepts(skeleton) and not isinstance(method, (SVD, Channels)))
+        ), name
+        if isinstance(method, Channels) or not accepted:
+            continue
+        after, _ = result_of(method, model, trees)
+        assert skeleton_of(after["linear.weight"]) == bound.produces(skeleton), name
+        if isinstance(tree, Masked):
+            assert not bool((after["linear.weight"].to_dense() != 0)[~tree.where.mask()].any()), name
+
+
+def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_becomes_a_free_mask() -> None:
+    model = network(METHODS["magnitude-weights-uniform"])
+    rows = METHODS["magnitude-rows-uniform"]
+    twice = run(model, [rows, Magnitude(sparsity=0.8, structure=rows.structure)])  # type: ignore[attr-defined]
+    across = run(model, [rows, Magnitude(sparsity=0.8)])
+    assert isinstance(twice.trees["linear.weight"].at("/where"), Blocks)
+    assert isinstance(across.trees["linear.weight"].at("/where"), Mask)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "advice"),
+    [
+        (KMeans(bits=3), Magnitude(sparsity=0.5), "Prune before sharing or quantizing"),
+        (RoundToNearest(bits=4), Magnitude(sparsity=0.5), "Prune before sharing or quantizing"),
+        (KMeans(bits=3), RoundToNearest(bits=4), "cannot be quantized again"),
+        (RoundToNearest(bits=4), KMeans(bits=3), "cannot be clustered again"),
+        (Magnitude(sparsity=0.5), SVD(rank=2), "factorize first"),
+        (KMeans(bits=3), SVD(rank=2), "factorize first"),
+        (Magnitude(sparsity=0.5), Channels(sparsity=0.5), "Remove channels first"),
+        (SVD(rank=2), Channels(sparsity=0.5), "Remove channels first"),
+        (KMeans(bits=3), Channels(sparsity=0.5), "Remove channels first"),
+        (Channels(sparsity=0.5), Channels(sparsity=0.5), "Remove channels first"),
+    ],
+    ids=lambda v: type(v).__name__ if isinstance(v, Method) else "",
+)
+def test_an_impossible_order_is_refused_with_advice(first: Method, second: Method, advice: str) -> None:
+    model = network(Channels(sparsity=0.5))
+    with pytest.raises(CompositionError, match=advice) as caught:
+        run(model, [first, second])
+    assert "\n" not in str(caught.value)
+    assert "recipe entry 2" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        [Channels(sparsity=0.5), SVD(energy=0.5), Magnitude(sparsity=0.5), KMeans(bits=1)],
+        [Channels(sparsity=0.5), Magnitude(sparsity=0.5), RoundToNearest(bits=4)],
+        [SVD(rank=2), Magnitude(sparsity=0.3), RoundToNearest(bits=3, group=3)],
+        [Magnitude(sparsity=0.5), KMeans(bits=2), RoundToNearest(bits=8, group="tensor", only="*.bias")],
+    ],
+    ids=["shrink-factorize-prune-share", "shrink-prune-quantize", "factorize-prune-quantize", "prune-share-biases"],
+)
+@half_too
+def test_the_usual_orders_compose(recipe: list[Method], dtype: torch.dtype) -> None:
+    model = network(Channels(sparsity=0.5), dtype)
+    state = run(model, recipe)
+    for spec in state.specs:
+        assert state.trees[spec.name].dense_shape() == spec.shape
+    assert state.network()(torch.ones(1, 2, 8, 8, dtype=dtype)).shape == (1, 5)
+
+
+def test_biases_and_norms_are_compressed_when_named() -> None:
+    model = network(KMeans(bits=3))
+    state = run(model, [RoundToNearest(bits=8, group="tensor", only=("*.bias", "norm.weight"))])
+    before = trees_of(model)
+    changed = {n for n, t in state.trees.items() if skeleton_of(t) != skeleton_of(before[n])}
+    assert changed == {s.name for s in state.specs if s.name.endswith("bias")} | {"norm.weight"}
+
+
+def test_factors_are_sites_of_their_own() -> None:
+    state = run(network(SVD(rank=2)), [SVD(rank=2), Magnitude(sparsity=0.5)])
+    targets = [t for step in state.plans[1]["steps"] for t in step["targets"]]
+    assert "linear.weight#/u" in targets
+    assert "linear.weight#/v" in targets
+    assert "up.weight#/inner/u" in targets
+
+
+@every_method
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_numbers_are_refused_by_name(method: Method, bad: float) -> None:
+    model = network(method)
+    name = next(s.name for s in specs(model) if s.name in (*WEIGHTS, "fc1.weight"))
+    with torch.no_grad():
+        tensors(model)[name].view(-1)[3] = bad
+    with pytest.raises(DataError, match=rf"'{name}'.*1 NaN or infinite"):
+        run(model, [method])
+
+
+@every_method
+def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
+    nothing = type(method)(**{**vars(method), "only": "no.such.tensor"})
+    with pytest.raises(CompositionError, match=f"{type(method).__name__} matches no layer"):
+        run(network(method), [nothing])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Magnitude(),
+        lambda: Magnitude(sparsity=1.5),
+        lambda: Magnitude(sparsity=float("nan")),
+        lambda: Magnitude(sparsity=0.5, structure=METHODS["magnitude-2:4"].structure),  # type: ignore[attr-defined]
+        lambda: Magnitude(sparsity=0.5, scope="galactic"),  # type: ignore[arg-type]
+        lambda: KMeans(bits=0),
+        lambda: KMeans(bits=9),
+        lambda: KMeans(bits=2, group_size=0),
+        lambda: KMeans(bits=2, group_size=4, network_wide=True),
+        lambda: RoundToNearest(bits=1),
+        lambda: RoundToNearest(bits=4, group=0),
+        lambda: RoundToNearest(bits=4, group="row"),  # type: ignore[arg-type]
+        lambda: RoundToNearest(bits=4, scale_dtype="int8"),  # type: ignore[arg-type]
+        lambda: SVD(),
+        lambda: SVD(rank=2, energy=0.5),
+        lambda: SVD(rank=0),
+        lambda: SVD(energy=1.5),
+        lambda: SVD(budget_bytes=0),
+        lambda: Channels(sparsity=-0.1),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(make: object) -> None:
+    with pytest.raises(PlanError):
+        make()  # type: ignore[operator]
+
+
+def test_channels_that_go_are_held_by_kept() -> None:
+    state = run(network(Channels(sparsity=0.5)), [Channels(sparsity=0.5)])
+    assert isinstance(state.trees["fc1.weight"], Kept)
+    assert state.trees["fc1.weight"].inner.dense_shape() == (6, 16)

@@ -1,0 +1,139 @@
+"""Compiled kernels are kept on disk, privately, and trusted only when whole."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+
+from gossamer.runtime import kernel_cache
+from gossamer.runtime.cpu import Processor, host
+from gossamer.runtime.kernel_cache import Kernels, assembly, cache_directory, load_kernels
+from gossamer.runtime.spmm import SparseProduct
+from gossamer.runtime.threads import openmp
+
+_CHEAP = host("generic")
+
+
+_OBJECTS: dict[Processor, bytes] = {}
+
+
+@pytest.fixture
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Processor]:
+    """Processors that were compiled for; the code itself is compiled once for all tests of this file."""
+    seen: list[Processor] = []
+    compile_now = kernel_cache._compiled
+
+    def compiled(processor: Processor) -> bytes:
+        seen.append(processor)
+        if processor not in _OBJECTS:
+            _OBJECTS[processor] = compile_now(processor)
+        return _OBJECTS[processor]
+
+    monkeypatch.setattr(kernel_cache, "_compiled", compiled)
+    return seen
+
+
+def fresh(directory: Path) -> Kernels:
+    """As a new process would load them."""
+    load_kernels.cache_clear()
+    kernels = load_kernels(_CHEAP, directory)
+    load_kernels.cache_clear()
+    weight = torch.arange(12.0).view(3, 4)
+    product = SparseProduct(
+        (3, 4), torch.arange(12).numpy(), weight.flatten().numpy(), None, relu=False, kernels=kernels, openmp=openmp()
+    )
+    assert torch.equal(product(torch.eye(4)), weight.T)
+    return kernels
+
+
+def test_the_second_process_loads_what_the_first_compiled(tmp_path: Path, compilations: list[Processor]) -> None:
+    directory = tmp_path / "made" / "kernels"
+    fresh(directory)
+    fresh(directory)
+    assert compilations == [_CHEAP]
+    assert stat.S_IMODE(directory.stat().st_mode) == 0o700
+    (file,) = directory.iterdir()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty", "digest only"])
+def test_a_damaged_file_is_ignored_and_replaced(tmp_path: Path, compilations: list[Processor], damage: str) -> None:
+    directory = tmp_path / "kernels"
+    fresh(directory)
+    (file,) = directory.iterdir()
+    whole = file.read_bytes()
+    flipped = bytearray(whole)
+    flipped[len(whole) // 2] ^= 4
+    file.write_bytes(
+        {"truncated": whole[:-9], "flipped": bytes(flipped), "empty": b"", "digest only": whole[:32]}[damage]
+    )
+    fresh(directory)
+    assert len(compilations) == 2 and file.read_bytes() == whole
+
+
+def test_a_directory_that_others_may_enter_is_not_used(tmp_path: Path, compilations: list[Processor]) -> None:
+    directory = tmp_path / "kernels"
+    directory.mkdir()
+    directory.chmod(0o755)
+    fresh(directory)
+    fresh(directory)
+    assert len(compilations) == 2 and not list(directory.iterdir())
+
+
+def test_a_directory_of_someone_else_is_not_used(
+    tmp_path: Path, compilations: list[Processor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = tmp_path / "kernels"
+    fresh(directory)
+    mine = directory.stat().st_uid
+    monkeypatch.setattr("os.geteuid", lambda: mine + 1)
+    fresh(directory)
+    assert len(compilations) == 2
+
+
+def test_a_link_in_place_of_the_directory_is_not_followed(tmp_path: Path, compilations: list[Processor]) -> None:
+    (tmp_path / "real").mkdir(mode=0o700)
+    (tmp_path / "kernels").symlink_to(tmp_path / "real")
+    fresh(tmp_path / "kernels")
+    assert len(compilations) == 1 and not list((tmp_path / "real").iterdir())
+
+
+def test_where_nothing_can_be_written_kernels_stay_in_memory(tmp_path: Path, compilations: list[Processor]) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("not a directory")
+    fresh(blocked / "kernels")
+    assert len(compilations) == 1 and blocked.read_text() == "not a directory"
+
+
+def test_a_failed_write_leaves_nothing_behind(
+    tmp_path: Path, compilations: list[Processor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError("no space left")
+
+    directory = tmp_path / "kernels"
+    with monkeypatch.context() as patch:
+        patch.setattr("os.rename", full)
+        fresh(directory)
+    assert len(compilations) == 1 and not list(directory.iterdir())
+
+
+def test_another_processor_has_another_file() -> None:
+    other = Processor(_CHEAP.triple, _CHEAP.name, "+sse2", _CHEAP.lanes)
+    assert kernel_cache._key(other) != kernel_cache._key(_CHEAP)
+
+
+def test_the_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_directory({"GOSSAMER_CACHE": "/a", "XDG_CACHE_HOME": "/b"}) == Path("/a/kernels")
+    assert cache_directory({"XDG_CACHE_HOME": "/b"}) == Path("/b/gossamer/kernels")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory({}) == tmp_path / ".cache/gossamer/kernels"
+
+
+def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
+    text = assembly(Processor.neon())
+    assert "fmla\tv" in text and ".4s" in text
+    assert text.count("product_") and "bl\tfmaf" not in text

@@ -1,0 +1,110 @@
+"""Lowering changes how layers run, never what they compute."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import gossamer as gs
+
+
+def mlp() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(64, 128), nn.ReLU(), nn.Linear(128, 96), nn.ReLU(), nn.Linear(96, 10)).eval()
+
+
+class Conv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Conv2d(3, 24, 3, stride=2, padding=1)
+        self.b = nn.Conv2d(24, 32, 3, dilation=2)
+        self.c = nn.Linear(32 * 9, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = torch.relu(self.b(torch.relu(self.a(x))))
+        return self.c(x.flatten(1))
+
+
+RECIPES = {
+    "sparse": [gs.prune.Magnitude(sparsity=0.9)],
+    "shared": [gs.prune.Magnitude(sparsity=0.9), gs.share.KMeans(bits=3)],
+    "low rank": [gs.factorize.SVD(rank=8)],
+    "low rank, sparse": [gs.factorize.SVD(rank=16), gs.prune.Magnitude(sparsity=0.8)],
+    "smaller, sparse": [gs.shrink.Channels(sparsity=0.5), gs.prune.Magnitude(sparsity=0.8)],
+    "quantized": [gs.quantize.RoundToNearest(bits=4)],
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES.keys())
+@pytest.mark.parametrize("batch", [1, 5])
+def test_a_lowered_mlp_computes_what_the_dense_one_does(recipe: list[object], batch: int) -> None:
+    made = gs.compress(mlp(), recipe)  # type: ignore[arg-type]
+    inputs = torch.randn(batch, 64)
+    fast = made.lower(inputs)
+    expected = made.dense()(inputs)
+    assert torch.allclose(fast(inputs), expected, rtol=0, atol=1e-5 * float(expected.detach().abs().max()))
+    more = torch.randn(17, 64)  # any batch size, without lowering again
+    assert torch.allclose(fast(more), made.dense()(more), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["low rank", "sparse", "low rank, sparse"])
+def test_a_lowered_convolution_computes_what_the_dense_one_does(name: str) -> None:
+    made = gs.compress(Conv().eval(), RECIPES[name])  # type: ignore[arg-type]
+    inputs = torch.randn(4, 3, 14, 14)
+    assert made.lower(inputs)(inputs).shape == (4, 10)
+    assert torch.allclose(made.lower(inputs)(inputs), made.dense()(inputs), atol=1e-5)
+
+
+def test_every_layer_is_explained() -> None:
+    made = gs.compress(mlp(), [gs.prune.Magnitude(sparsity=0.9, only="0.weight")])
+    choices = {c.layer: c for c in made.lower(torch.randn(8, 64)).explain()}
+    assert set(choices) == {"0", "2", "4"}
+    assert choices["0"].density == pytest.approx(0.1, abs=1e-3)
+    assert choices["0"].ms > 0
+    assert choices["0"].reason == ""
+    assert "too few zeros" in choices["2"].reason
+    assert choices["2"].kernel == "dense"
+
+
+def test_a_module_with_zeros_is_lowered_without_a_recipe() -> None:
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight.mul_(torch.rand_like(model[0].weight) < 0.05)  # type: ignore[index]
+    untouched = copy.deepcopy(model.state_dict())
+    inputs = torch.randn(6, 64)
+    fast = gs.lower(model, inputs)  # type: ignore[operator]
+    assert torch.allclose(fast(inputs), model(inputs), atol=1e-5)
+    assert all(torch.equal(untouched[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_layer_that_is_the_whole_network_is_lowered() -> None:
+    made = gs.compress(nn.Linear(64, 64), [gs.prune.Magnitude(sparsity=0.9)])
+    inputs = torch.randn(3, 64)
+    assert torch.allclose(made.lower(inputs)(inputs), made.dense()(inputs), atol=1e-5)
+
+
+def test_inputs_that_the_network_rejects_are_refused_with_its_reason() -> None:
+    made = gs.compress(mlp(), [gs.prune.Magnitude(sparsity=0.9)])
+    with pytest.raises(gs.DataError, match="example_inputs"):
+        made.lower(torch.randn(3, 63))
+
+
+def test_without_a_compiler_everything_runs_dense_and_a_warning_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.runtime.lower.unavailable", lambda: "no compiler in this test")
+    made = gs.compress(mlp(), [gs.prune.Magnitude(sparsity=0.9)])
+    inputs = torch.randn(2, 64)
+    with pytest.warns(UserWarning, match="no compiler in this test"):
+        fast = made.lower(inputs)
+    assert torch.equal(fast(inputs), made.dense()(inputs))
+
+
+def test_a_reloaded_file_lowers_to_the_same_results(tmp_path: Path) -> None:
+    made = gs.compress(mlp(), RECIPES["shared"])  # type: ignore[arg-type]
+    made.save(tmp_path / "a.gsm")
+    inputs = torch.randn(4, 64)
+    again = gs.load(tmp_path / "a.gsm", into=mlp)
+    assert torch.equal(again.dense()(inputs), made.dense()(inputs))
+    assert torch.allclose(again.lower(inputs)(inputs), made.dense()(inputs), atol=1e-5)

@@ -1,0 +1,410 @@
+"""Files whose checksums are right and whose content is not: `FormatError` that names what is wrong, in little memory."""
+
+from __future__ import annotations
+
+import copy
+import json
+import resource
+import tracemalloc
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from store.forge import Parts, pruned_and_shared, reseal_arrays, seal, seal_packed, seal_text, shrunk_and_factorized, take_apart, written
+
+from gossamer.errors import FormatError
+from gossamer.store import read_container, write_container
+
+BIG = 1 << 39
+LIMIT = 64 << 20  # bytes; the networks have under 1000 weights
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """0.weight is Masked(Mask, Codebook), 0.bias Affine."""
+    path = tmp_path_factory.mktemp("forged") / "a.gsm"
+    write_container(path, *pruned_and_shared())
+    return take_apart(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def factorized(tmp_path_factory: pytest.TempPathFactory) -> Parts:
+    """Kept, LowRank, Masked, Dense."""
+    path = tmp_path_factory.mktemp("forged") / "b.gsm"
+    write_container(path, *shrunk_and_factorized())
+    return take_apart(path.read_bytes())
+
+
+class small_memory:  # noqa: N801
+    """No Python or numpy allocation above the limit, no torch allocation above another gigabyte of address space."""
+
+    def __enter__(self) -> None:
+        self._old = resource.getrlimit(resource.RLIMIT_AS)
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + (1 << 30), self._old[1]))
+        tracemalloc.start()
+
+    def __exit__(self, *error: object) -> None:
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        resource.setrlimit(resource.RLIMIT_AS, self._old)
+        if error[0] is None:
+            assert peak < LIMIT
+
+
+def refused(data: bytes, tmp_path: Path, *, expected: bool = True) -> str:
+    """The message of the refusal, with and without a network to compare with."""
+    path = written(tmp_path / "forged.gsm", data)
+    specs, _ = pruned_and_shared()
+    messages = []
+    for wanted in (specs, None) if expected else (None,):
+        with small_memory(), pytest.raises(FormatError, match=r"forged\.gsm") as caught:
+            read_container(path, wanted)
+        assert "\n" not in str(caught.value)
+        assert len(str(caught.value)) < 1000
+        messages.append(str(caught.value))
+    return messages[-1]
+
+
+def node(parts: Parts, kind: str, which: int = 0) -> dict[str, Any]:
+    """Fields of a node of that kind."""
+    found = [f for k, f in parts.index["nodes"] if parts.index["kinds"][k][0] == kind]
+    return found[which]  # type: ignore[no-any-return]
+
+
+def root(parts: Parts, name: str) -> list[Any]:
+    return next(r for r in parts.index["roots"] if r[0] == name)  # type: ignore[no-any-return]
+
+
+def leaf(parts: Parts, form: str) -> list[Any]:
+    return next(le for _, _, ls in parts.index["arrays"] if isinstance(ls, list) for le in ls if le[1] == form)  # type: ignore[no-any-return]
+
+
+def number_of(parts: Parts, kind: str) -> int:
+    names = [k for k, _ in parts.index["kinds"]]
+    if kind not in names:
+        parts.index["kinds"].append([kind, 1])
+        return len(names)
+    return names.index(kind)
+
+
+def add_node(parts: Parts, kind: str, **fields: Any) -> int:
+    parts.index["nodes"].append([number_of(parts, kind), fields])
+    return len(parts.index["nodes"]) - 1
+
+
+Change = Callable[[Parts], object]
+
+
+def set_in(where: Callable[[Parts], Any], key: Any, value: Any) -> Change:
+    def change(parts: Parts) -> None:
+        where(parts)[key] = value
+
+    return change
+
+
+def cyclic(parts: Parts) -> None:
+    this = len(parts.index["nodes"])
+    add_node(parts, "View", inner={"n": this}, order=[0, 1])
+
+
+def forward(parts: Parts) -> None:
+    this = len(parts.index["nodes"])
+    add_node(parts, "View", inner={"n": this + 1}, order=[0, 1])
+    add_node(parts, "View", inner={"n": 0}, order=[0, 1])
+
+
+def deep_tree(parts: Parts) -> None:
+    at = root(parts, "0.weight")[3]
+    for _ in range(40):
+        at = add_node(parts, "View", inner={"n": at}, order=[0, 1])
+    root(parts, "0.weight")[3] = at
+
+
+def laughing(parts: Parts) -> None:
+    """Thirty nodes that are a tree of a billion."""
+    at = root(parts, "0.weight")[3]
+    for _ in range(30):
+        at = add_node(parts, "Sum", terms=[{"n": at}, {"n": at}])
+    root(parts, "0.weight")[3] = at
+
+
+def huge_pattern(parts: Parts) -> None:
+    """One bit that stands for half a trillion positions."""
+    mask = leaf(parts, "MASK")
+    at = add_node(parts, "Blocks", bits_packed={"t": mask[0]}, weight_shape=[BIG, 192], block=[BIG, 1])
+    values = node(parts, "Masked")["value"]
+    add_node(parts, "Masked", where={"n": at}, value=values)
+
+
+def huge_product(parts: Parts) -> None:
+    """u · v of two vectors, as large as their product."""
+    many = next(n for n, le in enumerate(_leaves(parts)) if le[1] == "MASK")
+    at = add_node(parts, "Kept", inner={"n": root(parts, "0.weight")[3]}, keep=[None, None], repeat=[1, BIG], fill=0.0)
+    assert many >= 0
+    root(parts, "0.weight")[3] = at
+    for mask_node, fields in parts.index["nodes"]:
+        if parts.index["kinds"][mask_node][0] == "Kept":
+            fields["keep"] = [None, {"n": add_node(parts, "Mask", bits_packed={"t": many}, weight_shape=[192])}]
+
+
+def _leaves(parts: Parts) -> list[list[Any]]:
+    return [le for _, _, ls in parts.index["arrays"] if isinstance(ls, list) for le in ls]
+
+
+def extra_leaf(parts: Parts) -> None:
+    name, dtype, _, data = parts.arrays[-1]
+    parts.arrays[-1] = (name, dtype, (len(data) + 4,), data + bytes(4))
+    parts.index["arrays"][-1][2].append([len(_leaves(parts)), "F32", [1], 0, 0, 4])
+    reseal_arrays(parts)
+
+
+def swapped_leaves(parts: Parts) -> None:
+    first, second = leaf(parts, "MASK"), leaf(parts, "F32")
+    first[0], second[0] = second[0], first[0]
+
+
+def swapped_bytes(parts: Parts) -> None:
+    name, dtype, shape, data = parts.arrays[-1]
+    parts.arrays[-1] = (name, dtype, shape, data[::-1])
+    reseal_arrays(parts)
+
+
+def partner_is_float(parts: Parts) -> None:
+    joined = next(le for le in _leaves(parts) if len(le) == 7)
+    joined[1] = "BF16"
+
+
+def array_listed_twice(parts: Parts) -> None:
+    parts.arrays.append(("extra", "U8", (3,), b"abc"))
+    parts.index["arrays"].append(copy.deepcopy(parts.index["arrays"][0]))
+
+
+CHANGES: dict[str, tuple[Change, str]] = {
+    "unknown kind": (set_in(lambda p: p.index["kinds"][0], 0, "Pickle"), "unknown kind of node 'Pickle'"),
+    "kind that is an attribute": (set_in(lambda p: p.index["kinds"][0], 0, "__class__"), "unknown kind"),
+    "abstract kind": (set_in(lambda p: p.index["kinds"][0], 0, "Encoding"), "unknown kind"),
+    "unknown version of a kind": (set_in(lambda p: p.index["kinds"][0], 1, 2), "version 2, expected 1"),
+    "version true": (set_in(lambda p: p.index["kinds"][0], 1, True), "version True"),
+    "version 1.5": (set_in(lambda p: p.index["kinds"][0], 1, 1.5), "version 1.5"),
+    "kinds no list": (set_in(lambda p: p.index, "kinds", {}), "kinds: found dict"),
+    "nodes no list": (set_in(lambda p: p.index, "nodes", 3), "nodes: found int"),
+    "roots no list": (set_in(lambda p: p.index, "roots", "x"), "roots"),
+    "arrays no list": (set_in(lambda p: p.index, "arrays", None), "arrays"),
+    "unknown entry": (set_in(lambda p: p.index, "code", "print()"), "expected an object with"),
+    "notes no object": (set_in(lambda p: p.index, "notes", []), "notes"),
+    "missing entry": (lambda p: p.index.pop("nodes"), "expected an object with"),
+    "node no pair": (lambda p: p.index["nodes"].append([0]), "expected [kind, fields]"),
+    "node of kind 99": (lambda p: p.index["nodes"].append([99, {}]), "expected [kind, fields]"),
+    "fields missing": (lambda p: node(p, "Masked").pop("where"), "(Masked): found fields ['value']"),
+    "fields extra": (set_in(lambda p: node(p, "Masked"), "hook", 1), "hook"),
+    "field of another type": (set_in(lambda p: node(p, "Codebook"), "columns", "9"), "columns: found str, expected int"),
+    "field true": (set_in(lambda p: node(p, "Codebook"), "columns", True), "columns: found bool"),
+    "field a float": (set_in(lambda p: node(p, "Codebook"), "columns", 9.0), "columns: found float"),
+    "a leaf for a node": (set_in(lambda p: node(p, "Masked"), "value", {"t": 0}), "value"),
+    "a pattern for a value": (lambda p: node(p, "Masked").update(value=node(p, "Masked")["where"]), "value"),
+    "reference forward": (forward, "found reference"),
+    "reference to itself": (cyclic, "found reference"),
+    "reference negative": (set_in(lambda p: node(p, "Masked"), "where", {"n": -1}), "found reference"),
+    "reference true": (set_in(lambda p: node(p, "Masked"), "where", {"n": True}), "found reference"),
+    "reference to two": (set_in(lambda p: node(p, "Masked"), "where", {"n": 0, "t": 0}), "found reference"),
+    "reference to nothing": (set_in(lambda p: node(p, "Masked"), "where", {}), "found reference"),
+    "leaf 99": (set_in(lambda p: node(p, "Codebook"), "index", {"t": 99}), "found reference"),
+    "columns 0": (set_in(lambda p: node(p, "Codebook"), "columns", 0), "columns = 0"),
+    "columns negative": (set_in(lambda p: node(p, "Codebook"), "columns", -4), "columns = -4"),
+    "columns one": (lambda p: node(p, "Codebook").update(columns=1, group_size=1), "groups"),
+    "columns beyond": (set_in(lambda p: node(p, "Codebook"), "columns", 10**30), "columns"),
+    "group of nothing": (set_in(lambda p: node(p, "Codebook"), "group_size", 0), "group_size = 0"),
+    "scale per element missing": (lambda p: node(p, "Affine").update(columns=1, group_size=1), "1 groups"),
+    "bits 9": (set_in(lambda p: node(p, "Affine"), "bits", 9), "bits = 9"),
+    "bits too few": (set_in(lambda p: node(p, "Affine"), "bits", 1), "q = "),
+    "mask of another shape": (set_in(lambda p: node(p, "Mask"), "weight_shape", [16, 12]), "shape (16, 12)"),
+    "mask negative": (set_in(lambda p: node(p, "Mask"), "weight_shape", [-12, -16]), "negative"),
+    "mask too small": (set_in(lambda p: node(p, "Mask"), "weight_shape", [1, 1]), "bits of shape"),
+    "mask beyond": (set_in(lambda p: node(p, "Mask"), "weight_shape", [BIG, BIG]), "bits of shape"),
+    "mask of endless digits": (set_in(lambda p: node(p, "Mask"), "weight_shape", [10**400]), "Mask"),
+    "pattern beyond": (huge_pattern, "larger than any tensor needs"),
+    "kept beyond": (huge_product, "larger than any tensor needs"),
+    "tree too deep": (deep_tree, "33 deep"),
+    "tree without end": (laughing, "a tree"),
+    "root beyond": (set_in(lambda p: root(p, "0.weight"), 3, 99), "'0.weight': found root 99"),
+    "root true": (set_in(lambda p: root(p, "0.weight"), 3, True), "'0.weight'"),
+    "root of another shape": (set_in(lambda p: root(p, "0.weight"), 3, 0), "'0.weight'"),
+    "root shape beyond": (set_in(lambda p: root(p, "0.weight"), 2, [BIG, BIG]), ""),
+    "root shape negative": (set_in(lambda p: root(p, "0.weight"), 2, [-12, 16]), "found root"),
+    "root shape empty but endless": (set_in(lambda p: root(p, "0.weight"), 2, [0, BIG, BIG, BIG, BIG]), "found root"),
+    "root of unknown dtype": (set_in(lambda p: root(p, "0.weight"), 1, "F7"), "dtype 'F7'"),
+    "root dtype no name": (set_in(lambda p: root(p, "0.weight"), 1, ["F32"]), "dtype"),
+    "root without name": (set_in(lambda p: root(p, "0.weight"), 0, 7), "found root"),
+    "root twice": (lambda p: p.index["roots"].append(copy.deepcopy(p.index["roots"][0])), "found twice"),
+    "alias twice": (lambda p: root(p, "0.weight").append(["0.bias"]), "found twice"),
+    "aliases no names": (lambda p: root(p, "0.weight").append([3]), "aliases"),
+    "leaf shape beyond": (set_in(lambda p: leaf(p, "U8"), 2, [BIG]), "larger than its network needs"),
+    "mask shape beyond": (set_in(lambda p: leaf(p, "MASK"), 2, [BIG]), "larger than its network needs"),
+    "leaf shape negative": (set_in(lambda p: leaf(p, "U8"), 2, [-1]), "found leaf"),
+    "leaf shape empty but endless": (set_in(lambda p: leaf(p, "U8"), 2, [0, BIG, BIG]), "found leaf"),
+    "leaf of 40 dimensions": (set_in(lambda p: leaf(p, "U8"), 2, [1] * 40), "found leaf"),
+    "leaf of unknown dtype": (set_in(lambda p: leaf(p, "U8"), 1, "U7"), "dtype 'U7'"),
+    "leaf of another dtype": (set_in(lambda p: leaf(p, "F32"), 1, "F16"), ""),
+    "leaf number twice": (set_in(lambda p: leaf(p, "U8"), 0, 0), "twice"),
+    "leaf number negative": (set_in(lambda p: leaf(p, "U8"), 0, -1), "out of range"),
+    "leaf number with a hole": (set_in(lambda p: leaf(p, "U8"), 0, 50), "without holes"),
+    "unknown coder": (set_in(lambda p: leaf(p, "F32"), 3, 77), "unknown coder 77"),
+    "coder of another family": (set_in(lambda p: leaf(p, "F32"), 3, 5), ""),
+    "table longer than the array": (set_in(lambda p: leaf(p, "F32"), 4, 10**6), ""),
+    "table negative": (set_in(lambda p: leaf(p, "F32"), 4, -1), "found leaf"),
+    "extra leaf": (extra_leaf, "no tensor uses"),
+    "swapped leaves": (swapped_leaves, ""),
+    "swapped bytes": (swapped_bytes, ""),
+    "missing array": (lambda p: p.arrays.pop(), "found other arrays"),
+    "unlisted array": (lambda p: p.arrays.append(("extra", "U8", (3,), b"abc")), "found other arrays"),
+    "array listed twice": (array_listed_twice, "listed before"),
+    "array of another name": (set_in(lambda p: p.index["arrays"][0], 0, "other"), "'other', which the file lacks"),
+    "array is the index": (set_in(lambda p: p.index["arrays"][0], 0, "gsm.index"), "gsm.index"),
+    "wrong sum of an array": (set_in(lambda p: p.index["arrays"][0], 1, 5), "checksum"),
+    "leaves no list": (set_in(lambda p: p.index["arrays"][0], 2, "x"), "expected a list"),
+    "leaves true": (set_in(lambda p: p.index["arrays"][0], 2, True), ""),
+    "partner that is no mask": (set_in(lambda p: next(le for le in _leaves(p) if len(le) == 7), 6, 99), "partner 99"),
+    "partner of floats": (partner_is_float, "BF16 beside a mask"),
+    "mask told by nobody": (lambda p: next(le for le in _leaves(p) if len(le) == 7).pop(), ""),
+    "reference by name": (
+        lambda p: set_in(lambda q: root(q, "0.bias"), 3, add_node(p, "Ref", name="2.bias", weight_shape=[12]))(p),
+        "reference by name",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_forged_index_is_refused_and_the_message_says_what_is_wrong(name: str, shared: Parts, tmp_path: Path) -> None:
+    change, expected = CHANGES[name]
+    parts = copy.deepcopy(shared)
+    change(parts)
+    assert expected in refused(seal(parts), tmp_path)
+
+
+def test_the_forger_is_right_when_nothing_is_changed(shared: Parts, tmp_path: Path) -> None:
+    path = written(tmp_path / "a.gsm", seal(shared))
+    with small_memory():
+        found = read_container(path, pruned_and_shared()[0])
+    assert set(found.trees) == {r[0] for r in shared.index["roots"]}
+    assert any(len(le) == 7 for le in _leaves(shared))  # masks and symbols are coded together, as some forgeries need
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"repeat": [BIG, 1, 1, 1]}, ""),
+        ({"repeat": [0, 1, 1, 1]}, "repeat"),
+        ({"repeat": [-1, 1, 1, 1]}, "repeat"),
+        ({"fill": 10**400}, "fill"),
+        ({"fill": "0"}, "fill"),
+        ({"keep": [None]}, "keeps"),
+        ({"keep": {"n": 0}}, "keep"),
+    ],
+    ids=str,
+)
+def test_forged_kept_is_refused(fields: dict[str, Any], expected: str, factorized: Parts, tmp_path: Path) -> None:
+    parts = copy.deepcopy(factorized)
+    node(parts, "Kept").update(fields)
+    assert expected in refused(seal(parts), tmp_path, expected=False)
+
+
+def test_infinite_numbers_are_refused(factorized: Parts, tmp_path: Path) -> None:
+    text = json.dumps(factorized.index, separators=(",", ":"))
+    assert '"fill":0.0' in text
+    for bad in ("1e999", "-1e999", "NaN", "Infinity"):
+        forged = text.replace('"fill":0.0', f'"fill":{bad}')
+        message = refused(seal_text(factorized, forged.encode()), tmp_path, expected=False)
+        assert "fill" in message or "is not JSON" in message
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda t: b"[" * 33 + b"]" * 33, "nested 33 deep"),
+        (lambda t: b"[" * 5_000_0 + b"]" * 5_000_0, "nested 50000 deep"),
+        (lambda t: t[:-1] + b',"notes":{"a":' + b"[" * 40 + b"]" * 40 + b"}}", "nested 42 deep"),
+        (lambda t: t[:-1] + b',"nodes":[]}', "twice"),
+        (lambda t: t.replace(b'{"where"', b'{"where":{"n":0},"where"', 1), "twice"),
+        (lambda t: b"null", "expected an object"),
+        (lambda t: b"", "malformed JSON"),
+        (lambda t: t + b"x", "malformed JSON"),
+        (lambda t: b"\xff" + t, "malformed JSON"),
+        (lambda t: b"9" * 5000, "malformed JSON"),
+        (lambda t: b'{"a": "' + b'\\"' * 60_000, "malformed JSON"),
+        (lambda t: b'\\"' * 60_000, "malformed JSON"),
+        (lambda t: b" " * (3 << 20) + t, "more than"),
+    ],
+    ids=["33", "50000", "notes", "key", "inner key", "null", "empty", "rest", "utf", "digits", "open", "quotes", "bomb"],
+)
+def test_an_index_that_is_no_proper_json_is_refused(
+    change: Callable[[bytes], bytes], expected: str, shared: Parts, tmp_path: Path
+) -> None:
+    text = json.dumps(shared.index, separators=(",", ":")).encode()
+    assert expected in refused(seal_text(shared, change(text)), tmp_path)
+
+
+def test_an_unknown_version_or_no_seal_is_refused(shared: Parts, tmp_path: Path) -> None:
+    text = json.dumps(shared.index).encode()
+    assert "version '2', expected 1" in refused(seal_text(shared, text, version="2"), tmp_path)
+    assert "seal" in refused(seal_text(shared, text, version="1 2"), tmp_path)
+    assert "damaged" in refused(seal_packed(shared, b"\xff\xfe\xfd"), tmp_path)
+    packed = zlib.compressobj(9, zlib.DEFLATED, -15)
+    whole = packed.compress(text) + packed.flush()
+    assert "truncated" in refused(seal_packed(shared, whole[:-3]), tmp_path)
+    assert "trailing" in refused(seal_packed(shared, whole + b"x"), tmp_path)
+
+
+def test_another_network_is_named(shared: Parts, factorized: Parts, tmp_path: Path) -> None:
+    specs, _ = pruned_and_shared()
+    path = written(tmp_path / "a.gsm", seal(factorized))
+    with pytest.raises(FormatError, match=r"the network lacks"):
+        read_container(path, specs)
+    parts = copy.deepcopy(shared)
+    root(parts, "0.weight")[0] = "0.weigth"
+    with pytest.raises(FormatError, match=r"'0.weigth'.*'0.weight'"):
+        read_container(written(path, seal(parts)), specs)
+    parts = copy.deepcopy(shared)
+    parts.index["roots"].pop()
+    with pytest.raises(FormatError, match=r"expected \['2.bias'\]"):
+        read_container(written(path, seal(parts)), specs)
+
+
+scalars = st.one_of(
+    *(st.none(), st.booleans(), st.integers(-3, 20), st.sampled_from([BIG, 10**30, -BIG]), st.floats(allow_nan=False)),
+    *(st.sampled_from(["", "U8", "F32", "BF16", "MASK", "Mask", "Dense", "Sum", "LowRank", "Ref"]), st.just([])),
+    *(st.just({}), st.builds(lambda k, i: {k: i}, st.sampled_from(["n", "t"]), st.integers(0, 12))),
+    st.lists(st.integers(0, 20), max_size=4),
+)
+
+
+def places(value: Any, at: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [at] if at else []
+    children = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return found + [p for k, v in children for p in places(v, (*at, k))]
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(which=st.booleans(), data=st.data())
+def test_any_change_of_the_index_is_refused_or_gives_trees_that_can_be_read(
+    which: bool, data: st.DataObject, shared: Parts, factorized: Parts, tmp_path: Path
+) -> None:
+    parts = copy.deepcopy(shared if which else factorized)
+    for _ in range(data.draw(st.integers(1, 3))):
+        *above, last = data.draw(st.sampled_from(places(parts.index)))
+        target: Any = parts.index
+        for key in above:
+            target = target[key]
+        target[last] = data.draw(scalars)
+    path = written(tmp_path / "a.gsm", seal(parts))
+    try:
+        found = read_container(path)
+    except FormatError as error:
+        assert str(error)
+        return
+    for spec in found.specs:
+        assert found.trees[spec.name].dense_shape() == spec.shape
