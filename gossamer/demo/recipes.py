@@ -84,19 +84,19 @@ def _short(entry: Method | Stage | Tune, share: float) -> Method | Stage | Tune:
     return entry
 
 
-def _families(heal: Tune, sparse: Gradual, too_sparse: Gradual) -> tuple[Job, ...]:
+def _families(heal: Tune, channels: float, energy: float, sparse: Gradual, too_sparse: Gradual) -> tuple[Job, ...]:
     return (
         Job("value-compression", "lossless: entropy-coded floats", []),
         Job("quantization", "4 bits, rounded to nearest", [RoundToNearest(bits=4, group="channel")]),
         Job("quantization", "2 bits, rounded to nearest", [RoundToNearest(bits=2, group="channel")], breaking=True),
         Job("sharing", "16 shared values per layer", [KMeans(bits=4), BIASES]),
         Job("sharing", "2 shared values per layer", [KMeans(bits=1), BIASES], breaking=True),
-        Job("down-sizing", "half of the neurons removed", [Channels(sparsity=0.5), heal]),
-        Job("down-sizing", "nine of ten neurons removed", [Channels(sparsity=0.9), heal], breaking=True),
-        Job("factorization", "SVD, 80% of the energy", [SVD(energy=0.8), heal]),
+        Job("down-sizing", f"{channels:.0%} of the neurons removed", [Channels(sparsity=channels), heal]),
+        Job("down-sizing", "90% of the neurons removed", [Channels(sparsity=0.9), heal], breaking=True),
+        Job("factorization", f"SVD, {energy:.0%} of the energy", [SVD(energy=energy), heal]),
         Job("factorization", "SVD, 30% of the energy", [SVD(energy=0.3), heal], breaking=True),
         Job("sparsification", "90% zeros", [sparse]),
-        Job("sparsification", "99% zeros", [too_sparse], breaking=True),
+        Job("sparsification", "99.6% zeros", [too_sparse], breaking=True),
     )
 
 
@@ -109,7 +109,7 @@ def _lenet_300_100() -> Classic:
     soft = Tune(epochs=6, lr=1e-3, distil=0.5, temperature=3.0)
     long = replace(soft, epochs=28, lr=3e-3)
     short = replace(soft, epochs=14, lr=3e-3)
-    jobs = _families(soft, _ramp(0.10, short, 0.7), _ramp(0.004, short, 0.7))
+    jobs = _families(soft, 0.4, 0.85, _ramp(0.10, short, 0.7), _ramp(0.004, short, 0.7))
     pipeline = (
         _ramp(0.056, long, 20 / 28),
         KMeans(bits=3, only=("fc1.weight", "fc2.weight")),
@@ -126,7 +126,7 @@ def _lenet_5() -> Classic:
     soft = Tune(epochs=2, lr=1e-3, distil=0.7, temperature=3.0)
     long = replace(soft, epochs=8, lr=2e-3)
     short = replace(soft, epochs=3, lr=2e-3)
-    jobs = _families(soft, _ramp(0.10, short, 0.7), _ramp(0.004, short, 0.7))
+    jobs = _families(soft, 0.3, 0.8, _ramp(0.10, short, 0.7), _ramp(0.004, short, 0.7))
     pipeline = (
         _ramp(0.055, long, 0.75),
         KMeans(bits=5, only="conv1.weight"),

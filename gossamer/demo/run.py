@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -52,7 +53,8 @@ def run_demo(
     with keep as folder:
         for classic in CLASSICS:
             results = _run_classic(classic, fashion, Path(folder), seed, quiet, console)
-            console.print(_table(classic, results))
+            console.print(_heading(classic, results))
+            console.print(_table(results))
             rows += [_row(r) for r in results]
     console.print(_explanation(fashion, torch.get_num_threads()))
     if out is not None:
@@ -77,9 +79,10 @@ def _run_classic(
         )
         before = accuracy(dense, fashion.test, fashion.test_labels)
         results = []
-        for i, job in enumerate(classic.jobs, 1):
+        jobs = [job for job in classic.jobs if not job.breaking]  # where methods end is for the benchmark
+        for i, job in enumerate(jobs, 1):
             path = folder / _file_name(classic, job)
-            named = _Titled(progress, f"{classic.name} {i}/{len(classic.jobs)}: {job.name}")
+            named = _Titled(progress, f"{classic.name} {i}/{len(jobs)}: {job.name}")
             results.append(run_job(classic, job, dense, before, fashion, seed=seed, path=path, progress=named))
     return results
 
@@ -95,49 +98,54 @@ class _Titled:
         self._inner.update(f"{self._title}, {text}", done, total)
 
 
-def _table(classic: Classic, results: list[Result]) -> Table:
+def _heading(classic: Classic, results: list[Result]) -> str:
     first = results[0]
-    made = Table(
-        title=(
-            f"\n{classic.name}: dense file {first.ledger.dense_bytes:,} bytes, "
-            f"accuracy {first.before.value:.1%} ± {first.before.standard_error:.1%}"
-        ),
-        title_justify="left",
-        title_style="bold",
+    one, many = (sorted(r.latency[b][0].median_ms for r in results)[len(results) // 2] for b in (1, 64))
+    return (
+        f"\n[bold]{classic.name}[/bold] as trained: {first.ledger.dense_bytes:,} bytes, "
+        f"{first.before.value:.1%} right (± {first.before.standard_error:.1%}), "
+        f"{one:.2f} ms for 1 image, {many:.2f} ms for 64"
     )
-    for name in ("family", "what was done"):
-        made.add_column(name, overflow="fold")
-    numbers = ("file bytes", "smaller", "bits per\nparameter", "accuracy\nof the file", "points\nlost")
-    for name in (*numbers, "ms, 1 image\n(dense)", "ms, 64 images\n(dense)", "seconds"):
-        made.add_column(name, justify="right")
+
+
+def _table(results: list[Result]) -> Table:
+    made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    made.add_column("what was done", overflow="fold", min_width=20)
+    names = ("file,\nbytes", "times\nsmaller", "bits/\nweight", "right, %\nbefore→", "speed,\n1", "speed,\n64")
+    for name in (*names, "took\ns"):
+        made.add_column(name, justify="right", no_wrap=True)
     for r in results:
-        style = "dim" if r.job.breaking else "bold green" if r.job.family == "composed" else ""
-        one, many = r.latency[1], r.latency[64]
         made.add_row(
-            r.job.family,
-            r.job.name + (" (breaks)" if r.job.breaking else ""),
+            f"{r.job.family}: {r.job.name}",
             f"{r.ledger.file_bytes:,}",
-            f"{r.ledger.ratio:.1f}x",
+            f"{r.ledger.ratio:.1f}",
             f"{r.ledger.bits_per_parameter:.2f}",
-            f"{r.after.value:.1%}",
-            f"{r.lost_points:+.1f}",
-            f"{one[1].median_ms:.3f} ({one[0].median_ms:.3f})",
-            f"{many[1].median_ms:.3f} ({many[0].median_ms:.3f})",
+            f"{100 * r.before.value:.1f}→{100 * r.after.value:.1f}",
+            _speed(r, 1),
+            _speed(r, 64),
             f"{r.seconds:.0f}",
-            style=style,
+            style="bold green" if r.job.family == "composed" else "",
         )
     return made
 
 
+def _speed(result: Result, batch: int) -> str:
+    dense, small = result.latency[batch]
+    return f"{dense.median_ms / small.median_ms:.1f}x"
+
+
 def _explanation(fashion: Fashion, threads: int) -> str:
-    noise = 100 * (0.9 * 0.1 / len(fashion.test)) ** 0.5
+    noise = 100 * (2 * 0.88 * 0.12 / len(fashion.test)) ** 0.5
     return (
-        "\nHow to read this. Each row is one .gsm file, written, read back and then measured. "
-        "'smaller' compares with the ordinary file of the dense network; every byte of the new file counts. "
-        "'points lost' are percentage points of test accuracy (minus: gained); "
-        f"differences below ±{noise:.1f} are noise with {len(fashion.test):,} test images. "
-        f"Times are medians on {threads} threads of this machine, the dense network measured in turn with each. "
-        "Rows marked (breaks) go too far on purpose, to show where a method ends."
+        "\nHow to read this. Every row is one .gsm file that was written, read back and then measured. 'Times smaller' "
+        "compares it with the ordinary file of the same network, every byte counted; 'bits per weight' was 32. "
+        f"'Right' is the share of {len(fashion.test):,} unseen photos that the network names correctly, dense before, "
+        f"reloaded after; two networks of equal skill differ by about {noise:.1f} points by chance. 'Speed' "
+        f"is against the dense network, for 1 and for 64 images at once, timed in turn on {threads} threads of this "
+        "machine: 2.0x is half the time.\n"
+        "value-compression packs the same numbers better; quantization and sharing keep fewer different numbers; "
+        "down-sizing removes neurons; factorization splits a layer into two thin ones; sparsification sets weights to "
+        "zero; composed does the last, then sharing, then packing."
     )
 
 
@@ -146,7 +154,6 @@ def _row(r: Result) -> dict[str, Any]:
         "network": r.network,
         "family": r.job.family,
         "name": r.job.name,
-        "breaking": r.job.breaking,
         "file_bytes": r.ledger.file_bytes,
         "dense_bytes": r.ledger.dense_bytes,
         "ratio": r.ledger.ratio,

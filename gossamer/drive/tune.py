@@ -78,7 +78,7 @@ class Tune:
         if not parameters:
             raise DataError("found no trainable parameter in the network, expected at least one")
         if self.optimizer == "adam":
-            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay)
+            return torch.optim.AdamW(parameters, self.lr, weight_decay=self.weight_decay, fused=True)
         return torch.optim.SGD(parameters, self.lr, momentum=0.9, nesterov=True, weight_decay=self.weight_decay)
 
     def rate(self, step: int, steps: int) -> float:

@@ -48,9 +48,9 @@ class Flat:
     """Trees taken apart.
 
     Args:
-        kinds: [name, version, its fields in order] of every kind used.
-        nodes: [index into kinds, value of each field], where {"n": i} is node i, {"t": i} leaf i. Trailing values that
-            are their field's default are left out.
+        kinds: [name, version] of every kind used.
+        nodes: [index into kinds, value of each field in the order of that version], where {"n": i} is the node i places
+            before this one and {"t": i} leaf i. Trailing values that are their field's default are left out.
         roots: name of each tree → its node.
         leaves: the distinct leaves, each as first met.
         owner: for each leaf the name of the tree that it was first met in.
@@ -85,7 +85,7 @@ def flatten(trees: Mapping[str, Encoding]) -> Flat:
         kind = type(node).__name__
         if kind not in kinds:
             kinds[kind] = len(flat.kinds)
-            flat.kinds.append([kind, type(node).version, [f.name for f in dataclasses.fields(node)]])
+            flat.kinds.append([kind, type(node).version])
 
         def value(field: str, found: object) -> Json:
             if isinstance(found, Encoding):
@@ -107,8 +107,9 @@ def flatten(trees: Mapping[str, Encoding]) -> Flat:
         # Equal nodes over the same leaves are one: training keeps shared leaves, not shared node objects.
         text = json.dumps([kinds[kind], *fields])
         if text not in by_text:
-            by_text[text] = len(flat.nodes)
-            flat.nodes.append([kinds[kind], *fields])
+            here = len(flat.nodes)
+            by_text[text] = here
+            flat.nodes.append([kinds[kind], *(_turned(field, here) for field in fields)])
         node_ids[id(node)] = by_text[text]
         return node_ids[id(node)]
 
@@ -142,7 +143,6 @@ def unflatten(
             trees deeper than 32 or, with shared nodes written out, larger than 2²⁰ nodes.
     """
     known = [_kind(k) for k in _list(kinds, "kinds")]
-    names = [entry[2] for entry in kinds]
     made: list[Encoding] = []
     depths: list[int] = []
     places: list[int] = []
@@ -150,9 +150,10 @@ def unflatten(
         raise FormatError(f"found {len(nodes)} nodes, expected at most {MAX_NODES}")
     for i, node in enumerate(nodes):
         good = isinstance(node, list) and len(node) >= 1 and _is_index(node[0], len(known))
-        if not (good and len(node) <= 1 + len(names[node[0]])):
+        names = tuple(_hints(known[node[0]])) if good else ()
+        if not good or len(node) > 1 + len(names):
             raise FormatError(f"node {i}: found {str(node)[:80]}, expected [kind, value of each field]")
-        fields = dict(zip(names[node[0]], node[1:], strict=False))
+        fields = {field: _turned(value, i) for field, value in zip(names, node[1:], strict=False)}
         below = [n for value in fields.values() for n in _references(value, i)]
         depths.append(1 + max((depths[j] for j in below), default=0))
         places.append(1 + sum(places[j] for j in below))
@@ -168,6 +169,16 @@ def unflatten(
     if sum(places[at] for at in roots.values()) > MAX_NODES:
         raise FormatError(f"found trees of {sum(places[at] for at in roots.values())} nodes, expected {MAX_NODES}")
     return {name: made[at] for name, at in roots.items()}
+
+
+def _turned(value: Json, here: int) -> Json:
+    """References to nodes by number as distances back from ``here``, or the reverse; anything else as it is.
+
+    Equal layers then have equal JSON, which deflates to nearly nothing.
+    """
+    if isinstance(value, dict) and type(value.get("n")) is int:
+        return {**value, "n": here - value["n"]}
+    return [_turned(member, here) for member in value] if isinstance(value, list) else value
 
 
 def _references(value: Json, before: int) -> Iterator[int]:
@@ -189,9 +200,8 @@ def _check_groups(where: str, node: Encoding) -> None:
 
 
 def _kind(entry: Json) -> type[Encoding]:
-    good = isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str) and isinstance(entry[2], list)
-    if not (good and all(isinstance(f, str) for f in entry[2]) and len(set(entry[2])) == len(entry[2])):
-        raise FormatError(f"kinds: found {str(entry)[:80]}, expected [name, version, fields]")
+    if not (isinstance(entry, list) and len(entry) == 2 and isinstance(entry[0], str)):
+        raise FormatError(f"kinds: found {str(entry)[:80]}, expected [name, version]")
     kind = KINDS.get(entry[0])
     if kind is None:
         raise FormatError(f"found unknown kind of node {entry[0][:40]!r}, expected one of {sorted(KINDS)}")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from gossamer.coding import Coded, Coder, decode_sparse_symbols, encode_sparse_symbols
 from gossamer.encoding.node import Category, Encoding, Leaf
 from gossamer.encoding.patterns import Mask, pack_bits
-from gossamer.encoding.serial import Flat, flatten, unflatten
+from gossamer.encoding.serial import KINDS, Flat, flatten, unflatten
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Dense
 from gossamer.encoding.weights import Masked, Ref, link
@@ -241,13 +241,15 @@ def _joint_candidates(flat: Flat) -> dict[int, int]:
 
     def fields_of(number: int) -> tuple[str, dict[str, Json]]:
         kind, *values = flat.nodes[number]
-        return flat.kinds[kind][0], dict(zip(flat.kinds[kind][2], values, strict=False))
+        name = flat.kinds[kind][0]
+        return name, dict(zip((f.name for f in fields(KINDS[name])), values, strict=False))
 
     for i in range(len(flat.nodes)):
-        kind, fields = fields_of(i)
+        kind, masked = fields_of(i)
         if kind != Masked.__name__:
             continue
-        (where_kind, where), (value_kind, value) = fields_of(fields["where"]["n"]), fields_of(fields["value"]["n"])
+        where_kind, where = fields_of(i - masked["where"]["n"])
+        value_kind, value = fields_of(i - masked["value"]["n"])
         symbols = {Codebook.__name__: "index", Affine.__name__: "q"}.get(value_kind)
         if where_kind == Mask.__name__ and symbols is not None:
             mask_leaf, symbol_leaf = where["bits_packed"]["t"], value[symbols]["t"]
