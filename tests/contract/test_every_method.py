@@ -13,7 +13,7 @@ from torch import nn
 
 from gossamer.drive import ModelSource, TreeSource, run
 from gossamer.drive.one_shot import apply_plan, plan_method
-from gossamer.encoding import Blocks, Dense, Encoding, Kept, Mask, Masked, skeleton_of
+from gossamer.encoding import Blocks, Encoding, Kept, Mask, Masked, skeleton_of
 from gossamer.encoding.spec import Kind
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.base import DENSE, MASKED, Method
@@ -25,7 +25,9 @@ from gossamer.methods.shrink import Channels
 from gossamer.network import specs, tensors
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
-half_too = pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"])
+half_too = pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
+)
 
 
 def trees_of(model: nn.Module) -> dict[str, Encoding]:
@@ -33,7 +35,9 @@ def trees_of(model: nn.Module) -> dict[str, Encoding]:
     return {spec.name: source.read(spec.name) for spec in source.specs()}
 
 
-def result_of(method: Method, model: nn.Module, trees: Mapping[str, Encoding]) -> tuple[dict[str, Encoding], list[dict]]:
+def result_of(
+    method: Method, model: nn.Module, trees: Mapping[str, Encoding]
+) -> tuple[dict[str, Encoding], list[dict]]:
     """New trees and the JSON of the plan."""
     source = TreeSource(specs(model), trees)
     planned = plan_method(method.bind(model, None), source)
@@ -248,7 +252,7 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda: Magnitude(),
+        Magnitude,
         lambda: Magnitude(sparsity=1.5),
         lambda: Magnitude(sparsity=float("nan")),
         lambda: Magnitude(sparsity=0.5, structure=METHODS["magnitude-2:4"].structure),  # type: ignore[attr-defined]
@@ -261,7 +265,7 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: RoundToNearest(bits=4, group=0),
         lambda: RoundToNearest(bits=4, group="row"),  # type: ignore[arg-type]
         lambda: RoundToNearest(bits=4, scale_dtype="int8"),  # type: ignore[arg-type]
-        lambda: SVD(),
+        SVD,
         lambda: SVD(rank=2, energy=0.5),
         lambda: SVD(rank=0),
         lambda: SVD(energy=1.5),

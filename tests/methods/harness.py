@@ -14,10 +14,7 @@ from gossamer.methods.base import Method
 
 def source_of(weights: Mapping[str, Tensor | Encoding]) -> TreeSource:
     trees = {n: w if isinstance(w, Encoding) else Dense(w) for n, w in weights.items()}
-    specs = [
-        TensorSpec(n, t.dense_shape(), t.to_dense().dtype, Kind.LINEAR)
-        for n, t in trees.items()
-    ]
+    specs = [TensorSpec(n, t.dense_shape(), t.to_dense().dtype, Kind.LINEAR) for n, t in trees.items()]
     return TreeSource(specs, trees)
 
 

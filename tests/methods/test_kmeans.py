@@ -73,9 +73,7 @@ def test_two_clear_clusters_are_found_exactly() -> None:
 
 def test_weights_count_as_copies() -> None:
     x, copies = np.array([0.0, 1.0, 5.0, 6.0]), np.array([1.0, 3.0, 2.0, 2.0])
-    np.testing.assert_allclose(
-        lloyd(x, copies, 2, 50), lloyd(np.repeat(x, copies.astype(int)), np.ones(8), 2, 50)
-    )
+    np.testing.assert_allclose(lloyd(x, copies, 2, 50), lloyd(np.repeat(x, copies.astype(int)), np.ones(8), 2, 50))
 
 
 @given(st.sets(st.floats(-(2.0**127), 2.0**127, width=32), min_size=1, max_size=16), st.integers(0, 99))
@@ -101,7 +99,10 @@ def test_nearest_is_nearest_and_ties_go_to_the_smaller(values: list[float], cent
     x = torch.tensor(values)
     exact = [[abs(Fraction(v) - Fraction(c)) for c in table.tolist()] for v in x.tolist()]
     expected = [min(range(len(table)), key=lambda i: (row[i], i)) for row in exact]
-    for tables, groups in ((table[None], torch.zeros(len(x), dtype=torch.int64)), (table.expand(3, -1), torch.arange(len(x)) % 3)):
+    for tables, groups in (
+        (table[None], torch.zeros(len(x), dtype=torch.int64)),
+        (table.expand(3, -1), torch.arange(len(x)) % 3),
+    ):
         index = nearest(x, tables, groups)
         assert index.tolist() == expected
 

@@ -54,7 +54,10 @@ def test_global_keeps_exactly_the_largest_of_all_tensors(weights: list[Tensor], 
         expected[str(i)] = [p for p in range(w.numel()) if start + p in kept]
         start += w.numel()
     named = {str(i): w for i, w in enumerate(weights)}
-    counts = {s.targets[0]: s.entry["keep"] for s in planned_on(Magnitude(sparsity=sparsity, scope="global"), named).plan.steps}
+    counts = {
+        s.targets[0]: s.entry["keep"]
+        for s in planned_on(Magnitude(sparsity=sparsity, scope="global"), named).plan.steps
+    }
     assert counts == {name: len(positions) for name, positions in expected.items()}
     assume(all(expected[n] or not w.any() for n, w in named.items()))  # a dead layer is refused
     result = result_on(Magnitude(sparsity=sparsity, scope="global"), named)
@@ -87,7 +90,9 @@ def unit_scores(w: Tensor, height: int, width: int) -> list[tuple[float, list[in
         for j in range(0, columns, width):
             inside = [(r, c) for r in range(i, min(i + height, rows)) for c in range(j, min(j + width, columns))]
             square = sum(float(w[r, c]) ** 2 for r, c in inside) / len(inside)
-            found.append((float(torch.tensor(square, dtype=torch.float64).sqrt().float()), [r * columns + c for r, c in inside]))
+            found.append(
+                (float(torch.tensor(square, dtype=torch.float64).sqrt().float()), [r * columns + c for r, c in inside])
+            )
     return found
 
 

@@ -1,9 +1,8 @@
-"""Files whose checksums are right and whose content is not: `FormatError` that names what is wrong, in little memory."""
+"""Checksums that are right over content that is not: `FormatError` that names what is wrong, in little memory."""
 
 from __future__ import annotations
 
 import copy
-import json
 import resource
 import tracemalloc
 import zlib
@@ -12,9 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from store.forge import Parts, pruned_and_shared, reseal_arrays, seal, seal_packed, seal_text, shrunk_and_factorized, take_apart, written
+from store.forge import (
+    Parts,
+    pruned_and_shared,
+    reseal_arrays,
+    seal,
+    seal_packed,
+    seal_text,
+    shrunk_and_factorized,
+    sparse_and_shared,
+    take_apart,
+    text_of,
+    written,
+)
 
 from gossamer.errors import FormatError
 from gossamer.store import read_container, write_container
@@ -39,7 +50,7 @@ def factorized(tmp_path_factory: pytest.TempPathFactory) -> Parts:
     return take_apart(path.read_bytes())
 
 
-class small_memory:  # noqa: N801
+class small_memory:
     """No Python or numpy allocation above the limit, no torch allocation above another gigabyte of address space."""
 
     def __enter__(self) -> None:
@@ -81,7 +92,7 @@ def root(parts: Parts, name: str) -> list[Any]:
 
 
 def leaf(parts: Parts, form: str) -> list[Any]:
-    return next(le for _, _, ls in parts.index["arrays"] if isinstance(ls, list) for le in ls if le[1] == form)  # type: ignore[no-any-return]
+    return next(le for _, _, ls in parts.index["arrays"] if isinstance(ls, list) for le in ls if le[0] == form)  # type: ignore[no-any-return]
 
 
 def number_of(parts: Parts, kind: str) -> int:
@@ -135,21 +146,41 @@ def laughing(parts: Parts) -> None:
 
 def huge_pattern(parts: Parts) -> None:
     """One bit that stands for half a trillion positions."""
-    mask = leaf(parts, "MASK")
-    at = add_node(parts, "Blocks", bits_packed={"t": mask[0]}, weight_shape=[BIG, 192], block=[BIG, 1])
+    mask = add_mask(parts, [1])
+    at = add_node(parts, "Blocks", bits_packed={"t": mask}, weight_shape=[BIG, 1], block=[BIG, 1])
     values = node(parts, "Masked")["value"]
     add_node(parts, "Masked", where={"n": at}, value=values)
 
 
 def huge_product(parts: Parts) -> None:
     """u · v of two vectors, as large as their product."""
-    many = next(n for n, le in enumerate(_leaves(parts)) if le[1] == "MASK")
-    at = add_node(parts, "Kept", inner={"n": root(parts, "0.weight")[3]}, keep=[None, None], repeat=[1, BIG], fill=0.0)
-    assert many >= 0
-    root(parts, "0.weight")[3] = at
-    for mask_node, fields in parts.index["nodes"]:
-        if parts.index["kinds"][mask_node][0] == "Kept":
-            fields["keep"] = [None, {"n": add_node(parts, "Mask", bits_packed={"t": many}, weight_shape=[192])}]
+    at = root(parts, "0.weight")[3]
+    tall = add_node(parts, "View", inner={"n": at}, order=[1, 0])
+    for _ in range(4):
+        tall = add_node(parts, "Concat", members=[{"n": tall}] * 16)
+    wide = add_node(parts, "View", inner={"n": tall}, order=[1, 0])
+    add_node(parts, "LowRank", u={"n": tall}, v={"n": wide})
+
+
+def huge_repeat(parts: Parts) -> None:
+    """One kept unit of half a trillion rows."""
+    mask = add_node(parts, "Mask", bits_packed={"t": add_mask(parts, [1])}, weight_shape=[1])
+    at = root(parts, "0.bias")[3]
+    add_node(parts, "Kept", inner={"n": at}, keep=[{"n": mask}], repeat=[BIG], fill=0.0)
+
+
+def add_mask(parts: Parts, shape: list[int]) -> int:
+    """A mask of that shape with bits all one, one byte in the last array; returns its number."""
+    name, dtype, _, data = parts.arrays[-1]
+    parts.arrays[-1] = (name, dtype, (len(data) + 1,), data + b"\x01")
+    parts.index["arrays"][-1][2].append(["MASK", shape, 5, 0, 1])
+    reseal_arrays(parts)
+    return len(_leaves(parts)) - 1
+
+
+def joined(parts: Parts) -> list[Any]:
+    """The symbols that tell a mask, too."""
+    return next(le for le in _leaves(parts) if len(le) == 6)
 
 
 def _leaves(parts: Parts) -> list[list[Any]]:
@@ -159,13 +190,15 @@ def _leaves(parts: Parts) -> list[list[Any]]:
 def extra_leaf(parts: Parts) -> None:
     name, dtype, _, data = parts.arrays[-1]
     parts.arrays[-1] = (name, dtype, (len(data) + 4,), data + bytes(4))
-    parts.index["arrays"][-1][2].append([len(_leaves(parts)), "F32", [1], 0, 0, 4])
+    parts.index["arrays"][-1][2].append(["F32", [1], 0, 0, 4])
     reseal_arrays(parts)
 
 
 def swapped_leaves(parts: Parts) -> None:
-    first, second = leaf(parts, "MASK"), leaf(parts, "F32")
-    first[0], second[0] = second[0], first[0]
+    node(parts, "Codebook")["index"], node(parts, "Dense")["array"] = (
+        node(parts, "Dense")["array"],
+        node(parts, "Codebook")["index"],
+    )
 
 
 def swapped_bytes(parts: Parts) -> None:
@@ -174,9 +207,10 @@ def swapped_bytes(parts: Parts) -> None:
     reseal_arrays(parts)
 
 
-def partner_is_float(parts: Parts) -> None:
-    joined = next(le for le in _leaves(parts) if len(le) == 7)
-    joined[1] = "BF16"
+def two_scales(parts: Parts) -> None:
+    """The four bytes of a scale read as two of half precision."""
+    scale = next(le for le in _leaves(parts) if le[:2] == ["F32", [1]])
+    scale[:2] = ["F16", [2]]
 
 
 def array_listed_twice(parts: Parts) -> None:
@@ -198,11 +232,18 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "unknown entry": (set_in(lambda p: p.index, "code", "print()"), "expected an object with"),
     "notes no object": (set_in(lambda p: p.index, "notes", []), "notes"),
     "missing entry": (lambda p: p.index.pop("nodes"), "expected an object with"),
-    "node no pair": (lambda p: p.index["nodes"].append([0]), "expected [kind, fields]"),
-    "node of kind 99": (lambda p: p.index["nodes"].append([99, {}]), "expected [kind, fields]"),
-    "fields missing": (lambda p: node(p, "Masked").pop("where"), "(Masked): found fields ['value']"),
-    "fields extra": (set_in(lambda p: node(p, "Masked"), "hook", 1), "hook"),
-    "field of another type": (set_in(lambda p: node(p, "Codebook"), "columns", "9"), "columns: found str, expected int"),
+    "node no pair": (lambda p: p.index["nodes"].append([0]), "(Masked)"),
+    "node no list": (lambda p: p.index["nodes"].append({}), "expected [kind, "),
+    "node empty": (lambda p: p.index["nodes"].append([]), "expected [kind, "),
+    "node of kind 99": (lambda p: p.index["nodes"].append([99, {}]), "expected [kind, "),
+    "kind without version": (lambda p: p.index["kinds"][0].pop(), "expected [name, version]"),
+    "kind with more": (lambda p: p.index["kinds"][0].append(["where"]), "expected [name, version]"),
+    "fields missing": (lambda p: node(p, "Masked").pop("value"), "(Masked): found fields ['where']"),
+    "fields extra": (set_in(lambda p: node(p, "Masked"), "hook", 1), "value of each field"),
+    "field of another type": (
+        set_in(lambda p: node(p, "Codebook"), "columns", "9"),
+        "columns: found str, expected int",
+    ),
     "field true": (set_in(lambda p: node(p, "Codebook"), "columns", True), "columns: found bool"),
     "field a float": (set_in(lambda p: node(p, "Codebook"), "columns", 9.0), "columns: found float"),
     "a leaf for a node": (set_in(lambda p: node(p, "Masked"), "value", {"t": 0}), "value"),
@@ -216,10 +257,13 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "leaf 99": (set_in(lambda p: node(p, "Codebook"), "index", {"t": 99}), "found reference"),
     "columns 0": (set_in(lambda p: node(p, "Codebook"), "columns", 0), "columns = 0"),
     "columns negative": (set_in(lambda p: node(p, "Codebook"), "columns", -4), "columns = -4"),
-    "columns one": (lambda p: node(p, "Codebook").update(columns=1, group_size=1), "groups"),
     "columns beyond": (set_in(lambda p: node(p, "Codebook"), "columns", 10**30), "columns"),
     "group of nothing": (set_in(lambda p: node(p, "Codebook"), "group_size", 0), "group_size = 0"),
-    "scale per element missing": (lambda p: node(p, "Affine").update(columns=1, group_size=1), "1 groups"),
+    "more scales than groups": (two_scales, "2 groups, expected 1"),
+    "fewer scales than groups": (
+        lambda p: (two_scales(p), node(p, "Affine").update(columns=3, group_size=1)),
+        "2 groups, expected 1 or 12",
+    ),
     "bits 9": (set_in(lambda p: node(p, "Affine"), "bits", 9), "bits = 9"),
     "bits too few": (set_in(lambda p: node(p, "Affine"), "bits", 1), "q = "),
     "mask of another shape": (set_in(lambda p: node(p, "Mask"), "weight_shape", [16, 12]), "shape (16, 12)"),
@@ -228,12 +272,13 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "mask beyond": (set_in(lambda p: node(p, "Mask"), "weight_shape", [BIG, BIG]), "bits of shape"),
     "mask of endless digits": (set_in(lambda p: node(p, "Mask"), "weight_shape", [10**400]), "Mask"),
     "pattern beyond": (huge_pattern, "larger than any tensor needs"),
-    "kept beyond": (huge_product, "larger than any tensor needs"),
+    "product beyond": (huge_product, "larger than any tensor needs"),
+    "repeat beyond": (huge_repeat, "larger than any tensor needs"),
     "tree too deep": (deep_tree, "33 deep"),
     "tree without end": (laughing, "a tree"),
     "root beyond": (set_in(lambda p: root(p, "0.weight"), 3, 99), "'0.weight': found root 99"),
     "root true": (set_in(lambda p: root(p, "0.weight"), 3, True), "'0.weight'"),
-    "root of another shape": (set_in(lambda p: root(p, "0.weight"), 3, 0), "'0.weight'"),
+    "root of another shape": (lambda p: set_in(lambda q: root(q, "0.weight"), 3, root(p, "2.weight")[3])(p), ""),
     "root shape beyond": (set_in(lambda p: root(p, "0.weight"), 2, [BIG, BIG]), ""),
     "root shape negative": (set_in(lambda p: root(p, "0.weight"), 2, [-12, 16]), "found root"),
     "root shape empty but endless": (set_in(lambda p: root(p, "0.weight"), 2, [0, BIG, BIG, BIG, BIG]), "found root"),
@@ -243,20 +288,17 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "root twice": (lambda p: p.index["roots"].append(copy.deepcopy(p.index["roots"][0])), "found twice"),
     "alias twice": (lambda p: root(p, "0.weight").append(["0.bias"]), "found twice"),
     "aliases no names": (lambda p: root(p, "0.weight").append([3]), "aliases"),
-    "leaf shape beyond": (set_in(lambda p: leaf(p, "U8"), 2, [BIG]), "larger than its network needs"),
-    "mask shape beyond": (set_in(lambda p: leaf(p, "MASK"), 2, [BIG]), "larger than its network needs"),
-    "leaf shape negative": (set_in(lambda p: leaf(p, "U8"), 2, [-1]), "found leaf"),
-    "leaf shape empty but endless": (set_in(lambda p: leaf(p, "U8"), 2, [0, BIG, BIG]), "found leaf"),
-    "leaf of 40 dimensions": (set_in(lambda p: leaf(p, "U8"), 2, [1] * 40), "found leaf"),
-    "leaf of unknown dtype": (set_in(lambda p: leaf(p, "U8"), 1, "U7"), "dtype 'U7'"),
-    "leaf of another dtype": (set_in(lambda p: leaf(p, "F32"), 1, "F16"), ""),
-    "leaf number twice": (set_in(lambda p: leaf(p, "U8"), 0, 0), "twice"),
-    "leaf number negative": (set_in(lambda p: leaf(p, "U8"), 0, -1), "out of range"),
-    "leaf number with a hole": (set_in(lambda p: leaf(p, "U8"), 0, 50), "without holes"),
-    "unknown coder": (set_in(lambda p: leaf(p, "F32"), 3, 77), "unknown coder 77"),
-    "coder of another family": (set_in(lambda p: leaf(p, "F32"), 3, 5), ""),
-    "table longer than the array": (set_in(lambda p: leaf(p, "F32"), 4, 10**6), ""),
-    "table negative": (set_in(lambda p: leaf(p, "F32"), 4, -1), "found leaf"),
+    "leaf shape beyond": (set_in(lambda p: leaf(p, "U8"), 1, [BIG]), "larger than its network needs"),
+    "mask shape beyond": (set_in(lambda p: leaf(p, "MASK"), 1, [BIG]), "larger than its network needs"),
+    "leaf shape negative": (set_in(lambda p: leaf(p, "U8"), 1, [-1]), "found leaf"),
+    "leaf shape empty but endless": (set_in(lambda p: leaf(p, "U8"), 1, [0, BIG, BIG]), "found leaf"),
+    "leaf of 40 dimensions": (set_in(lambda p: leaf(p, "U8"), 1, [1] * 40), "found leaf"),
+    "leaf of unknown dtype": (set_in(lambda p: leaf(p, "U8"), 0, "U7"), "dtype 'U7'"),
+    "leaf of another dtype": (set_in(lambda p: leaf(p, "F32"), 0, "F16"), ""),
+    "unknown coder": (set_in(lambda p: leaf(p, "F32"), 2, 77), "unknown coder 77"),
+    "coder of another family": (set_in(lambda p: leaf(p, "F32"), 2, 5), ""),
+    "table longer than the array": (set_in(lambda p: leaf(p, "F32"), 3, 10**6), ""),
+    "table negative": (set_in(lambda p: leaf(p, "F32"), 3, -1), "found leaf"),
     "extra leaf": (extra_leaf, "no tensor uses"),
     "swapped leaves": (swapped_leaves, ""),
     "swapped bytes": (swapped_bytes, ""),
@@ -268,9 +310,6 @@ CHANGES: dict[str, tuple[Change, str]] = {
     "wrong sum of an array": (set_in(lambda p: p.index["arrays"][0], 1, 5), "checksum"),
     "leaves no list": (set_in(lambda p: p.index["arrays"][0], 2, "x"), "expected a list"),
     "leaves true": (set_in(lambda p: p.index["arrays"][0], 2, True), ""),
-    "partner that is no mask": (set_in(lambda p: next(le for le in _leaves(p) if len(le) == 7), 6, 99), "partner 99"),
-    "partner of floats": (partner_is_float, "BF16 beside a mask"),
-    "mask told by nobody": (lambda p: next(le for le in _leaves(p) if len(le) == 7).pop(), ""),
     "reference by name": (
         lambda p: set_in(lambda q: root(q, "0.bias"), 3, add_node(p, "Ref", name="2.bias", weight_shape=[12]))(p),
         "reference by name",
@@ -291,7 +330,30 @@ def test_the_forger_is_right_when_nothing_is_changed(shared: Parts, tmp_path: Pa
     with small_memory():
         found = read_container(path, pruned_and_shared()[0])
     assert set(found.trees) == {r[0] for r in shared.index["roots"]}
-    assert any(len(le) == 7 for le in _leaves(shared))  # masks and symbols are coded together, as some forgeries need
+
+
+JOINT: dict[str, tuple[Change, str]] = {
+    "partner beyond": (set_in(joined, 5, 99), "partner 99"),
+    "partner is itself": (set_in(joined, 5, 1), "partner 1"),
+    "partner negative": (set_in(joined, 5, -1), "partner -1"),
+    "partner of floats": (set_in(joined, 0, "BF16"), "BF16 beside a mask"),
+    "partner of eight-bit floats": (set_in(joined, 0, "F8_E5M2"), "F8_E5M2 beside a mask"),
+    "partner of a mask": (set_in(joined, 0, "MASK"), "beside a mask"),
+    "mask told by nobody": (lambda p: joined(p).pop(), ""),
+    "mask beyond": (set_in(lambda p: leaf(p, "MASK"), 1, [BIG, 25]), "larger than its network needs"),
+    "mask of another shape": (set_in(lambda p: leaf(p, "MASK"), 1, [40, 24]), ""),
+    "symbols of another number": (set_in(joined, 1, [7]), "symbols, expected (7,)"),
+    "mask with bytes of its own": (set_in(lambda p: leaf(p, "MASK"), 4, 1), ""),
+}
+
+
+@pytest.mark.parametrize("name", JOINT)
+def test_forged_mask_beside_symbols_is_refused(name: str, tmp_path: Path) -> None:
+    write_container(tmp_path / "a.gsm", *sparse_and_shared())
+    parts = take_apart((tmp_path / "a.gsm").read_bytes())
+    change, expected = JOINT[name]
+    change(parts)
+    assert expected in refused(seal(parts), tmp_path, expected=False)
 
 
 @pytest.mark.parametrize(
@@ -314,10 +376,10 @@ def test_forged_kept_is_refused(fields: dict[str, Any], expected: str, factorize
 
 
 def test_infinite_numbers_are_refused(factorized: Parts, tmp_path: Path) -> None:
-    text = json.dumps(factorized.index, separators=(",", ":"))
-    assert '"fill":0.0' in text
+    text = text_of(factorized).decode()
+    assert text.count("[1],1.0]") == 1  # what a removed variance is filled with
     for bad in ("1e999", "-1e999", "NaN", "Infinity"):
-        forged = text.replace('"fill":0.0', f'"fill":{bad}')
+        forged = text.replace("[1],1.0]", f"[1],{bad}]")
         message = refused(seal_text(factorized, forged.encode()), tmp_path, expected=False)
         assert "fill" in message or "is not JSON" in message
 
@@ -326,30 +388,44 @@ def test_infinite_numbers_are_refused(factorized: Parts, tmp_path: Path) -> None
     ("change", "expected"),
     [
         (lambda t: b"[" * 33 + b"]" * 33, "nested 33 deep"),
-        (lambda t: b"[" * 5_000_0 + b"]" * 5_000_0, "nested 50000 deep"),
+        (lambda t: b"[" * 20_000 + b"]" * 20_000, "nested 20000 deep"),
         (lambda t: t[:-1] + b',"notes":{"a":' + b"[" * 40 + b"]" * 40 + b"}}", "nested 42 deep"),
         (lambda t: t[:-1] + b',"nodes":[]}', "twice"),
-        (lambda t: t.replace(b'{"where"', b'{"where":{"n":0},"where"', 1), "twice"),
+        (lambda t: t.replace(b'{"n":', b'{"n":0,"n":', 1), "twice"),
         (lambda t: b"null", "expected an object"),
         (lambda t: b"", "malformed JSON"),
         (lambda t: t + b"x", "malformed JSON"),
         (lambda t: b"\xff" + t, "malformed JSON"),
         (lambda t: b"9" * 5000, "malformed JSON"),
-        (lambda t: b'{"a": "' + b'\\"' * 60_000, "malformed JSON"),
-        (lambda t: b'\\"' * 60_000, "malformed JSON"),
+        (lambda t: b'{"a": "' + b'\\"' * 30_000, "malformed JSON"),
+        (lambda t: b'\\"' * 30_000, "malformed JSON"),
         (lambda t: b" " * (3 << 20) + t, "more than"),
     ],
-    ids=["33", "50000", "notes", "key", "inner key", "null", "empty", "rest", "utf", "digits", "open", "quotes", "bomb"],
+    ids=[
+        "33",
+        "20000",
+        "notes",
+        "key",
+        "inner key",
+        "null",
+        "empty",
+        "rest",
+        "utf",
+        "digits",
+        "open",
+        "quotes",
+        "bomb",
+    ],
 )
 def test_an_index_that_is_no_proper_json_is_refused(
     change: Callable[[bytes], bytes], expected: str, shared: Parts, tmp_path: Path
 ) -> None:
-    text = json.dumps(shared.index, separators=(",", ":")).encode()
+    text = text_of(shared)
     assert expected in refused(seal_text(shared, change(text)), tmp_path)
 
 
 def test_an_unknown_version_or_no_seal_is_refused(shared: Parts, tmp_path: Path) -> None:
-    text = json.dumps(shared.index).encode()
+    text = text_of(shared)
     assert "version '2', expected 1" in refused(seal_text(shared, text, version="2"), tmp_path)
     assert "seal" in refused(seal_text(shared, text, version="1 2"), tmp_path)
     assert "damaged" in refused(seal_packed(shared, b"\xff\xfe\xfd"), tmp_path)

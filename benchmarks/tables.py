@@ -1,0 +1,66 @@
+"""Write the tables in README and docs from the JSON of the benchmarks: ``python -m benchmarks.tables``."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+
+
+def main() -> None:
+    tables = {
+        "pipeline": _pipeline(json.loads((RESULTS / "pipeline.json").read_text(encoding="utf-8"))),
+        "sparse_linear": _sparse_linear(json.loads((RESULTS / "sparse_linear.json").read_text(encoding="utf-8"))),
+    }
+    for file in (ROOT / "README.md", ROOT / "docs" / "which-method.md"):
+        text = file.read_text(encoding="utf-8")
+        for name, table in tables.items():
+            pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
+            text = re.sub(pattern, lambda m, t=table: m[1] + t + m[2], text, flags=re.DOTALL)
+        file.write_text(text, encoding="utf-8")
+
+
+def _pipeline(document: dict[str, Any]) -> str:
+    lines = [
+        "| network | family | what was done | bytes | smaller | dense → compressed | lost | speed |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in document["summary"]:
+        mark = "*" if row["breaking"] else "**" if row["family"] == "composed" else ""
+        cells = (
+            row["network"],
+            row["family"],
+            row["name"],
+            f"{row['file_bytes']:,.0f}",
+            f"{row['ratio']:.1f}x",
+            f"{row['dense_accuracy']:.2%} → {row['accuracy']:.2%}",
+            f"{row['points_lost']:+.2f}",
+            f"{row['faster_64']:.1f}x",
+        )
+        lines.append("| " + " | ".join(f"{mark}{c}{mark}" for c in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _sparse_linear(document: dict[str, Any]) -> str:
+    lines = [
+        "| network | zeros | batch | 1 thread: ours / torch | | 2 threads: ours / torch | |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    groups: dict[tuple[str, float, int], dict[int, dict[str, Any]]] = {}
+    for row in document["rows"]:
+        groups.setdefault((row["network"], row["sparsity"], row["batch"]), {})[row["threads"]] = row
+    for (network, sparsity, batch), by_threads in groups.items():
+        cells = [network, f"{sparsity:.0%}", str(batch)]
+        for threads in (1, 2):
+            row = by_threads.get(threads)
+            cells += [f"{row['ms']:.3g} / {row['torch_ms']:.3g}", f"{row['speed_up']:.1f}x"] if row else ["", ""]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

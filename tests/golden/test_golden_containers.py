@@ -1,0 +1,57 @@
+"""Containers written long ago are read for ever, and the same trees are written to the same bytes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from contract.test_every_encoding import same_bits, same_trees
+from golden.make import GOLDEN, HERE, VERSION, main, specs_of
+
+from gossamer.encoding.serial import KINDS
+from gossamer.store import read_container, write_container
+
+every = pytest.mark.parametrize("name", GOLDEN)
+
+
+@every
+def test_golden_files_are_read_to_the_tensors_of_their_day(name: str) -> None:
+    found = read_container(HERE / f"{name}.v1.gsm")
+    expected = safetensors.torch.load_file(HERE / f"{name}.v1.safetensors")
+    assert found.trees.keys() == expected.keys()
+    for tensor, dense in expected.items():
+        assert same_bits(found.trees[tensor].to_dense(), dense), tensor
+    assert found.notes == {"made by": "tests/golden/make.py"}
+
+
+@every
+def test_golden_trees_are_written_to_the_golden_bytes(name: str, tmp_path: Path) -> None:
+    trees = GOLDEN[name]()
+    notes = {"made by": "tests/golden/make.py"}
+    write_container(tmp_path / "now.gsm", specs_of(trees), trees, notes)
+    golden = HERE / f"{name}.v{VERSION}.gsm"
+    assert (tmp_path / "now.gsm").read_bytes() == golden.read_bytes()
+    assert same_trees(dict(read_container(golden).trees), trees)
+
+
+@every
+def test_golden_files_are_small(name: str) -> None:
+    assert (HERE / f"{name}.v1.gsm").stat().st_size <= 3072
+
+
+def test_golden_files_hold_every_kind_but_references() -> None:
+    seen = {
+        type(node).__name__
+        for name in GOLDEN
+        for tree in read_container(HERE / f"{name}.v1.gsm").trees.values()
+        for _, node in tree.nodes()
+    }
+    assert seen == set(KINDS) - {"Ref"}
+
+
+def test_the_script_refuses_to_overwrite(capsys: pytest.CaptureFixture[str]) -> None:
+    before = {p.name: p.read_bytes() for p in HERE.glob("*.gsm")}
+    assert main() == 1
+    assert "never overwritten" in capsys.readouterr().err
+    assert {p.name: p.read_bytes() for p in HERE.glob("*.gsm")} == before
