@@ -81,7 +81,8 @@ class Tucker(Encoding):
         for i, factor in enumerate(self.factors):
             if factor is not None:
                 found = factor.dense_shape()
-                require(len(found) == 2 and found[1] == core[i], self, f"factor {i} of {found}", f"[dim, {core[i]}]")
+                good = len(found) == 2 and found[1] == core[i] <= found[0]
+                require(good, self, f"factor {i} of {found}", f"[dim, {core[i]}] with dim ≥ {core[i]}")
 
     def dense_shape(self) -> tuple[int, ...]:
         """Full size along every dimension."""
@@ -121,10 +122,19 @@ class CP(Encoding):
     def to_dense(self) -> Tensor:
         """The sum of outer products, in float32 for half-precision factors."""
         dense = [computable(f.to_dense()) for f in self.factors]
-        w = dense[0]
-        for factor in dense[1:-1]:
-            w = (w.unsqueeze(1) * factor).reshape(-1, factor.shape[1])
-        return (w @ dense[-1].T).view(self.dense_shape())  # [rest, r] · [r, last] → [rest, last]
+        shape = self.dense_shape()
+        # Split where both halves stay smallest: spread out over all but one dimension they could dwarf the weight.
+        split = min(range(1, len(shape)), key=lambda i: prod(shape[:i]) + prod(shape[i:]))
+        left, right = _outer(dense[:split]), _outer(dense[split:])
+        return (left @ right.T).view(shape)  # [first, r] · [r, last] → [first, last]
+
+
+def _outer(factors: list[Tensor]) -> Tensor:
+    """Outer products per rank, [Π dims, rank]."""
+    w = factors[0]
+    for factor in factors[1:]:
+        w = (w.unsqueeze(1) * factor).reshape(-1, factor.shape[1])
+    return w
 
 
 @final
@@ -150,6 +160,15 @@ class TensorTrain(Encoding):
         """[Π m, Π n]."""
         shapes = [c.dense_shape() for c in self.cores]
         return prod(s[1] for s in shapes), prod(s[2] for s in shapes)
+
+    def largest_step(self) -> int:
+        """Numbers in the largest product on the way to the dense weight."""
+        sizes, largest = 1, 0
+        for core in self.cores:
+            _, m, n, after = core.dense_shape()
+            sizes *= m * n
+            largest = max(largest, sizes * after)
+        return largest
 
     def to_dense(self) -> Tensor:
         """The chain multiplied out, in float32 for half-precision cores."""

@@ -16,10 +16,11 @@ from functools import cache
 from math import prod
 from typing import Any, cast
 
+import torch
 from torch import Tensor
 
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
-from gossamer.encoding.node import Encoding, Leaf, Value
+from gossamer.encoding.node import Encoding, Leaf, Pattern, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
 from gossamer.encoding.values import Affine, Codebook, Dense
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View
@@ -41,6 +42,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
 Json = Any
 MAX_NODES = 1 << 20  # also of all trees written out, with shared nodes once per place
 MAX_DEPTH = 32
+_STEPS = 16
 
 
 @dataclass(frozen=True)
@@ -231,6 +233,9 @@ def _make(
             raise FormatError(f"{where}: found shape {str(shape)[:60]}, larger than any tensor needs, or negative")
         if contents:
             node.validate()
+            _result_dtype(node)
+            if most is not None and isinstance(node, TensorTrain) and node.largest_step() > _STEPS * most:
+                raise FormatError(f"{where}: found ranks that take {node.largest_step()} numbers to multiply out")
             for name, part in node.parts():
                 if isinstance(part, Encoding) and not isinstance(node, Masked):
                     _check_groups(f"{where} {name}", part)
@@ -239,6 +244,29 @@ def _make(
     except (ValueError, TypeError, IndexError, RuntimeError, OverflowError, ZeroDivisionError) as broken:
         raise FormatError(f"{where}: {broken}".splitlines()[0]) from broken
     return node
+
+
+def _result_dtype(node: Encoding) -> torch.dtype:
+    """Dtype that a tree's numbers are computed in.
+
+    Raises:
+        FormatError: numbers that cannot be combined, such as factors of different dtypes, or a mask as a factor.
+    """
+    if isinstance(node, Dense):
+        return torch.float32 if node.array.dtype in (torch.float16, torch.bfloat16) else node.array.dtype
+    if isinstance(node, (Pattern, Ref)):
+        return torch.bool if isinstance(node, Pattern) else torch.float32
+    expected_pattern = "where", "keep"
+    below = []
+    for name, part in node.parts():
+        if isinstance(part, Encoding) and name.partition(".")[0] not in expected_pattern:
+            below.append(_result_dtype(part))
+    same = len(set(below)) == 1
+    if same and isinstance(node, (Masked, Kept, View)):
+        return below[0]
+    if not same or below[0] not in (torch.float32, torch.float64):
+        raise FormatError(f"{type(node).__name__}: found parts of {below}, expected floats of one dtype")
+    return below[0]
 
 
 def _value(where: str, found: Json, hint: Any, made: list[Encoding], leaves: Sequence[Tensor]) -> object:

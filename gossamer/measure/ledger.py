@@ -16,6 +16,7 @@ from gossamer.encoding.node import Category, Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import View
 from gossamer.store.container import Container, Record, read_container
 from gossamer.store.safetensors_file import dense_chunks, dense_file_bytes
 
@@ -40,6 +41,7 @@ class TensorAccount:
         bits_per_weight: file_bytes · 8 / elements.
         entropy_bytes: order-0 entropy of the same leaves.
         nonzero: share of weights that are not zero.
+        untouched: whether no method was applied.
         why: for a tensor that shrank to no less than half: why it did not. Otherwise empty.
     """
 
@@ -51,6 +53,7 @@ class TensorAccount:
     bits_per_weight: float
     entropy_bytes: float
     nonzero: float
+    untouched: bool
     why: str
 
 
@@ -94,7 +97,7 @@ class Ledger:
     @property
     def bits_per_compressed_weight(self) -> float:
         """Bytes of the tensors that were compressed over their elements; 0 if there are none."""
-        spent = sum(t.file_bytes for t in self.tensors if t.encoding != Dense.__name__)
+        spent = sum(t.file_bytes for t in self.tensors if not t.untouched)
         return spent * 8 / self.compressed_parameters if self.compressed_parameters else 0.0
 
     def to_json(self) -> dict[str, Any]:
@@ -142,7 +145,7 @@ def ledger_of(file: str | Path | Container, *, zstd: bool = True, reasons: Mappi
         categories[record.category.value] += record.payload
     dense = {s.name: container.trees[s.name].to_dense().detach().to(s.dtype) for s in container.specs}
     accounts = tuple(_account(s, container, dense[s.name], known) for s in container.specs)
-    compressed = sum(a.elements for a in accounts if a.encoding != Dense.__name__)
+    compressed = sum(a.elements for a in accounts if not a.untouched)
     return Ledger(
         file_bytes=container.file_bytes,
         categories=types.MappingProxyType(categories),
@@ -172,12 +175,17 @@ def _account(spec: TensorSpec, container: Container, dense: Tensor, reasons: Map
         bits_per_weight=spent * 8 / max(1, spec.elements),
         entropy_bytes=sum(r.entropy for r in mine) / 8,
         nonzero=nonzero,
+        untouched=_untouched(tree),
         why=why,
     )
 
 
+def _untouched(tree: Encoding) -> bool:
+    return isinstance(tree.inner if isinstance(tree, View) else tree, Dense)
+
+
 def _why(tree: Encoding, records: list[Record], spec: TensorSpec) -> str:
-    if isinstance(tree, Dense):
+    if _untouched(tree):
         kept = sum(r.table + r.payload for r in records) / max(1, spec.nbytes)
         coded = f"lossless coding left {kept:.0%}" if kept < 1 else "its bytes are noise to a lossless coder"
         return f"no method was applied; {coded}"

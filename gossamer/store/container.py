@@ -25,7 +25,7 @@ from gossamer.encoding.patterns import Mask, pack_bits
 from gossamer.encoding.serial import KINDS, Flat, flatten, unflatten
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Dense
-from gossamer.encoding.weights import Masked, Ref, link
+from gossamer.encoding.weights import Masked, Ref, View, link
 from gossamer.errors import DataError, FormatError
 from gossamer.store.atomic import write_atomically
 from gossamer.store.dtypes import dtype_name, from_bytes, named_dtype, to_bytes
@@ -552,5 +552,5 @@ def _records(
 
 
 def _category(leaf: Leaf, tree: Encoding) -> Category:
-    plain = isinstance(tree, Dense)
-    return Category.UNTOUCHED if plain else leaf.category
+    plain = tree.inner if isinstance(tree, View) else tree
+    return Category.UNTOUCHED if isinstance(plain, Dense) else leaf.category

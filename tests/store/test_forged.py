@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from store.forge import (
@@ -27,6 +28,7 @@ from store.forge import (
     written,
 )
 
+from gossamer.encoding import Dense, Kind, LowRank, Mask, TensorSpec, TensorTrain
 from gossamer.errors import FormatError
 from gossamer.store import read_container, write_container
 
@@ -484,3 +486,29 @@ def test_any_change_of_the_index_is_refused_or_gives_trees_that_can_be_read(
         return
     for spec in found.specs:
         assert found.trees[spec.name].dense_shape() == spec.shape
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [
+        (Dense(torch.zeros(16, 2, dtype=torch.float64)), Dense(torch.zeros(2, 12))),
+        (Dense(torch.zeros(16, 2, dtype=torch.int32)), Dense(torch.zeros(2, 12))),
+        (Mask.of(torch.ones(16, 2, dtype=torch.bool)), Dense(torch.zeros(2, 12))),
+    ],
+    ids=["two dtypes", "integers", "a mask"],
+)
+def test_factors_that_cannot_be_multiplied_are_refused_when_the_file_is_read(tmp_path: Path, factors: tuple) -> None:
+    spec = TensorSpec("w", (16, 12), torch.float32, Kind.LINEAR)
+    write_container(tmp_path / "a.gsm", [spec], {"w": LowRank(*factors)})
+    with pytest.raises(FormatError, match="LowRank"):
+        read_container(tmp_path / "a.gsm", [spec])
+
+
+def test_a_tensor_train_that_blows_up_on_the_way_is_refused(tmp_path: Path) -> None:
+    spec = TensorSpec("w", (4, 4), torch.float32, Kind.LINEAR)
+    cores = (torch.zeros(1, 2, 2, 2000), torch.zeros(2000, 2, 1, 1), torch.zeros(1, 1, 2, 1))
+    tree = TensorTrain(tuple(Dense(c) for c in cores))
+    assert tree.largest_step() == 8000
+    write_container(tmp_path / "a.gsm", [spec], {"w": tree})
+    with pytest.raises(FormatError, match=r"larger than|ranks"):
+        read_container(tmp_path / "a.gsm", [spec])

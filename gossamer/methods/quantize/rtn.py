@@ -82,32 +82,36 @@ class RoundToNearest(PerSite):
         positions, values = live_values(weight)
         grouping = self._grouping(site.shape)
         groups = grouping.of(torch.arange(values.numel(), dtype=torch.int32) if positions is None else positions)
-        packed = self._quantize(values.float(), groups, grouping, prod(site.shape))
+        packed = self._quantize(values.float(), groups, grouping, prod(site.shape), site.key)
         if isinstance(weight, Masked):
             return Masked(weight.where, packed)
         return Affine(
             packed.columns, packed.group_size, packed.q.view(site.shape), packed.scale, packed.zero_point, packed.bits
         )
 
-    def _quantize(self, values: Tensor, groups: Tensor, grouping: Grouping, elements: int) -> Affine:
+    def _quantize(self, values: Tensor, groups: Tensor, grouping: Grouping, elements: int, name: str) -> Affine:
         count = grouping.count(elements)
         high = torch.zeros(count).scatter_reduce_(0, groups, values, "amax")  # 0 is in every range
         low = torch.zeros(count).scatter_reduce_(0, groups, values, "amin")
         levels = (1 << self.bits) - 1
         if self.symmetric:
             middle = 1 << (self.bits - 1)
-            scale = self._scale(torch.maximum(high, -low) / (middle - 1))
+            scale = self._scale(torch.maximum(high, -low) / (middle - 1), name)
             q = torch.round(values / scale[groups]) + middle
             zero: Tensor | int = middle
         else:
-            scale = self._scale((high - low) / levels)
+            scale = self._scale((high - low) / levels, name)
             zero = torch.round(-low / scale).clamp(0, levels).to(torch.uint8)
             q = torch.round(values / scale[groups]) + zero[groups]
         q = q.clamp(0, levels).to(torch.uint8)
         kept = Dense(scale.to(getattr(torch, self.scale_dtype)))
         return Affine(grouping.columns, grouping.size, q, kept, zero, self.bits)
 
-    def _scale(self, scale: Tensor) -> Tensor:
+    def _scale(self, scale: Tensor, name: str) -> Tensor:
         # What is stored, not what was meant, decides the rounding; a group of zeros may have any scale but 0.
         stored = scale.to(getattr(torch, self.scale_dtype)).float()
-        return torch.where((stored > 0) & torch.isfinite(stored), stored, 1.0)
+        lost = (scale > 0) & ((stored <= 0) | ~torch.isfinite(stored))
+        if bool(lost.any()):
+            found = f"found a scale of {float(scale[lost][0]):.3g}, which {self.scale_dtype} cannot hold"
+            raise PlanError(f"RoundToNearest: {name}: {found}, expected scale_dtype float32 or bfloat16")
+        return torch.where(scale > 0, stored, 1.0)

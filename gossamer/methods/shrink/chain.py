@@ -111,7 +111,7 @@ def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], call
     flat = False
     here = node
     while True:
-        users = list(here.users)
+        users = [user for user in here.users if not _asks_size(user)]
         if len(users) != 1:
             return f"its output is read by {len(users)} places, expected one"
         here = users[0]
@@ -157,6 +157,12 @@ def _join(
     return Coupling(members[0].tensor, channels, (*members, Member(f"{consumer}.weight", 1, inputs // channels)))
 
 
+def _asks_size(node: fx.Node) -> bool:
+    """Whether code only looks how large a tensor is, as in ``x.view(x.size(0), -1)``."""
+    size = node.op == "call_method" and node.target in ("size", "dim")
+    return size or (node.op == "call_function" and node.target is getattr and node.args[1] == "shape")
+
+
 def _passes(node: fx.Node) -> bool:
     if node.op == "call_function":
         return node.target in _FUNCTIONS
@@ -165,10 +171,10 @@ def _passes(node: fx.Node) -> bool:
 
 def _flattens(node: fx.Node) -> bool:
     rest = [a for a in node.args[1:] if not isinstance(a, fx.Node)]
-    if node.op == "call_function" and node.target in _FLATTENS:
-        return rest == [1] and not node.kwargs
-    if node.op == "call_method" and node.target == "flatten":
-        return rest == [1] and not node.kwargs
+    if (node.op == "call_function" and node.target in _FLATTENS) or (
+        node.op == "call_method" and node.target == "flatten"
+    ):
+        return (rest == [1] and not node.kwargs) or (not rest and dict(node.kwargs) == {"start_dim": 1})
     if node.op == "call_method" and node.target in ("view", "reshape"):
         # x.view(batch, -1); with x.view(-1, 400) the code itself would expect the old number of features
         return len(node.args) == 3 and not isinstance(node.args[2], fx.Node) and bool(node.args[2] == -1)
