@@ -8,6 +8,7 @@ kept by a hash of the code that made them, so a stopped run goes on where it was
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import sys
@@ -30,8 +31,13 @@ THREADS = 2
 CODE = (
     *(f"gossamer/{part}/**/*.py" for part in ("coding", "drive", "encoding", "measure", "methods", "network")),
     *("gossamer/runtime/**/*.py", "gossamer/store/**/*.py", "gossamer/demo/data.py", "gossamer/demo/job.py"),
-    *("gossamer/demo/networks.py", "gossamer/demo/recipes.py", "gossamer/api.py", "benchmarks/pipeline.py"),
+    *("gossamer/demo/networks.py", "gossamer/api.py", "benchmarks/pipeline.py"),
 )
+
+
+def _stamp(*settings: object) -> str:
+    """Hash of settings: a row is kept as long as neither the code nor its own recipe changes."""
+    return hashlib.sha256(repr(settings).encode()).hexdigest()[:10]
 
 
 def main() -> None:
@@ -58,7 +64,8 @@ def main() -> None:
 
 
 def _rows(classic: Classic, seed: int, data: Fashion, kept: Rows, begin: float) -> list[dict[str, Any]]:
-    stem = f"{classic.name}-{seed}"
+    training = (classic.dense, classic.batch, classic.flip)
+    stem = f"{classic.name}-{seed}-{_stamp(training)}"
     weights = kept.folder / f"{stem}.safetensors"
     dense = classic.factory()
     if weights.is_file():
@@ -68,10 +75,11 @@ def _rows(classic: Classic, seed: int, data: Fashion, kept: Rows, begin: float) 
         write_safetensors(weights, dense.state_dict())
     dense.eval()
     before = accuracy(dense, data.test, data.test_labels)
-    print(f"{time.perf_counter() - begin:6.0f} s  {stem}: dense {before.value:.4f}", file=sys.stderr)
+    print(f"{time.perf_counter() - begin:6.0f} s  {classic.name} {seed}: dense {before.value:.4f}", file=sys.stderr)
     rows = []
-    for number, job in enumerate(classic.jobs):
-        path = kept.folder / f"{stem}-{number}.gsm"
+    for job in classic.jobs:
+        key = f"{stem}-{_stamp(job.family, job.name, job.recipe)}"
+        path = kept.folder / f"{key}.gsm"
 
         def make(job: Any = job, path: Path = path) -> dict[str, Any]:
             result = run_job(classic, job, dense, before, data, seed=seed, path=path, latency_seconds=1.0)
@@ -97,10 +105,10 @@ def _rows(classic: Classic, seed: int, data: Fashion, kept: Rows, begin: float) 
                 "seconds": result.seconds,
             }
 
-        row = kept.get(f"{stem}-{number}", make)
+        row = kept.get(key, make)
         lost = 100 * (row["dense_accuracy"] - row["accuracy"])
         text = f"{row['family']}: {row['name']}: {row['ratio']:.1f}x, {lost:+.2f} points lost, {row['seconds']:.0f} s"
-        print(f"{time.perf_counter() - begin:6.0f} s  {stem} {text}", file=sys.stderr)
+        print(f"{time.perf_counter() - begin:6.0f} s  {classic.name} {seed} {text}", file=sys.stderr)
         rows.append(row)
     return rows
 

@@ -87,8 +87,8 @@ def _short(entry: Method | Stage | Tune, share: float) -> Method | Stage | Tune:
 def _families(heal: Tune, channels: float, energy: float, sparse: Gradual, too_sparse: Gradual) -> tuple[Job, ...]:
     return (
         Job("value-compression", "lossless: entropy-coded floats", []),
-        Job("quantization", "4 bits, rounded to nearest", [RoundToNearest(bits=4, group="channel")]),
-        Job("quantization", "2 bits, rounded to nearest", [RoundToNearest(bits=2, group="channel")], breaking=True),
+        Job("quantization", "4 bits per weight, scales tuned", [RoundToNearest(bits=4, group="channel"), heal]),
+        Job("quantization", "2 bits, only rounded", [RoundToNearest(bits=2, group="channel")], breaking=True),
         Job("sharing", "16 shared values per layer", [KMeans(bits=4), BIASES]),
         Job("sharing", "2 shared values per layer", [KMeans(bits=1), BIASES], breaking=True),
         Job("down-sizing", f"{channels:.0%} of the neurons removed", [Channels(sparsity=channels), heal]),
