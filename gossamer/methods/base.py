@@ -193,11 +193,11 @@ class Method(ABC):
         del site, weight, evidence, ask
         return {}
 
-    @abstractmethod
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
-        """Decide what happens to every site, or ask for another round."""
+        """Decide what happens to every site, or ask for another round. Here: one step per site, nothing to say."""
+        del summaries, ask
+        return Plan(tuple(Step((site.key,), {}) for site in sites))
 
-    @abstractmethod
     def apply(
         self,
         sites: Sequence[Site],
@@ -206,7 +206,22 @@ class Method(ABC):
         shared: Mapping[str, Encoding],
         evidence: Mapping[str, Evidence],
     ) -> dict[str, Encoding]:
-        """New encodings of one step's sites; pure and bit-deterministic."""
+        """New encodings of one step's sites; pure and bit-deterministic. Here each on its own, by `encode`.
+
+        Args:
+            sites: of the step.
+            weights: the step's tensors by site key, and no others.
+            entry: what the plan says of them.
+            shared: the plan's shared encodings.
+            evidence: statistics by site key.
+        """
+        return {s.key: self.encode(s, weights[s.key], entry, shared) for s in sites}
+
+    def encode(
+        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
+    ) -> Encoding:
+        """New encoding of one site; what most methods define instead of `apply`."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither encode nor apply")
 
     def at(self, progress: float) -> Method:
         """This method part of the way, for schedules.
@@ -220,38 +235,6 @@ class Method(ABC):
         if progress == 1.0:
             return self
         raise PlanError(f"{type(self).__name__}: found in a schedule, expected a method with degrees, like Magnitude")
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerSite(Method, ABC):
-    """A method that needs nothing but the site itself: no rounds, one step per site."""
-
-    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
-        """One step per site."""
-        del summaries, ask
-        return Plan(tuple(Step((site.key,), self.entry(site)) for site in sites))
-
-    def entry(self, site: Site) -> Mapping[str, Any]:
-        """What the step says beside its target."""
-        del site
-        return {}
-
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Each site on its own."""
-        return {s.key: self.encode(s, weights[s.key], entry, shared) for s in sites}
-
-    @abstractmethod
-    def encode(
-        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
-    ) -> Encoding:
-        """New encoding of one site."""
 
 
 def live_values(weight: Encoding) -> tuple[Tensor | None, Tensor]:

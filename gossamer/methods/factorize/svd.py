@@ -129,18 +129,11 @@ class SVD(Method):
             left -= cost
         return ranks
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Factorize each site."""
-        return {s.key: self._factorize(weights[s.key], int(entry["rank"])) for s in sites}
-
-    def _factorize(self, weight: Encoding, rank: int) -> Encoding:
+    def encode(
+        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
+    ) -> Encoding:
+        """Factorize one site at the planned rank."""
+        rank = int(entry["rank"])
         matrix = _matrix(weight)
         dtype, rest = matrix.dtype, weight.dense_shape()[1:]
         u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)  # [out, k], [k], [k, rest]

@@ -174,18 +174,10 @@ class Magnitude(Method):
         scores.view(-1)[positions.long()] = magnitudes
         return scores
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Mask each site."""
-        return {s.key: self._prune(s, weights[s.key], int(entry["keep"])) for s in sites}
-
-    def _prune(self, site: Site, weight: Encoding, keep: int) -> Encoding:
+    def encode(
+        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
+    ) -> Encoding:
+        """Keep the ``entry["keep"]`` best units."""
         scores = self._scores(site, weight)
         dense = weight.to_dense().detach()
         if isinstance(self.structure, NofM):
@@ -195,7 +187,7 @@ class Magnitude(Method):
             units = self.structure.score(scores)
             order = _order(units).argsort(descending=True, stable=True)
             chosen = torch.zeros(units.numel(), dtype=torch.bool)
-            chosen[order[:keep]] = True
+            chosen[order[: int(entry["keep"])]] = True
             chosen &= units >= 0
             where = self.structure.pattern(chosen, site.shape)
             old = type(weight.where) if isinstance(weight, Masked) else None

@@ -54,14 +54,9 @@ class Structure(ABC):
         return ""
 
 
-@final
 @dataclass(frozen=True)
-class Unstructured(Structure):
-    """Every weight on its own."""
-
-    def pattern_kind(self) -> type[Pattern]:
-        """`Mask`."""
-        return Mask
+class _Single(Structure, ABC):
+    """Every weight is a unit of its own."""
 
     def units(self, shape: tuple[int, ...]) -> int:
         """One per weight."""
@@ -75,6 +70,16 @@ class Unstructured(Structure):
     def score(self, scores: Tensor) -> Tensor:
         """The scores themselves."""
         return scores.reshape(-1)
+
+
+@final
+@dataclass(frozen=True)
+class Unstructured(_Single):
+    """Every weight on its own."""
+
+    def pattern_kind(self) -> type[Pattern]:
+        """`Mask`."""
+        return Mask
 
     def pattern(self, kept: Tensor, shape: tuple[int, ...]) -> Pattern:
         """A free mask."""
@@ -175,7 +180,7 @@ class Block(_Grid):
 
 @final
 @dataclass(frozen=True)
-class NofM(Structure):
+class NofM(_Single):
     """N kept of every M consecutive weights along a row; the budget is in the structure itself.
 
     Args:
@@ -193,19 +198,6 @@ class NofM(Structure):
     def pattern_kind(self) -> type[Pattern]:
         """`NM`."""
         return NM
-
-    def units(self, shape: tuple[int, ...]) -> int:
-        """One per weight."""
-        return prod(shape)
-
-    def size(self, shape: tuple[int, ...]) -> int:
-        """One."""
-        del shape
-        return 1
-
-    def score(self, scores: Tensor) -> Tensor:
-        """The scores themselves."""
-        return scores.reshape(-1)
 
     def pattern(self, kept: Tensor, shape: tuple[int, ...]) -> Pattern:
         """N of M."""

@@ -15,7 +15,7 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Affine, Dense, Grouping, whole
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, MASKED, PerSite, Rule, Site, live_values
+from gossamer.methods.base import DENSE, MASKED, Method, Rule, Site, live_values
 
 __all__ = ["RoundToNearest"]
 
@@ -24,7 +24,7 @@ AFFINE = Skeleton(Affine, (("scale", DENSE),))
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RoundToNearest(PerSite):
+class RoundToNearest(Method):
     """w ≈ scale · (q − zero_point) with the grid spanning the values of each group.
 
     Symmetric: scale = max|w| / (2^(bits−1) − 1), zero_point = 2^(bits−1). Otherwise scale = (max − min) / (2^bits − 1)

@@ -113,7 +113,7 @@ class KMeans(Method):
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """One step per site; the network-wide codebook is made here."""
         if not self.network_wide:
-            return Plan(tuple(Step((s.key,), {}) for s in sites))
+            return super().plan(sites, summaries, ask)
         count = sum((s["count"] for s in summaries.values()), torch.zeros(_BINS, dtype=torch.int64))
         total = sum((s["sum"] for s in summaries.values()), torch.zeros(_BINS, dtype=torch.float64))
         used = count > 0
@@ -122,19 +122,11 @@ class KMeans(Method):
         shared = Dense(torch.from_numpy(table).float()[None])
         return Plan(tuple(Step((s.key,), {"table": _SHARED}) for s in sites), {_SHARED: shared})
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Cluster each site."""
+    def encode(
+        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
+    ) -> Encoding:
+        """Cluster one site, or use the codebook of the whole network."""
         table = shared[entry["table"]] if "table" in entry else None
-        return {s.key: self._cluster(s, weights[s.key], table) for s in sites}
-
-    def _cluster(self, site: Site, weight: Encoding, table: Encoding | None) -> Encoding:
         positions, values = live_values(weight)
         grouping = self._grouping(site.shape)
         groups = index_groups(values, positions, grouping)

@@ -138,16 +138,11 @@ class Channels(Method):
                 cuts.setdefault(member.tensor, {})[str(member.dim)] = [f"channels.{i}", member.repeat]
         return Plan(tuple(Step((name,), {"cut": cut}) for name, cut in cuts.items()), shared, skipped)
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode(
+        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
+    ) -> Encoding:
         """Cut one tensor along one or two dimensions."""
-        return {s.key: _cut(s, weights[s.key], entry["cut"], shared) for s in sites}
+        return _cut(site, weight, entry["cut"], shared)
 
 
 def _cut(site: Site, weight: Encoding, cut: Mapping[str, Any], shared: Mapping[str, Encoding]) -> Encoding:
