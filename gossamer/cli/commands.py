@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -144,21 +145,27 @@ def bench_file(
         ]
         for t in timings
     ]
-    rows.append(["memory", size(memory["dense"]), size(memory["lowered"]), ""])
     columns = ["", "dense", "compressed", "faster"]
-    console.print(table("Latency in ms (middle half) and grown resident bytes", columns, rows))
+    console.print(table("Latency in ms (middle half)", columns, rows))
+    rows = [[kind, *(size(memory[m][kind]) for m in ("dense", "lowered"))] for kind in ("network", "runtime")]
+    title = "Resident bytes a process grows by (runtime: compiler and kernels, once)"
+    console.print(table(title, ["", "dense", "compressed"], rows))
     rows = [
-        [c["layer"], c["kernel"], f"{c['density']:.3f}", f"{c['ms']:.3f}", f"{c['dense_ms']:.3f}", c["reason"]]
+        [c["layer"], c["kernel"], c["reason"], f"{c['density']:.3f}", _ms(c["ms"]), _ms(c["dense_ms"])]
         for c in explained
     ]
     title = f"What runs each layer at batch {batches[-1]}"
-    console.print(table(title, ["layer", "runs on", "density", "ms", "dense ms", "why"], rows, text_columns=2))
+    console.print(table(title, ["layer", "runs on", "why", "density", "ms", "dense ms"], rows, text_columns=3))
     document = {"file": str(file), "ledger": ledger.to_json(), "latency": timings, "resident_bytes": memory}
     write_json(json_file, {**document, "layers": explained})
 
 
 def _caller(network: Any, inputs: torch.Tensor) -> Any:
     return lambda: network(inputs)
+
+
+def _ms(time: float) -> str:
+    return f"{time:.3f}" if math.isfinite(time) else "–"
 
 
 def _spread(timing: dict[str, float]) -> str:

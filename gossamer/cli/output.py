@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -19,9 +20,12 @@ def size(count: float) -> str:
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:
     """A table whose first columns are text and the rest numbers."""
-    made = Table(title=title, title_justify="left", title_style="bold")
+    made = Table(
+        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+    )
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i < text_columns else "right", overflow="fold")
+        text = i < text_columns
+        made.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
         made.add_row(*row)
     return made
@@ -55,14 +59,9 @@ def ledger_tables(console: Console, ledger: Ledger, name: str) -> None:
         ]
         for t in ledger.tensors
     ]
-    columns = ["tensor", "stored as", "dense bytes", "bytes", "bits/weight", "order-0 entropy, bytes", "zeros"]
+    columns = ["tensor", "stored as", "dense,\nbytes", "bytes", "bits/\nweight", "order-0\nentropy", "zeros"]
     console.print(table("Tensor by tensor", columns, rows, text_columns=2))
-    rows = [[t.name, size(t.file_bytes), t.why] for t in ledger.tensors if t.why]
+    rows = [[t.name, t.why, size(t.file_bytes)] for t in ledger.tensors if t.why]
     if rows:
-        made = Table(title="What did not shrink, and why", title_justify="left", title_style="bold")
-        for column, justify in (("tensor", "left"), ("bytes", "right"), ("why", "left")):
-            made.add_column(column, justify="right" if justify == "right" else "left", overflow="fold")
-        for row in rows:
-            made.add_row(*row)
-        console.print(made)
+        console.print(table("What did not shrink, and why", ["tensor", "why", "bytes"], rows, text_columns=2))
     console.print("Not counted: " + "; ".join(ledger.free))

@@ -85,7 +85,11 @@ def test_bench_measures_both_networks_and_their_memory(files: Path) -> None:
     assert [t["batch"] for t in found["latency"]] == [4]
     assert found["latency"][0]["dense"]["median_ms"] > 0
     assert found["latency"][0]["lowered"]["median_ms"] > 0
-    assert set(found["resident_bytes"]) == {"dense", "lowered"}
+    assert {k: set(v) for k, v in found["resident_bytes"].items()} == {
+        "dense": {"network", "runtime"},
+        "lowered": {"network", "runtime"},
+    }
+    assert found["resident_bytes"]["dense"]["runtime"] == 0
     assert {layer["layer"] for layer in found["layers"]} == {"fc1", "fc2", "fc3"}
 
 
