@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 import gossamer as gs
 from gossamer.cli.network import example_inputs, factory_of, named_object
 from gossamer.cli.output import ledger_tables, size, table
 from gossamer.cli.resident import resident_bytes
 from gossamer.drive.progress import TerminalProgress
+from gossamer.drive.recipe import run
 from gossamer.drive.recipe_file import dump_recipe, load_recipe
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.latency import interleaved
@@ -47,29 +49,35 @@ def compress_file(
         raise DataError(f"{output}: found the input file, expected another name: inputs are never overwritten")
     steps = load_recipe(recipe)
     model = load_weights_into(factory_of(network)(), weights).eval()
-    batches = named_object(data, "--data")() if data else None
     dense_bytes = dense_file_bytes(dict(model.state_dict()))
+    if dry_run:
+        state = run(model, steps, training=False)
+        _show_plan(console, state.plans, state.skipped)
+        console.print("Dry run: nothing was trained, nothing was written.")
+        write_json(json_file, {"plan": state.plans, "skipped": state.skipped, "dense_bytes": dense_bytes})
+        return
+    assert output is not None
+    batches = named_object(data, "--data")() if data else None
     with TerminalProgress(enabled=False if quiet else None) as progress:
         small = gs.compress(model, steps, data=batches, progress=progress)
     small.notes["recipe"] = dump_recipe(steps)
-    document: dict[str, Any] = {"plan": small.notes["plan"], "skipped": small.skipped, "dense_bytes": dense_bytes}
-    rows = [[i["method"], _targets(i), _details(i)] for i in small.notes["plan"]]
+    _show_plan(console, small.notes["plan"], small.skipped)
+    written = small.save(output, plan=keep_plan)
+    gs.load(output, into=factory_of(network))
+    console.print(
+        f"{escape(str(output))}: {size(written)} bytes, {dense_bytes / written:.1f}x smaller than {size(dense_bytes)}; "
+        "read back and checked"
+    )
+    document = {"plan": small.notes["plan"], "skipped": small.skipped, "dense_bytes": dense_bytes}
+    write_json(json_file, {**document, "file": str(output), "file_bytes": written, "ratio": dense_bytes / written})
+
+
+def _show_plan(console: Console, plans: list[dict[str, Any]], skipped: dict[str, str]) -> None:
+    rows = [[i["method"], _targets(i), _details(i)] for i in plans]
     console.print(table("Plan", ["method", "tensors", "details"], rows, text_columns=3))
-    if small.skipped:
-        console.print(
-            table("Left as they are", ["tensor", "why"], [list(i) for i in small.skipped.items()], text_columns=2)
-        )
-    if dry_run or output is None:
-        console.print("Dry run: nothing was written.")
-    else:
-        written = small.save(output, plan=keep_plan)
-        gs.load(output, into=factory_of(network))
-        document |= {"file": str(output), "file_bytes": written, "ratio": dense_bytes / written}
-        console.print(
-            f"{output}: {size(written)} bytes, {dense_bytes / written:.1f}x smaller than {size(dense_bytes)}; "
-            "read back and checked"
-        )
-    write_json(json_file, document)
+    if skipped:
+        rows = [[name, why] for name, why in skipped.items()]
+        console.print(table("Left as they are", ["tensor", "why"], rows, text_columns=2))
 
 
 def _targets(step: dict[str, Any]) -> str:
@@ -78,13 +86,12 @@ def _targets(step: dict[str, Any]) -> str:
 
 
 def _details(step: dict[str, Any]) -> str:
-    if "updates" in step:
-        return f"{step['updates']} updates while training"
     plain = [
         ", ".join(f"{k} {v}" for k, v in s.items() if k != "targets" and not isinstance(v, dict))
         for s in step.get("steps", [])
     ]
-    return "; ".join(p for p in plain[:4] if p) + (" …" if len(plain) > 4 else "")
+    text = "; ".join(p for p in plain[:4] if p) + (" …" if len(plain) > 4 else "")
+    return text + (f", in {step['updates']} updates while training" if "updates" in step else "")
 
 
 def inspect_file(*, file: Path, zstd: bool, json_file: Path | None, console: Console) -> None:
@@ -99,7 +106,7 @@ def decompress_file(*, file: Path, output: Path, json_file: Path | None, console
     if output.resolve() == file.resolve():
         raise DataError(f"{output}: found the input file, expected another name: inputs are never overwritten")
     written = write_safetensors(output, gs.load(file).state_dict())
-    console.print(f"{output}: {size(written)} bytes of dense weights")
+    console.print(f"{escape(str(output))}: {size(written)} bytes of dense weights")
     write_json(json_file, {"file": str(output), "bytes": written})
 
 
@@ -133,7 +140,7 @@ def bench_file(
             timings.append({"batch": batch, **{k: vars(t) for k, t in times.items()}})
     memory = {m: resident_bytes(m, file, network, shape, max(batches)) for m in ("dense", "lowered")}
     console.print(
-        f"[bold]{file}[/bold]  {size(ledger.file_bytes)} bytes, {ledger.ratio:.1f}x smaller than "
+        f"[bold]{escape(str(file))}[/bold]  {size(ledger.file_bytes)} bytes, {ledger.ratio:.1f}x smaller than "
         f"{size(ledger.dense_bytes)}; {torch.get_num_threads() if threads is None else threads} threads"
     )
     rows = [

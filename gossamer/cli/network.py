@@ -46,8 +46,9 @@ def factory_of(name: str) -> Callable[[], nn.Module]:
     factory = named_object(name, "--network")
     try:
         made = factory() if callable(factory) else None
-    except TypeError as error:
-        raise DataError(f"--network {name}: cannot be called without arguments: {error}") from error
+    except Exception as error:  # the user's code raises whatever it raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise DataError(f"--network {name}: calling it without arguments failed: {reason}") from error
     if not isinstance(made, nn.Module):
         raise DataError(f"--network {name}: found {type(made).__name__}, expected a factory of a torch.nn.Module")
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from gossamer.measure.ledger import Ledger
@@ -21,20 +22,25 @@ def size(count: float) -> str:
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, text_columns: int = 1) -> Table:
     """A table whose first columns are text and the rest numbers."""
     made = Table(
-        title=title, title_justify="left", title_style="bold", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False
+        title=escape(title),
+        title_justify="left",
+        title_style="bold",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
     )
     for i, column in enumerate(columns):
         text = i < text_columns
         made.add_column(column, justify="left" if text else "right", overflow="fold", no_wrap=not text)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(escape(cell) for cell in row))
     return made
 
 
 def ledger_tables(console: Console, ledger: Ledger, name: str) -> None:
     """Print a ledger: totals, categories, tensors, what did not shrink, what was free."""
     console.print(
-        f"[bold]{name}[/bold]  {size(ledger.file_bytes)} bytes, "
+        f"[bold]{escape(name)}[/bold]  {size(ledger.file_bytes)} bytes, "
         f"{ledger.ratio:.1f}x smaller than the dense file ({size(ledger.dense_bytes)} bytes)"
     )
     if ledger.zstd19_bytes is not None:

@@ -8,7 +8,7 @@ from typing import final
 import torch
 
 from gossamer.drive.one_shot import apply_plan, plan_method
-from gossamer.drive.recipe import Stage, State, run_method
+from gossamer.drive.recipe import Stage, State, plan_json, run_method
 from gossamer.drive.source import TreeSource
 from gossamer.drive.tune import Tune, batches_of, train
 from gossamer.errors import PlanError
@@ -42,14 +42,33 @@ class Gradual(Stage):
     ramp: float = 0.6
 
     def __post_init__(self) -> None:
+        given: object = self.methods
+        object.__setattr__(self, "methods", tuple(given) if isinstance(given, (tuple, list)) else (given,))
+        for method in self.methods:
+            if not isinstance(method, Method):
+                raise PlanError(f"Gradual: found {type(method).__name__} among methods, expected pruning methods")
+            method.at(0.5)  # refuses a method without degrees now rather than in the middle of training
         if not self.methods or self.updates < 1 or not 0 <= self.ramp <= 1:
             raise PlanError(
                 f"Gradual: found {len(self.methods)} methods, {self.updates} updates, ramp {self.ramp}, "
                 "expected at least one method, one update, and a ramp of 0 to 1"
             )
 
+    @property
+    def needs_data(self) -> bool:
+        """It trains."""
+        return True
+
+    def inside(self) -> tuple[Method, ...]:
+        """The pruning methods."""
+        return self.methods
+
     def run(self, state: State) -> None:
         """Attach, train with updates on the way, read back."""
+        if not state.training:
+            for method in self.methods:
+                run_method(method, state)
+            return
         data = batches_of(state.data, "gradual pruning")
         ramp_steps = max(1, round(self.ramp * self.tune.epochs * len(data)))
         at_step = {round(u * ramp_steps / self.updates): u + 1 for u in range(1, self.updates)}
@@ -57,18 +76,21 @@ class Gradual(Stage):
             raise PlanError(f"Gradual: found {self.updates} updates in {ramp_steps} steps, expected fewer")
         for method in self.methods:
             run_method(method.at(1 / self.updates), state)
+        reached = dict(zip(range(len(self.methods)), state.plans[-len(self.methods) :], strict=True))
+        del state.plans[-len(self.methods) :]
         network = state.network()
 
         def before_step(step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
             del steps
             if step not in at_step:
                 return
-            for method in self.methods:
+            for i, method in enumerate(self.methods):
                 trees = {name: holder.tree for name, holder in attached(network).items()}
                 specs = tuple(s for s in state.specs if s.name in trees)
                 source = TreeSource(specs, trees)
                 planned = plan_method(method.at(at_step[step] / self.updates), source)
                 evolve(network, apply_plan(planned, source), optimizer)
+                reached[i] = plan_json(method, planned)
 
         teacher = state.model if self.tune.distil else None
         train(
@@ -82,4 +104,4 @@ class Gradual(Stage):
             before_step=before_step,
         )
         state.take(network)
-        state.plans += [{"method": type(m).__name__, "updates": self.updates} for m in self.methods]
+        state.plans += [{**plan, "updates": self.updates} for plan in reached.values()]

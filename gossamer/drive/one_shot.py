@@ -56,7 +56,9 @@ def plan_method(method: Method, source: Source) -> Planned:
                 sites.append(site)
     name = type(method).__name__
     if not sites:
-        why = next((f": {k}: {r}" for k, r in skipped.items()), "")
+        names = ", ".join(s.name for s in source.specs()[:4])
+        nothing = f": found only={method.only!r}, expected names like {names}" if method.only else f" of {names} …"
+        why = next((f": {k}: {r}" for k, r in skipped.items()), nothing)
         raise CompositionError(f"{name} matches no layer{why}")
     ask: Ask | None = None
     for _ in range(_MAX_ROUNDS):
@@ -104,5 +106,6 @@ def _refuse_dead(method: Method, site: Site, old: Encoding, new: Encoding) -> No
     if dead and bool(old.to_dense().count_nonzero()):
         raise PlanError(
             f"{type(method).__name__}: {site.key}: found a plan that keeps 0 of {old.to_dense().numel()} weights, "
-            "expected at least one live weight per layer"
+            f"expected at least one live weight per layer: lower the sparsity, add skip={site.spec.name!r}, or use "
+            "scope='lamp', which spares small layers"
         )

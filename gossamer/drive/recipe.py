@@ -11,15 +11,19 @@ from typing import Any
 from torch import nn
 from torch.nn import functional as F
 
-from gossamer.drive.one_shot import apply_plan, plan_method
+from gossamer.drive.one_shot import Planned, apply_plan, plan_method
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.source import ModelSource, TreeSource
 from gossamer.drive.tune import Loss, Tune, batches_of, train
 from gossamer.encoding.node import Encoding
+from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import TensorSpec
-from gossamer.errors import GossamerError
-from gossamer.methods.base import Method
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import View
+from gossamer.errors import CompositionError, GossamerError, PlanError
+from gossamer.methods.base import DENSE, Method, Site
 from gossamer.network.attach import attach, harvest
+from gossamer.network.inspect import specs
 
 __all__ = ["Recipe", "Stage", "State", "run"]
 
@@ -35,6 +39,7 @@ class State:
         data: training data, or None.
         loss: for fine-tuning.
         progress: where to say how far it is.
+        training: False: entries that train are passed over, gradual ones are planned at their end (a dry run).
         plans: what each method decided, as JSON.
         skipped: tensor or site → why a method left it alone.
     """
@@ -45,6 +50,7 @@ class State:
     data: Iterable[Any] | None
     loss: Loss
     progress: Progress
+    training: bool = True
     plans: list[dict[str, Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
 
@@ -62,7 +68,16 @@ class State:
 
 
 class Stage(ABC):
-    """A step of a recipe that is not a method: it trains."""
+    """A step of a recipe that is not a method, such as training."""
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether it cannot run without training data."""
+        return False
+
+    def inside(self) -> tuple[Method, ...]:
+        """The methods that it runs, for checking a recipe before work starts."""
+        return ()
 
     @abstractmethod
     def run(self, state: State) -> None:
@@ -72,16 +87,76 @@ class Stage(ABC):
 Recipe = Sequence["Method | Stage | Tune"]
 
 
+def check(
+    model: nn.Module,
+    recipe: Recipe,
+    data: Iterable[Any] | None,
+    tune: Tune | Callable[[nn.Module], None] | None,
+    *,
+    training: bool = True,
+) -> None:
+    """Refuse a recipe that cannot work, before a weight is read or an hour is spent.
+
+    Every method must accept what those before it may leave, names must match something, and entries that train need
+    data. What depends on the weights' values (a layer that would die, ranks that do not pay) shows only later.
+
+    Raises:
+        PlanError: an entry that is no method, Gradual or Tune.
+        CompositionError: a method that will match nothing.
+        DataError: training without data.
+    """
+    listed = specs(model)
+    # Where values decide whether a site is changed at all, the tensor may be either afterwards.
+    possible = {s.name: {Skeleton(View, (("inner", DENSE),)) if s.output_first else DENSE} for s in listed}
+    for number, entry in enumerate(recipe, 1):
+        where = f"recipe entry {number} ({type(entry).__name__})"
+        if not isinstance(entry, (Method, Stage, Tune)):
+            raise PlanError(f"{where}: found {str(entry)[:60]!r}, expected a method, Gradual or Tune")
+        trains = entry.needs_data if isinstance(entry, Stage) else isinstance(entry, Tune) or isinstance(tune, Tune)
+        if trains and training:
+            batches_of(data, where)
+        methods = (entry,) if isinstance(entry, Method) else entry.inside() if isinstance(entry, Stage) else ()
+        for method in methods:
+            bound = method.bind(model, None)
+            reasons, taken = [], False
+            for spec in listed:
+                after = set()
+                for skeleton in possible[spec.name]:
+                    found = bound.find(spec, skeleton)
+                    reasons += [f"{spec.name}: {found.reason}"] if found.reason else []
+                    made = skeleton
+                    for path in found.paths:
+                        whole = path in ("", "/inner") and skeleton.kind in (Dense, View)
+                        if not (whole and bound.refuses(Site(spec, path, _output_first(spec)))):
+                            taken = True
+                            made = made.put(path, bound.produces(skeleton.at(path)))
+                    after |= {made, skeleton} if bound.leaves_some else {made}
+                possible[spec.name] = after
+            if not taken:
+                names = ", ".join(s.name for s in listed[:4])
+                nothing = f"found only={method.only!r}, expected names like {names}" if method.only else names
+                why = (reasons or [nothing])[0]
+                raise CompositionError(f"{where}: {type(method).__name__} matches no layer: {why}")
+
+
+def _output_first(spec: TensorSpec) -> tuple[int, ...]:
+    return tuple(spec.shape[i] for i in spec.output_first) if spec.output_first else spec.shape
+
+
 def run_method(method: Method, state: State) -> None:
     """Plan a method over the current trees and carry the plan out."""
     bound = method.bind(state.model, None)
     planned = plan_method(bound, state.source())
     state.trees |= apply_plan(planned, state.source())
-    name = type(method).__name__
-    steps = [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
-    state.plans.append({"method": name, "steps": steps})
+    state.plans.append(plan_json(method, planned))
     for site, why in planned.skipped.items():
-        state.skipped.setdefault(site, f"{name}: {why}")
+        state.skipped.setdefault(site, f"{type(method).__name__}: {why}")
+
+
+def plan_json(method: Method, planned: Planned) -> dict[str, Any]:
+    """What a method decided, as JSON."""
+    steps = [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
+    return {"method": type(method).__name__, "steps": steps}
 
 
 def run(
@@ -92,6 +167,7 @@ def run(
     tune: Tune | Callable[[nn.Module], None] | None = None,
     loss: Loss = F.cross_entropy,
     progress: Progress | None = None,
+    training: bool = True,
 ) -> State:
     """Run a recipe over a network in memory.
 
@@ -102,6 +178,7 @@ def run(
         tune: after every method, train like this, or call this with the trainable network.
         loss: (outputs, targets) → scalar.
         progress: where to say how far it is.
+        training: False for a dry run, which needs no data.
 
     Returns:
         The final state.
@@ -110,10 +187,13 @@ def run(
         CompositionError: a method that does not accept what is there.
         DataError: weights that are not finite, or data that do not fit.
     """
-    source = ModelSource(model)
+    check(model, recipe, data, tune if training else None, training=training)
+    # A copy: trees share memory with what they were read from, and the caller may go on training.
+    own = copy.deepcopy(model).eval()
+    source = ModelSource(own)
     trees = {spec.name: source.read(spec.name) for spec in source.specs()}
     # What trains in the network trains in its copies: biases and norms are tuned with the encoded weights.
-    state = State(copy.deepcopy(model).eval(), source.specs(), trees, data, loss, progress or NoProgress())
+    state = State(own, source.specs(), trees, data, loss, progress or NoProgress(), training)
     for number, entry in enumerate(recipe, 1):
         try:
             if isinstance(entry, Method):
@@ -131,6 +211,8 @@ def run(
 
 def fine_tune(tune: Tune | Callable[[nn.Module], None], state: State, title: str) -> None:
     """Train the leaves of the current trees, then read them back."""
+    if not state.training:
+        return
     network = state.network()
     if isinstance(tune, Tune):
         batches = batches_of(state.data, title)

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import final
 
+import torch
 from torch import nn
 
 from gossamer.encoding.node import Encoding
@@ -14,6 +15,11 @@ from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import View
 from gossamer.errors import DataError
 from gossamer.network.inspect import is_finite, specs, tensors
+
+_STORABLE = frozenset(
+    {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
+    | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
+)
 
 __all__ = ["ModelSource", "Source", "TreeSource"]
 
@@ -50,7 +56,9 @@ class ModelSource(Source):
             DataError: a weight that is not finite.
         """
         spec, tensor = self._by_name[name], self._tensors[name]
-        if not is_finite(tensor):
+        if tensor.dtype not in _STORABLE:
+            raise DataError(f"tensor {name!r}: found {tensor.dtype}, expected real floats, integers or booleans")
+        if spec.kind is not Kind.BUFFER and not is_finite(tensor):
             bad = int((~tensor.isfinite()).sum())
             raise DataError(f"tensor {name!r}: found {bad} NaN or infinite of {tensor.numel()} values, expected none")
         if spec.output_first:

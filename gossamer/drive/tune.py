@@ -102,7 +102,11 @@ def batches_of(data: Iterable[Any] | None, purpose: str) -> Batches:
         raise DataError(f"{purpose}: found no data, expected data=… with (inputs, targets) batches")
     if not isinstance(data, Batches):
         raise DataError(f"{purpose}: found {type(data).__name__}, expected something with a length, like a DataLoader")
-    if len(data) == 0:
+    try:
+        length = len(data)
+    except TypeError as error:
+        raise DataError(f"{purpose}: found data without a length, expected one that knows it: {error}") from error
+    if length == 0:
         raise DataError(f"{purpose}: found no batches, expected at least one")
     return data
 
@@ -162,12 +166,17 @@ def _loss(model: nn.Module, batch: Any, tune: Tune, teacher: nn.Module | None, l
         raise DataError(f"found a batch of {type(batch).__name__}, expected (inputs, targets)")
     inputs, targets = batch
     outputs = cast(Tensor, model(inputs))
+    if not isinstance(outputs, Tensor) and (loss is F.cross_entropy or tune.distil):
+        found = type(outputs).__name__
+        raise DataError(
+            f"found a network that returns {found}, expected a tensor: wrap it, or pass loss= without distil"
+        )
     value = torch.zeros(())
     if tune.distil < 1:
         value = (1 - tune.distil) * loss(outputs, targets)
     if teacher is not None and tune.distil:
-        with torch.inference_mode():
-            soft = F.log_softmax(cast(Tensor, teacher(inputs)) / tune.temperature, -1).clone()
+        with torch.no_grad():
+            soft = F.log_softmax(cast(Tensor, teacher(inputs)) / tune.temperature, -1)
         student = F.log_softmax(outputs / tune.temperature, -1)
         divergence = F.kl_div(student, soft, reduction="batchmean", log_target=True)
         value = value + tune.distil * tune.temperature**2 * divergence

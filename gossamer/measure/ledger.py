@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-import torch
 import zstandard
 from torch import Tensor
 
@@ -200,8 +199,3 @@ def _zstd19(dense: Mapping[str, Tensor]) -> int:
     packer = zstandard.ZstdCompressor(level=19).compressobj()
     size = sum(len(packer.compress(bytes(chunk))) for chunk in dense_chunks(dense))
     return size + len(packer.flush())
-
-
-def full_size(container: Container) -> dict[str, torch.Tensor]:
-    """Every tensor in its original shape and dtype; removed channels are zero."""
-    return {s.name: container.trees[s.name].to_dense().detach().to(s.dtype).contiguous() for s in container.specs}

@@ -122,11 +122,15 @@ class Method(ABC):
     """A frozen bundle of settings that turns encodings into smaller ones.
 
     Args:
-        only: glob patterns of tensor names; empty: every weight. Naming a bias or a norm here includes it.
+        only: glob patterns of tensor names; empty: every weight. Patterns reach the weights of Linear, convolution and
+            embedding layers; biases when the last part is spelled out ("*.bias"), normalisations by their full name.
         skip: glob patterns of tensor names to leave alone.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset()
+    needs: ClassVar[frozenset[str]] = (
+        frozenset()
+    )  # statistics of the inputs; the drivers of a later version gather them
+    leaves_some: ClassVar[bool] = False  # whether the weights' values decide if a site is changed at all
     kinds: ClassVar[frozenset[Kind]] = WEIGHTS
     named_kinds: ClassVar[frozenset[Kind]] = WEIGHTS | {Kind.BIAS, Kind.NORM, Kind.OTHER}
 
@@ -148,14 +152,13 @@ class Method(ABC):
         Returns:
             Their paths, or a reason. A tensor that was not meant (by kind or name) has the empty reason.
         """
-        wanted = self.only
         if matches(spec.names, self.skip):
             return Found((), "skipped by the recipe")
-        if wanted:
-            if not matches(spec.names, wanted) or spec.kind not in self.named_kinds:
-                return Found(())
-        elif spec.kind not in self.kinds:
+        if self.only and not matches(spec.names, self.only):
             return Found(())
+        if spec.kind not in self.kinds and not self._named(spec):
+            unknown = spec.kind is Kind.OTHER and len(spec.shape) >= 2
+            return Found((), "its kind of layer is not known; only= with its full name includes it" if unknown else "")
         paths: list[str] = []
         for path in skeleton.weight_paths():
             below_taken = any(path.startswith(p + "/") or p == "" for p in paths)
@@ -165,6 +168,14 @@ class Method(ABC):
             return Found(tuple(paths))
         accepted = " or ".join(str(rule.accepts) for rule in self.rules())
         return Found((), f"found {skeleton}, expected {accepted}. {self.advice(skeleton)}".strip())
+
+    def _named(self, spec: TensorSpec) -> bool:
+        """Whether ``only`` means this tensor although methods leave its kind alone by default."""
+        patterns = (self.only,) if isinstance(self.only, str) else self.only
+        meant = [p for p in patterns if matches(spec.names, p) and spec.kind in self.named_kinds]
+        if spec.kind is Kind.BIAS:
+            return any(not set("*?[") & set(p.rpartition(".")[2]) for p in meant)
+        return any(p in spec.names for p in meant)
 
     def advice(self, skeleton: Skeleton) -> str:
         """One sentence for a user whose recipe has the wrong order."""

@@ -141,6 +141,7 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
     """
     owned: dict[int, tuple[Any, Any]] = {}
     resized: dict[str, tuple[int, ...]] = {}
+    frozen: list[Attached] = []
     for spec in specs:
         if spec.name not in trees:
             continue
@@ -154,10 +155,21 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
             owner, key = owner_of(name)
             module = model.get_submodule(owner)
             wrapped = Attached(tree, spec.dtype, owned)
+            old = module._parameters[key]
+            frozen += [] if old is None or old.requires_grad else [wrapped]
             module._parameters[key] = nn.Parameter(wrapped().detach())
             parametrize.register_parametrization(module, key, wrapped, unsafe=True)
     resize_modules(model, resized)
+    _freeze(model, frozen)
     return model
+
+
+def _freeze(model: nn.Module, frozen: Sequence[Attached]) -> None:
+    """What did not train before does not train now; a leaf that a training weight shares does."""
+    training = {id(p) for holder in attached(model).values() if holder not in frozen for p in holder.parameters()}
+    for holder in frozen:
+        for parameter in holder.parameters():
+            parameter.requires_grad_(id(parameter) in training)
 
 
 def _is_plain(tree: Encoding) -> bool:

@@ -43,12 +43,14 @@ def _identity(tree: Encoding) -> tuple[int, ...]:
 
 def _take_over(old: Encoding, new: Encoding, optimizer: torch.optim.Optimizer) -> Encoding:
     """The new tree over the old tree's parameters; packed values whose positions changed become new parameters."""
-    parameters: dict[str, Tensor] = {leaf.path: leaf.tensor for leaf in old.leaves() if leaf.tensor.requires_grad}
+    parameters: dict[str, Tensor] = {
+        leaf.path: leaf.tensor for leaf in old.leaves() if isinstance(leaf.tensor, nn.Parameter)
+    }
     for path, before in old.nodes():
         after = new.at(path)
         if isinstance(before, Masked) and isinstance(after, Masked) and isinstance(before.value, Dense):
             assert isinstance(after.value, Dense)
-            parameter = nn.Parameter(after.value.array.detach().clone())
+            parameter = nn.Parameter(after.value.array.detach().clone(), before.value.array.requires_grad)
             _move_state(optimizer, before, after, parameter)
             parameters[f"{path}/value/array"] = parameter
     return new.map_leaves(lambda leaf: parameters.get(leaf.path, leaf.tensor))

@@ -34,7 +34,7 @@ def _named(model: nn.Module) -> Iterator[tuple[str, nn.Module, Tensor]]:
                 yield prefix + name, module, buffer
 
 
-def _kind(module: nn.Module, tensor_name: str, tensor: Tensor) -> Kind:
+def _kind(module: nn.Module, tensor_name: str) -> Kind:
     if tensor_name in module._buffers:
         return Kind.BUFFER
     if "bias" in tensor_name:
@@ -47,7 +47,6 @@ def _kind(module: nn.Module, tensor_name: str, tensor: Tensor) -> Kind:
         isinstance(module, nn.MultiheadAttention) and tensor_name.endswith("proj_weight")
     ):
         return Kind.LINEAR
-    del tensor
     return Kind.OTHER
 
 
@@ -77,7 +76,7 @@ def specs(model: nn.Module) -> tuple[TensorSpec, ...]:
             if name not in first.names:
                 found[id(tensor)] = _with_alias(first, name)
             continue
-        kind = _kind(module, owner_of(name)[1], tensor)
+        kind = _kind(module, owner_of(name)[1])
         found[id(tensor)] = TensorSpec(
             name=name,
             shape=tuple(tensor.shape),

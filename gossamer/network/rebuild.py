@@ -15,7 +15,7 @@ from gossamer.encoding.weights import Kept, View
 from gossamer.errors import CompositionError
 from gossamer.network.inspect import assign, owner_of
 
-__all__ = ["materialise", "resize_modules", "small_shape", "small_tree"]
+__all__ = ["materialise", "resize_modules", "small_tree"]
 
 
 def small_tree(tree: Encoding) -> Encoding:
@@ -25,11 +25,6 @@ def small_tree(tree: Encoding) -> Encoding:
     if isinstance(tree, View) and isinstance(tree.inner, Kept):
         return View(tree.inner.inner, tree.order)
     return tree
-
-
-def small_shape(tree: Encoding) -> tuple[int, ...]:
-    """Shape that the module holds after shrinking."""
-    return small_tree(tree).dense_shape()
 
 
 def resize_modules(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -15,6 +15,7 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from gossamer.encoding.factors import LowRank
 from gossamer.encoding.node import Encoding
@@ -22,7 +23,7 @@ from gossamer.encoding.patterns import Mask
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked
-from gossamer.errors import DataError
+from gossamer.errors import CompositionError, DataError
 from gossamer.measure.latency import interleaved
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
@@ -103,30 +104,56 @@ def lower(
     Raises:
         DataError: inputs that the network rejects.
     """
+    if any(parametrize.is_parametrized(module) for module in model.modules()):
+        raise CompositionError("lower: found a network with attached weights, expected harvest(net) first, then lower")
     network = copy.deepcopy(model).eval()
     arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     weights = _weights(network, specs, trees)
-    seen = _inputs_of(network, [name for name, _ in weights], arguments)
+    seen, expected = _inputs_of(network, [names[0] for names, _ in weights], arguments)
     why_not = unavailable()
     if why_not:
         warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
-    choices = []
-    for name, tree in weights:
+    choices: dict[str, Choice] = {}
+    replaced: list[tuple[tuple[str, ...], nn.Module]] = []
+    for names, tree in weights:
+        name = names[0]
         layer = network.get_submodule(name)
         if name not in seen:
-            choices.append(_kept_dense(name, layer, "the layer was not called with the example inputs"))
+            choices[name] = _kept_dense(name, layer, "the layer was not called with the example inputs")
             continue
-        chosen, choice = _choose(name, layer, tree, seen[name], jit=not why_not)
-        choices.append(choice)
+        chosen, choices[name] = _choose(name, layer, tree, seen[name], jit=not why_not)
         if chosen is not layer:
-            network = _put(network, name, chosen)
-    return Lowered(network, choices)
+            replaced.append((names, layer))
+            network = _put(network, names, chosen)
+    # Code may read a layer's weight itself, or take another path without our hooks: run it as users will.
+    while replaced and (problem := _differs(network, arguments, expected)):
+        names, layer = replaced.pop()
+        network = _put(network, names, layer)
+        choices[names[0]] = _kept_dense(names[0], layer, f"with faster layers the network {problem}")
+    return Lowered(network, list(choices.values()))
+
+
+def _differs(network: nn.Module, arguments: tuple[Any, ...], expected: Any) -> str:
+    """What goes wrong when the lowered network runs: an exception, or outputs that are not the dense ones."""
+    with torch.inference_mode():
+        try:
+            found = network(*arguments)
+        except Exception as error:  # the network's own code raises whatever it raises
+            return "fails: " + " ".join(f"{type(error).__name__}: {error}".split())[:120]
+    if not (isinstance(found, Tensor) and isinstance(expected, Tensor)):
+        return ""
+    if found.shape != expected.shape:
+        return f"returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
+    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
+    largest = float(expected.abs().max()) if expected.numel() else 0.0
+    off = float((found.double() - expected.double()).abs().nan_to_num().max()) if expected.numel() else 0.0
+    return "" if off <= tolerance * max(largest, 1e-30) else f"is off by {off:.1e} of {largest:.1e}"
 
 
 def _weights(
     network: nn.Module, specs: Sequence[TensorSpec] | None, trees: Mapping[str, Encoding] | None
-) -> list[tuple[str, Encoding]]:
-    """Linear and convolution layers with the tree of their weight."""
+) -> list[tuple[tuple[str, ...], Encoding]]:
+    """Linear and convolution layers, under all their names, with the tree of their weight."""
     known: dict[str, Encoding] = {}
     if specs is not None and trees is not None:
         known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
@@ -137,11 +164,12 @@ def _weights(
             for n in s.names
             if s.name in dict(network.named_parameters())
         }
-    found = []
-    for name, module in network.named_modules():
+    found: dict[int, tuple[tuple[str, ...], Encoding]] = {}
+    for name, module in network.named_modules(remove_duplicate=False):
         if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) and _join(name, "weight") in known:
-            found.append((name, known[_join(name, "weight")]))
-    return found
+            names, tree = found.get(id(module), ((), known[_join(name, "weight")]))
+            found[id(module)] = ((*names, name), tree)
+    return list(found.values())
 
 
 def _join(owner: str, key: str) -> str:
@@ -165,8 +193,8 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> dict[str, Tensor]:
-    """What reaches each layer, from one forward pass."""
+def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> tuple[dict[str, Tensor], Any]:
+    """What reaches each layer, and the outputs, from one forward pass."""
     seen: dict[str, Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
@@ -180,11 +208,11 @@ def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...])
     handles = [network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     with _hooks(handles), torch.inference_mode():
         try:
-            network(*arguments)
+            outputs = network(*arguments)
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0][:160]
             raise DataError(f"example_inputs: the network rejects them: {reason}") from error
-    return seen
+    return seen, outputs
 
 
 def _kept_dense(name: str, layer: nn.Module, reason: str) -> Choice:
@@ -234,12 +262,13 @@ def _sparse(layer: nn.Linear) -> nn.Module:
 
 def _factors(tree: LowRank, layer: nn.Module, *, jit: bool) -> dict[str, nn.Module]:
     """The layer as two small ones, and with sparse kernels for factors that are sparse themselves."""
-    u, v = tree.u.to_dense().detach().float(), tree.v.to_dense().detach().float()
+    dtype = cast(Tensor, layer.weight).dtype
+    u, v = tree.u.to_dense().detach().to(dtype), tree.v.to_dense().detach().to(dtype)
     if isinstance(layer, nn.Linear):
         pair = nn.Sequential(_linear(v, None), _linear(u, layer.bias))
         found: dict[str, nn.Module] = {"low rank": pair}
         sparse_pair = [f for f in pair if float((cast(nn.Linear, f).weight != 0).float().mean()) < _WORTH_TRYING]
-        if jit and sparse_pair:
+        if jit and sparse_pair and dtype == torch.float32:
             found["low rank, sparse"] = nn.Sequential(
                 *(_sparse(cast(nn.Linear, f)) if f in sparse_pair else f for f in pair)
             )
@@ -276,9 +305,11 @@ def _resident(module: nn.Module) -> int:
     return total
 
 
-def _put(network: nn.Module, name: str, new: nn.Module) -> nn.Module:
-    if not name:
-        return new
-    owner, key = owner_of(name)
-    setattr(network.get_submodule(owner), key, new)
+def _put(network: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:
+    """The network with a layer replaced under all its names."""
+    for name in names:
+        if not name:
+            return new
+        owner, key = owner_of(name)
+        setattr(network.get_submodule(owner), key, new)
     return network

@@ -349,8 +349,10 @@ def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int]:
     wanted = {"arrays", "kinds", "nodes", "roots"}
     if not isinstance(index, dict) or not wanted <= set(index) <= wanted | {"notes"}:
         raise FormatError(f"{INDEX}: found {str(index)[:60]}, expected an object with {sorted(wanted)}")
-    if not isinstance(index.get("notes", {}), dict):
-        raise FormatError(f"{INDEX}: found notes that are not an object")
+    notes = index.get("notes", {})
+    reasons = notes.get("skipped", {}) if isinstance(notes, dict) else None
+    if not (isinstance(reasons, dict) and all(isinstance(reason, str) for reason in reasons.values())):
+        raise FormatError(f"{INDEX}: found notes {str(notes)[:60]}, expected an object with reasons as text")
     return index, len(packed)
 
 
@@ -395,9 +397,9 @@ def _check_expected(specs: tuple[TensorSpec, ...], expected: Sequence[TensorSpec
     if mine.keys() != theirs.keys():
         extra, missing = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
         raise FormatError(
-            f"found tensors {extra[:3]} that the network lacks, expected {missing[:3]}"
-            if extra or missing
-            else "found other tensors than the network has"
+            f"found tensors {extra[:3]} that the network lacks, expected its {missing[:3]}"
+            if extra
+            else f"found too few tensors for the network, expected {missing[:3]} too"
         )
     for name, spec in theirs.items():
         if mine[name].shape != spec.shape:

@@ -93,6 +93,25 @@ def test_bench_measures_both_networks_and_their_memory(files: Path) -> None:
     assert {layer["layer"] for layer in found["layers"]} == {"fc1", "fc2", "fc3"}
 
 
+def test_a_dry_run_of_a_recipe_that_trains_needs_no_data(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = "- Gradual: {methods: [{prune.Magnitude: {sparsity: 0.9}}]}\n- share.KMeans: {bits: 4}\n- Tune: {}"
+    (files / "recipe.yaml").write_text(text, encoding="utf-8")
+    arguments = ("compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "-n", NETWORK, "--dry-run")
+    assert call(*arguments, "--json", files / "plan.json") == 0
+    steps = json.loads((files / "plan.json").read_text(encoding="utf-8"))["plan"][0]["steps"]
+    assert [s["keep"] for s in steps] == [23520, 3000, 100]  # a tenth of each layer: the end of the ramp
+    assert "nothing was trained" in capsys.readouterr().out
+
+
+def test_names_with_brackets_are_printed_as_they_are(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (files / "d[").mkdir()
+    odd = files / "d[" / "x].gsm"
+    arguments = ("compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "-n", NETWORK, "-o", odd)
+    assert call(*arguments) == 0
+    assert odd.is_file()
+    assert "x].gsm" in capsys.readouterr().out.replace("\n", "")
+
+
 def test_input_files_are_never_changed(files: Path) -> None:
     before = {p: p.read_bytes() for p in files.iterdir()}
     assert compress(files) == 0

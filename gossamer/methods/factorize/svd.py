@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, final
+from typing import Any, ClassVar, final
 
 import torch
 from torch import Tensor
@@ -46,6 +46,8 @@ class SVD(Method):
 
     Source: Eckart and Young 1936; Denil et al. 2013, arXiv 1306.0543, section 2.
     """
+
+    leaves_some: ClassVar[bool] = True
 
     rank: int | None = None
     energy: float | None = None

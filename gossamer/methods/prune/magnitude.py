@@ -50,11 +50,13 @@ class Magnitude(Method):
         structure: what lives or dies together.
         scope: "uniform" (this sparsity in every tensor), "global" (one threshold over all tensors), or "lamp" (one
             threshold over s² / Σ s'², the sum over the units of the same tensor with s' ≥ s: a tensor's last units
-            are worth the most, so none dies).
+            are worth the most, which spares small tensors).
 
     Cost: one sort per tensor; globally two passes with a summary of 2¹⁶ counts per tensor.
 
-    Exact: keep counts, also on ties and constants. Globally, for units of different sizes, to within one unit.
+    Exact: keep counts, also on ties and constants. Of single weights always; of rows, columns and blocks in units, the
+    number of weights differs where units at the edges are smaller. `NofM` keeps exactly N of M: where a group has fewer
+    live weights than N, dead ones come back with the value zero.
 
     Example:
         >>> Magnitude(sparsity=0.9).at(0.5).sparsity
@@ -69,6 +71,10 @@ class Magnitude(Method):
     scope: Literal["uniform", "global", "lamp"] = "uniform"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.structure, Structure):
+            raise PlanError(
+                f"Magnitude: structure: found {self.structure!r}, expected one such as Rows() or Block(4, 1)"
+            )
         if isinstance(self.structure, NofM):
             if self.sparsity is not None or self.scope != "uniform":
                 raise PlanError("Magnitude: found a sparsity or a global scope beside NofM, which fixes both itself")

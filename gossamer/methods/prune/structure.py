@@ -31,7 +31,7 @@ class Structure(ABC):
 
     @abstractmethod
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements per unit (inner ones; units at the edges may be smaller)."""
+        """Elements per unit, on average."""
 
     @abstractmethod
     def score(self, scores: Tensor) -> Tensor:
@@ -108,8 +108,8 @@ class _Grid(Structure, ABC):
         return prod(self.grid(shape))
 
     def size(self, shape: tuple[int, ...]) -> int:
-        """Elements of a full block."""
-        return prod(self.block(shape))
+        """Elements of a block on average: those at the edges may hang over."""
+        return max(1, round(prod(shape) / max(1, self.units(shape))))
 
     def score(self, scores: Tensor) -> Tensor:
         """Mean of the squares over the block's weights (dead ones count as zero)."""

@@ -53,7 +53,7 @@ class KMeans(Method):
 
     Cost: one sort per tensor, then O(2**bits · log n) per iteration.
 
-    Exact: a tensor with at most 2**bits different values is reproduced bit for bit.
+    Exact: a tensor with at most 2**bits different values is reproduced bit for bit (values are told apart in float32).
 
     Example:
         >>> KMeans(bits=4).bits
