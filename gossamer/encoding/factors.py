@@ -177,7 +177,7 @@ class TensorTrain(Encoding):
         for core in self.cores:
             g = computable(core.to_dense())
             rank, m, n, after = g.shape
-            w = w.to(g.dtype).reshape(-1, rank) @ g.reshape(rank, -1)  # [rows·columns, r] · [r, m·n·r']
+            w = w.to(g).reshape(-1, rank) @ g.reshape(rank, -1)  # [rows·columns, r] · [r, m·n·r']
             w = w.view(rows, columns, m, n, after).transpose(1, 2)
             rows, columns = rows * m, columns * n
             w = w.reshape(rows, columns, after)

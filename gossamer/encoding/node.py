@@ -233,8 +233,9 @@ class Pattern(Encoding, ABC):
 
     def mask(self) -> Tensor:
         """True where a value is kept, shape of the weight."""
-        kept = torch.zeros(prod(self.dense_shape()), dtype=torch.bool)
-        kept[self.positions().long()] = True
+        positions = self.positions().long()
+        kept = torch.zeros(prod(self.dense_shape()), dtype=torch.bool, device=positions.device)
+        kept[positions] = True
         return kept.view(self.dense_shape())
 
     def to_dense(self) -> Tensor:

@@ -25,12 +25,12 @@ def pack_bits(mask: Tensor) -> Tensor:
         >>> pack_bits(torch.tensor([True, False, True])).tolist()
         [160]
     """
-    return torch.from_numpy(np.packbits(mask.reshape(-1).numpy()))
+    return torch.from_numpy(np.packbits(mask.reshape(-1).cpu().numpy()))
 
 
 def unpack_bits(bits: Tensor, count: int) -> Tensor:
     """The first ``count`` packed bits as a boolean tensor [count]; inverse of `pack_bits`."""
-    return torch.from_numpy(np.unpackbits(bits.numpy(), count=count)).bool()
+    return torch.from_numpy(np.unpackbits(bits.cpu().numpy(), count=count)).bool()
 
 
 def _check_bits(pattern: Pattern, bits: Tensor, count: int) -> None:
@@ -81,8 +81,8 @@ class Mask(Pattern):
 
     @cached_property
     def _positions(self) -> Tensor:
-        kept = np.unpackbits(self.bits_packed.numpy(), count=prod(self.weight_shape))
-        return torch.from_numpy(np.flatnonzero(kept).astype(np.int32))
+        kept = np.unpackbits(self.bits_packed.cpu().numpy(), count=prod(self.weight_shape))
+        return torch.from_numpy(np.flatnonzero(kept).astype(np.int32)).to(self.bits_packed.device)
 
     def positions(self) -> Tensor:
         """Flat positions of kept weights, int32, ascending."""
@@ -144,7 +144,7 @@ class Blocks(Pattern):
         kept = unpack_bits(self.bits_packed, down * across).view(down, across)
         height, width = min(self.block[0], rows), min(self.block[1], columns)  # a block may be larger than the weight
         full = kept.repeat_interleave(height, 0)[:rows].repeat_interleave(width, 1)[:, :columns]
-        return full.reshape(-1).nonzero().squeeze(1).int()
+        return full.reshape(-1).nonzero().squeeze(1).int().to(self.bits_packed.device)
 
     def positions(self) -> Tensor:
         """Flat positions of kept weights, int32, ascending."""
@@ -213,7 +213,11 @@ class NM(Pattern):
     @cached_property
     def _positions(self) -> Tensor:
         start = torch.arange(self.choice.numel(), dtype=torch.int32) * self.m
-        return (start[:, None] + _combinations(self.n, self.m)[self.choice.long()]).reshape(-1)
+        return (
+            (start[:, None] + _combinations(self.n, self.m)[self.choice.cpu().long()])
+            .reshape(-1)
+            .to(self.choice.device)
+        )
 
     def positions(self) -> Tensor:
         """Flat positions of kept weights, int32, ascending."""

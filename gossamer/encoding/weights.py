@@ -92,7 +92,7 @@ class Kept(Encoding):
         if mask is None:
             return None
         units = mask.positions().long()
-        return (units[:, None] * repeat + torch.arange(repeat)).reshape(-1)
+        return (units[:, None] * repeat + torch.arange(repeat, device=units.device)).reshape(-1)
 
     def to_dense(self) -> Tensor:
         """The original shape: what stayed in place, ``fill`` elsewhere."""
@@ -100,8 +100,10 @@ class Kept(Encoding):
         for dim, size in enumerate(self.dense_shape()):
             index = self.kept_indices(dim)
             if index is not None:
-                full = torch.full((*w.shape[:dim], size, *w.shape[dim + 1 :]), self.fill, dtype=w.dtype)
-                w = full.index_copy(dim, index, w)
+                full = torch.full(
+                    (*w.shape[:dim], size, *w.shape[dim + 1 :]), self.fill, dtype=w.dtype, device=w.device
+                )
+                w = full.index_copy(dim, index.to(w.device), w)
         return w
 
     def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

@@ -206,7 +206,7 @@ def harvest(
     for spec in specs:
         outer = None if like is None else like.get(spec.name)
         if spec.name in wrapped:
-            tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().clone(), copies)
+            tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().to("cpu", copy=True), copies)
         else:
             tree = _plain(model, spec)
             if spec.output_first:
@@ -220,8 +220,8 @@ def _plain(model: nn.Module, spec: TensorSpec) -> Dense:
     module = model.get_submodule(owner)
     parameter = module._parameters.get(key)
     if parameter is not None:
-        return Dense(parameter.detach().clone())
-    return Dense(cast(Tensor, module._buffers[key]).detach().clone(), fixed=True)
+        return Dense(parameter.detach().to("cpu", copy=True))
+    return Dense(cast(Tensor, module._buffers[key]).detach().to("cpu", copy=True), fixed=True)
 
 
 def _outside(outer: Encoding, tree: Encoding) -> Encoding:
