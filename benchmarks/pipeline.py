@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.pipeline --data DIR --json FILE [--quick]``, DIR with the four idx files at any depth. Recipes
 were chosen on 5,000 of the training images (LOG.md); the test images are only measured on. Rows that are finished are
-kept by a hash of the code that made them, so a stopped run goes on where it was.
+kept by a hash of the code that made them, so a stopped run goes on where it was. Latencies are measured at the end in
+one pass over the files, so that they are of one stretch of time on a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -13,18 +14,22 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from benchmarks.rows import Rows, code_hash, cpu_name
+from gossamer.api import load
 from gossamer.demo.data import Fashion, load_fashion
-from gossamer.demo.job import run_job
+from gossamer.demo.job import latencies, run_job
 from gossamer.demo.networks import train_dense
-from gossamer.demo.recipes import CLASSICS, Classic
-from gossamer.measure.accuracy import accuracy
+from gossamer.demo.recipes import CLASSICS, Classic, Job
+from gossamer.measure.accuracy import Accuracy, accuracy
 from gossamer.store import write_safetensors
 
 THREADS = 2
@@ -52,18 +57,31 @@ def main() -> None:
     data = load_fashion(None if given.quick else given.data)
     seeds = (0,) if given.quick else (0, 1, 2)
     kept = Rows("pipeline-quick" if given.quick else "pipeline", code_hash(*CODE))
-    rows = []
     begin = time.perf_counter()
+    made: list[_Made] = []
     for classic in CLASSICS:
         for seed in seeds:
-            rows += _rows(classic, seed, data, kept, begin)
+            made += _rows(classic, seed, data, kept, begin)
+    print(f"{time.perf_counter() - begin:6.0f} s  latencies", file=sys.stderr)
+    rows = [{**m.row, **kept.get(f"{m.key}-latency", partial(_latency, m, data))} for m in made]
     document = {"cpu": cpu_name(), "threads": THREADS, "full": data.full, "rows": rows, "summary": _summary(rows)}
     if given.json is not None:
         given.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(document))
 
 
-def _rows(classic: Classic, seed: int, data: Fashion, kept: Rows, begin: float) -> list[dict[str, Any]]:
+@dataclass(frozen=True)
+class _Made:
+    """A finished row with what its latency is measured on."""
+
+    classic: Classic
+    dense: nn.Module
+    key: str
+    path: Path
+    row: dict[str, Any]
+
+
+def _rows(classic: Classic, seed: int, data: Fashion, kept: Rows, begin: float) -> list[_Made]:
     training = (classic.dense, classic.batch, classic.flip)
     stem = f"{classic.name}-{seed}-{_stamp(training)}"
     weights = kept.folder / f"{stem}.safetensors"
@@ -76,41 +94,49 @@ def _rows(classic: Classic, seed: int, data: Fashion, kept: Rows, begin: float) 
     dense.eval()
     before = accuracy(dense, data.test, data.test_labels)
     print(f"{time.perf_counter() - begin:6.0f} s  {classic.name} {seed}: dense {before.value:.4f}", file=sys.stderr)
-    rows = []
+    made = []
     for job in classic.jobs:
         key = f"{stem}-{_stamp(job.family, job.name, job.recipe)}"
         path = kept.folder / f"{key}.gsm"
-
-        def make(job: Any = job, path: Path = path) -> dict[str, Any]:
-            result = run_job(classic, job, dense, before, data, seed=seed, path=path, latency_seconds=1.0)
-            one, many = result.latency[1], result.latency[64]
-            return {
-                "network": classic.name,
-                "name": job.name,
-                "family": job.family,
-                "breaking": job.breaking,
-                "seed": seed,
-                "file_bytes": result.ledger.file_bytes,
-                "dense_bytes": result.ledger.dense_bytes,
-                "ratio": result.ledger.ratio,
-                "bits_per_param": result.ledger.bits_per_parameter,
-                "accuracy": result.after.value,
-                "dense_accuracy": result.before.value,
-                "latency_ms": one[1].median_ms,
-                "dense_latency_ms": one[0].median_ms,
-                "latency_ms_64": many[1].median_ms,
-                "dense_latency_ms_64": many[0].median_ms,
-                "latency_spread_ms_64": [many[1].low_ms, many[1].high_ms],
-                "categories": dict(result.ledger.categories),
-                "seconds": result.seconds,
-            }
-
-        row = kept.get(key, make)
+        row = kept.get(key, partial(_row, classic, job, dense, before, data, seed, path))
         lost = 100 * (row["dense_accuracy"] - row["accuracy"])
         text = f"{row['family']}: {row['name']}: {row['ratio']:.1f}x, {lost:+.2f} points lost, {row['seconds']:.0f} s"
         print(f"{time.perf_counter() - begin:6.0f} s  {classic.name} {seed} {text}", file=sys.stderr)
-        rows.append(row)
-    return rows
+        made.append(_Made(classic, dense, key, path, row))
+    return made
+
+
+def _row(
+    classic: Classic, job: Job, dense: nn.Module, before: Accuracy, data: Fashion, seed: int, path: Path
+) -> dict[str, Any]:
+    result = run_job(classic, job, dense, before, data, seed=seed, path=path, batches=())
+    return {
+        "network": classic.name,
+        "name": job.name,
+        "family": job.family,
+        "breaking": job.breaking,
+        "seed": seed,
+        "file_bytes": result.ledger.file_bytes,
+        "dense_bytes": result.ledger.dense_bytes,
+        "ratio": result.ledger.ratio,
+        "bits_per_param": result.ledger.bits_per_parameter,
+        "accuracy": result.after.value,
+        "dense_accuracy": result.before.value,
+        "categories": dict(result.ledger.categories),
+        "seconds": result.seconds,
+    }
+
+
+def _latency(made: _Made, data: Fashion) -> dict[str, Any]:
+    times, _ = latencies(made.dense, load(made.path, into=made.classic.factory), data, (1, 64), seconds=1.0)
+    one, many = times[1], times[64]
+    return {
+        "latency_ms": one[1].median_ms,
+        "dense_latency_ms": one[0].median_ms,
+        "latency_ms_64": many[1].median_ms,
+        "dense_latency_ms_64": many[0].median_ms,
+        "latency_spread_ms_64": [many[1].low_ms, many[1].high_ms],
+    }
 
 
 def _summary(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from gossamer.api import compress, load
+from gossamer.api import Compressed, compress, load
 from gossamer.demo.data import Fashion, Shuffled
 from gossamer.demo.recipes import Classic, Job
 from gossamer.drive.progress import NoProgress, Progress
@@ -18,7 +18,7 @@ from gossamer.measure.accuracy import Accuracy, accuracy
 from gossamer.measure.latency import Timing, interleaved
 from gossamer.measure.ledger import Ledger, ledger_of
 
-__all__ = ["Result", "run_job"]
+__all__ = ["Result", "latencies", "run_job"]
 
 
 @dataclass(frozen=True)
@@ -73,16 +73,28 @@ def run_job(
     del small
     again = load(path, into=classic.factory)
     after = accuracy(again.dense(), data.test, data.test_labels)
+    latency, kernels = latencies(dense, again, data, batches, latency_seconds)
+    return Result(classic.name, job, ledger_of(path, zstd=False), before, after, latency, seconds, kernels)
+
+
+def latencies(
+    dense: nn.Module, again: Compressed, data: Fashion, batches: tuple[int, ...], seconds: float
+) -> tuple[dict[int, tuple[Timing, Timing]], dict[str, str]]:
+    """Time the dense and the reloaded, lowered network in turn.
+
+    Returns:
+        Batch size → (dense, lowered), and layer → what runs it at the last batch size.
+    """
     latency: dict[int, tuple[Timing, Timing]] = {}
     kernels: dict[str, str] = {}
     for batch in batches:
         inputs = data.test[:batch].contiguous()
         lowered = again.lower(inputs)
         calls = {"dense": _call(dense, inputs), "lowered": _call(lowered, inputs)}
-        times = interleaved(calls, seconds=latency_seconds)
+        times = interleaved(calls, seconds=seconds)
         latency[batch] = (times["dense"], times["lowered"])
         kernels = {c.layer: c.kernel for c in lowered.explain()}
-    return Result(classic.name, job, ledger_of(path, zstd=False), before, after, latency, seconds, kernels)
+    return latency, kernels
 
 
 def _call(network: nn.Module, inputs: torch.Tensor) -> Callable[[], object]:
