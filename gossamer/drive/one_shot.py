@@ -10,7 +10,7 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
-from gossamer.methods.base import Ask, Method, Plan, Site
+from gossamer.methods.base import Ask, Evidence, Method, Plan, Site
 
 __all__ = ["Planned", "apply_plan", "plan_method"]
 
@@ -26,16 +26,23 @@ class Planned:
         plan: what it decided.
         sites: by key, those that have a step.
         skipped: site or tensor → why it stays as it is.
+        evidence: statistics per tensor that it was planned with.
     """
 
     method: Method
     plan: Plan
     sites: Mapping[str, Site]
     skipped: Mapping[str, str] = field(default_factory=dict)
+    evidence: Mapping[str, Evidence] = field(default_factory=dict)
 
 
-def plan_method(method: Method, source: Source) -> Planned:
+def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence] | None = None) -> Planned:
     """Find the method's sites and let it plan.
+
+    Args:
+        method: bound to the network.
+        source: of the trees.
+        evidence: statistics per tensor, in coordinates of the whole tensor; see `gossamer.drive.evidence`.
 
     Raises:
         CompositionError: no site at all; the message says why for the first tensor that was meant.
@@ -65,14 +72,17 @@ def plan_method(method: Method, source: Source) -> Planned:
         summaries = {}
         if method.observes:
             for site in sites:
-                summaries[site.key] = method.observe(site, source.read(site.spec.name).at(site.path), {}, ask)
+                tree = source.read(site.spec.name)
+                handed = tree.hand_down_to(site.path, (evidence or {}).get(site.spec.name, {}))
+                summaries[site.key] = method.observe(site, tree.at(site.path), handed, ask)
         result = method.plan(sites, summaries, ask)
         if isinstance(result, Plan):
             if not result.steps:
                 why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
                 raise CompositionError(f"{name} changes no layer{why}")
             targets = {t for step in result.steps for t in step.targets}
-            return Planned(method, result, {s.key: s for s in sites if s.key in targets}, {**result.skipped, **skipped})
+            chosen = {s.key: s for s in sites if s.key in targets}
+            return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {})
         ask = result
     raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
 
@@ -94,7 +104,8 @@ def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
     for step in planned.plan.steps:
         sites = [planned.sites[t] for t in step.targets]
         weights = {s.key: tree(s.spec.name).at(s.path) for s in sites}
-        new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, {s.key: {} for s in sites})
+        handed = {s.key: tree(s.spec.name).hand_down_to(s.path, planned.evidence.get(s.spec.name, {})) for s in sites}
+        new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, handed)
         for site in sites:
             _refuse_dead(planned.method, site, weights[site.key], new[site.key])
             changed[site.spec.name] = tree(site.spec.name).put(site.path, new[site.key])

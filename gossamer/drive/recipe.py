@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
 from torch.nn import functional as F
 
+from gossamer.drive.evidence import gather, inputs_of
 from gossamer.drive.one_shot import Planned, apply_plan, plan_method
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.source import ModelSource, TreeSource
@@ -18,10 +19,9 @@ from gossamer.drive.tune import Loss, Tune, batches_of, train
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import TensorSpec
-from gossamer.encoding.values import Dense
-from gossamer.encoding.weights import View
-from gossamer.errors import CompositionError, GossamerError, PlanError
-from gossamer.methods.base import DENSE, Method, Site
+from gossamer.encoding.weights import Concat, View
+from gossamer.errors import CompositionError, DataError, GossamerError, PlanError
+from gossamer.methods.base import DENSE, Evidence, Method, Site
 from gossamer.network.attach import attach, harvest
 from gossamer.network.inspect import specs
 
@@ -57,6 +57,26 @@ class State:
     def source(self) -> TreeSource:
         """The current trees as a source."""
         return TreeSource(self.specs, self.trees)
+
+    def example(self) -> Any:
+        """Inputs of the first batch, or None without data."""
+        batch = None if self.data is None else next(iter(self.data), None)
+        return None if batch is None else inputs_of(batch)
+
+    def evidence(self, method: Method) -> Mapping[str, Evidence]:
+        """The statistics that a method needs, gathered with the current trees.
+
+        Raises:
+            DataError: a method that needs data, and none were given.
+        """
+        if not method.needs:
+            return {}
+        if self.data is None:
+            name, needs = type(method).__name__, ", ".join(sorted(method.needs))
+            raise DataError(f"{name}: found no data, expected data=… to gather {needs} from")
+        return gather(
+            self.model, self.specs, self.trees, method.needs, self.data, loss=self.loss, progress=self.progress
+        )
 
     def network(self) -> nn.Module:
         """A copy of the network with the current trees attached, ready to train."""
@@ -107,7 +127,7 @@ def check(
     """
     listed = specs(model)
     # Where values decide whether a site is changed at all, the tensor may be either afterwards.
-    possible = {s.name: {Skeleton(View, (("inner", DENSE),)) if s.output_first else DENSE} for s in listed}
+    possible = {s.name: {_plain_skeleton(s)} for s in listed}
     for number, entry in enumerate(recipe, 1):
         where = f"recipe entry {number} ({type(entry).__name__})"
         if not isinstance(entry, (Method, Stage, Tune)):
@@ -116,6 +136,10 @@ def check(
         if trains and training:
             batches_of(data, where)
         methods = (entry,) if isinstance(entry, Method) else entry.inside() if isinstance(entry, Stage) else ()
+        looking = next((m for m in methods if m.needs and data is None), None)
+        if looking is not None:
+            needs = ", ".join(sorted(looking.needs))
+            raise DataError(f"{where}: found no data, expected data=… to gather {needs} from")
         for method in methods:
             bound = method.bind(model, None)
             reasons, taken = [], False
@@ -126,8 +150,8 @@ def check(
                     reasons += [f"{spec.name}: {found.reason}"] if found.reason else []
                     made = skeleton
                     for path in found.paths:
-                        whole = path in ("", "/inner") and skeleton.kind in (Dense, View)
-                        if not (whole and bound.refuses(Site(spec, path, _output_first(spec)))):
+                        whole = skeleton == _plain_skeleton(spec)
+                        if not (whole and bound.refuses(Site(spec, path, _plain_shape(spec)))):
                             taken = True
                             made = made.put(path, bound.produces(skeleton.at(path)))
                     after |= {made, skeleton} if bound.leaves_some else {made}
@@ -139,14 +163,24 @@ def check(
                 raise CompositionError(f"{where}: {type(method).__name__} matches no layer: {why}")
 
 
-def _output_first(spec: TensorSpec) -> tuple[int, ...]:
-    return tuple(spec.shape[i] for i in spec.output_first) if spec.output_first else spec.shape
+def _plain_skeleton(spec: TensorSpec) -> Skeleton:
+    """What a source delivers for a tensor to which nothing was done."""
+    if spec.output_first:
+        return Skeleton(View, (("inner", DENSE),))
+    return Skeleton(Concat, tuple((f"members.{i}", DENSE) for i in range(spec.gates))) if spec.gates > 1 else DENSE
+
+
+def _plain_shape(spec: TensorSpec) -> tuple[int, ...]:
+    """Shape of the weight in it, or of each of its gates."""
+    if spec.output_first:
+        return tuple(spec.shape[i] for i in spec.output_first)
+    return (spec.shape[0] // spec.gates, *spec.shape[1:]) if spec.gates > 1 else spec.shape
 
 
 def run_method(method: Method, state: State) -> None:
     """Plan a method over the current trees and carry the plan out."""
-    bound = method.bind(state.model, None)
-    planned = plan_method(bound, state.source())
+    bound = method.bind(state.model, state.example())
+    planned = plan_method(bound, state.source(), state.evidence(bound))
     state.trees |= apply_plan(planned, state.source())
     state.plans.append(plan_json(method, planned))
     for site, why in planned.skipped.items():

@@ -11,10 +11,8 @@ from torch import nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import Kind, TensorSpec
-from gossamer.encoding.values import Dense
-from gossamer.encoding.weights import View
 from gossamer.errors import DataError
-from gossamer.network.inspect import is_finite, specs, tensors
+from gossamer.network.inspect import is_finite, plain_tree, specs, tensors
 
 _STORABLE = frozenset(
     {torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2}
@@ -50,7 +48,7 @@ class ModelSource(Source):
         return self._specs
 
     def read(self, name: str) -> Encoding:
-        """`Dense`, or a `View` of it where the network has the input dimension first.
+        """`Dense`; a `View` of it where the input dimension comes first; a `Concat` of a recurrent layer's gates.
 
         Raises:
             DataError: a weight that is not finite.
@@ -61,9 +59,7 @@ class ModelSource(Source):
         if spec.kind is not Kind.BUFFER and not is_finite(tensor):
             bad = int((~tensor.isfinite()).sum())
             raise DataError(f"tensor {name!r}: found {bad} NaN or infinite of {tensor.numel()} values, expected none")
-        if spec.output_first:
-            return View(Dense(tensor.permute(spec.output_first).contiguous()), spec.output_first)
-        return Dense(tensor, fixed=spec.kind is Kind.BUFFER)
+        return plain_tree(tensor, spec)
 
 
 @final

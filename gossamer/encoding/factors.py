@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from gossamer.encoding.node import Category, Encoding, child, computable, require
+from gossamer.encoding.node import INPUT_STATISTICS, Category, Encoding, child, computable, require
 
 __all__ = ["CP", "LowRank", "Monarch", "TensorTrain", "Tucker"]
 
@@ -51,14 +51,24 @@ class LowRank(Encoding):
         return (u @ v.flatten(1)).view(self.dense_shape())  # [out, r] · [r, rest] → [out, rest]
 
     def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """v sees the layer's inputs x; u sees v·x, so a Gram matrix G becomes V·G·Vᵀ."""
+        """v sees the layer's inputs x; u sees v·x, so a Gram matrix G becomes V·G·Vᵀ. A gradient D: Uᵀ·D and D·Vᵀ."""
         if field == "v":
-            return evidence
-        if "gram" not in evidence:
-            return {}
+            below = {k: e for k, e in evidence.items() if k in INPUT_STATISTICS}
+            if "grad" in evidence:
+                u = computable(self.u.to_dense()).detach()
+                grad = u.T @ evidence["grad"].flatten(1)  # [r, out] · [out, rest] → [r, rest]
+                below["grad"] = grad.view(self.v.dense_shape())
+            return below
         v = computable(self.v.to_dense()).flatten(1).detach()
-        gram = v @ evidence["gram"] @ v.T  # [r, in] · [in, in] · [in, r] → [r, r]
-        return {"gram": gram, "sq": gram.diagonal()}
+        below = {"count": evidence["count"]} if "count" in evidence else {}
+        if "gram" in evidence:
+            gram = v @ evidence["gram"] @ v.T  # [r, in] · [in, in] · [in, r] → [r, r]
+            below |= {"gram": gram, "sq": gram.diagonal()}
+        if "sum" in evidence:
+            below["sum"] = v @ evidence["sum"]  # [r, in] · [in] → [r]
+        if "grad" in evidence:
+            below["grad"] = evidence["grad"].flatten(1) @ v.T  # [out, rest] · [rest, r] → [out, r]
+        return below
 
 
 @final

@@ -29,6 +29,10 @@ from gossamer.errors import CompositionError, FormatError
 __all__ = ["Category", "Child", "Codec", "Encoding", "Leaf", "LeafField", "Pattern", "Role", "Value", "declarations"]
 
 
+# Statistics in the coordinates of a layer's inputs; all others have the shape of the weight.
+INPUT_STATISTICS = frozenset({"count", "sum", "sq", "zeros", "gram"})
+
+
 class Role(enum.Enum):
     """What training may do to a leaf. Every float is *not* trainable: zero points and buffers are floats too."""
 
@@ -123,7 +127,7 @@ class Encoding(ABC):
         return tensor.numel() * tensor.element_size() * 8
 
     def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Turn statistics of this weight's inputs into statistics of a child's inputs; unknown ones are dropped."""
+        """Turn statistics of this weight into those of a child (see `INPUT_STATISTICS`); unknown ones are dropped."""
         del field, evidence
         return {}
 

@@ -17,6 +17,7 @@ class Kind(enum.Enum):
     LINEAR = "linear"
     CONV = "conv"
     EMBEDDING = "embedding"
+    RECURRENT = "recurrent"
     NORM = "norm"
     BIAS = "bias"
     BUFFER = "buffer"
@@ -35,6 +36,7 @@ class TensorSpec:
         aliases: further names of the same tensor.
         output_first: permutation that brings the output dimension to the front, or () if it is there already.
         groups: groups of a convolution.
+        gates: equal parts along the output dimension that are weights of their own (4 in an LSTM, 3 in a GRU).
     """
 
     name: str
@@ -44,6 +46,7 @@ class TensorSpec:
     aliases: tuple[str, ...] = ()
     output_first: tuple[int, ...] = ()
     groups: int = 1
+    gates: int = 1
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -10,7 +10,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from gossamer.encoding.node import Category, Encoding, Pattern, Value, child, computable, require
+from gossamer.encoding.node import INPUT_STATISTICS, Category, Encoding, Pattern, Value, child, computable, require
 from gossamer.encoding.patterns import Mask
 from gossamer.errors import CompositionError
 
@@ -116,7 +116,16 @@ class Kept(Encoding):
             kept = self.kept_indices(dim)
             index = index if kept is None else index.index_select(dim - 1, kept)
         flat = index.reshape(-1)
-        return {k: v[flat][:, flat] if k == "gram" else v[flat] for k, v in evidence.items()}
+        below = {k: v for k, v in evidence.items() if k == "count"}
+        below |= {k: evidence[k][flat] for k in ("sum", "sq", "zeros") if k in evidence}
+        if "gram" in evidence:
+            below["gram"] = evidence["gram"][flat][:, flat]
+        for key in evidence.keys() - INPUT_STATISTICS:
+            below[key] = evidence[key]
+            for dim in range(len(self.keep)):
+                kept = self.kept_indices(dim)
+                below[key] = below[key] if kept is None else below[key].index_select(dim, kept)
+        return below
 
     def validate(self) -> None:
         """As many kept indices as the small weight has."""
@@ -154,7 +163,7 @@ class Sum(Encoding):
         return total
 
     def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """Every term sees the layer's inputs."""
+        """Every term sees the layer's inputs, and has the gradient of the sum."""
         del field
         return evidence
 
@@ -196,14 +205,22 @@ class Scaled(Encoding):
         return w.view(self.dense_shape())
 
     def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """The inner weight multiplies inputs times the input scale."""
+        """The inner weight multiplies inputs times the input scale; its gradient has both scales as factors."""
         if field != "inner":
             return {}
-        if self.input_scale is None:
-            return evidence
-        s = computable(self.input_scale.to_dense()).detach()
-        powers = {"sq": s * s, "gram": s[:, None] * s}
-        return {k: v * powers[k] for k, v in evidence.items() if k in powers}
+        below = {k: v for k, v in evidence.items() if k in INPUT_STATISTICS}
+        if self.input_scale is not None:
+            s = computable(self.input_scale.to_dense()).detach()
+            powers = {"sum": s, "sq": s * s, "gram": s[:, None] * s}
+            below = {k: v * powers[k] if k in powers else v for k, v in below.items()}
+        if "grad" in evidence:
+            grad = evidence["grad"].flatten(1)
+            if self.input_scale is not None:
+                grad = grad * computable(self.input_scale.to_dense()).detach()
+            if self.output_scale is not None:
+                grad = grad * computable(self.output_scale.to_dense()).detach()[:, None]
+            below["grad"] = grad.view(self.dense_shape())
+        return below
 
 
 @final
@@ -266,9 +283,11 @@ class Concat(Encoding):
         return torch.cat([computable(p.to_dense()) for p in self.members])
 
     def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        """All parts see the same inputs."""
-        del field
-        return evidence
+        """All parts see the same inputs; each has its rows of what has the shape of the weight."""
+        sizes = [member.dense_shape()[0] for member in self.members]
+        number = int(field.partition(".")[2])
+        start = sum(sizes[:number])
+        return {k: v if k in INPUT_STATISTICS else v[start : start + sizes[number]] for k, v in evidence.items()}
 
 
 @final

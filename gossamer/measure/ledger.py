@@ -14,8 +14,7 @@ from torch import Tensor
 from gossamer.encoding.node import Category, Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.spec import TensorSpec
-from gossamer.encoding.values import Dense
-from gossamer.encoding.weights import View
+from gossamer.network.inspect import is_plain
 from gossamer.store.container import Container, Record, read_container
 from gossamer.store.safetensors_file import dense_chunks, dense_file_bytes
 
@@ -174,17 +173,13 @@ def _account(spec: TensorSpec, container: Container, dense: Tensor, reasons: Map
         bits_per_weight=spent * 8 / max(1, spec.elements),
         entropy_bytes=sum(r.entropy for r in mine) / 8,
         nonzero=nonzero,
-        untouched=_untouched(tree),
+        untouched=is_plain(tree),
         why=why,
     )
 
 
-def _untouched(tree: Encoding) -> bool:
-    return isinstance(tree.inner if isinstance(tree, View) else tree, Dense)
-
-
 def _why(tree: Encoding, records: list[Record], spec: TensorSpec) -> str:
-    if _untouched(tree):
+    if is_plain(tree):
         kept = sum(r.table + r.payload for r in records) / max(1, spec.nbytes)
         coded = f"lossless coding left {kept:.0%}" if kept < 1 else "its bytes are noise to a lossless coder"
         return f"no method was applied; {coded}"

@@ -37,7 +37,7 @@ DENSE = Skeleton(Dense)
 ANY_PATTERN = Skeleton(Pattern)  # type: ignore[type-abstract]  # stands for every kind of pattern
 MASKED = Skeleton(Masked, (("where", ANY_PATTERN), ("value", DENSE)))
 
-WEIGHTS = frozenset({Kind.LINEAR, Kind.CONV, Kind.EMBEDDING})
+WEIGHTS = frozenset({Kind.LINEAR, Kind.CONV, Kind.EMBEDDING, Kind.RECURRENT})
 
 
 @dataclass(frozen=True)
@@ -127,15 +127,17 @@ class Method(ABC):
         skip: glob patterns of tensor names to leave alone.
     """
 
-    needs: ClassVar[frozenset[str]] = (
-        frozenset()
-    )  # statistics of the inputs; the drivers of a later version gather them
     leaves_some: ClassVar[bool] = False  # whether the weights' values decide if a site is changed at all
     kinds: ClassVar[frozenset[Kind]] = WEIGHTS
     named_kinds: ClassVar[frozenset[Kind]] = WEIGHTS | {Kind.BIAS, Kind.NORM, Kind.OTHER}
 
     only: str | tuple[str, ...] = ()
     skip: str | tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Names of the statistics that it wants as evidence, see `gossamer.drive.evidence`; empty: weights suffice."""
+        return frozenset()
 
     def bind(self, model: nn.Module, example: Tensor | None) -> Method:
         """The method made concrete for one network; only structured methods need its graph."""

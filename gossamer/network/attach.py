@@ -17,9 +17,8 @@ from torch.nn.utils import parametrize
 
 from gossamer.encoding.node import Encoding, Leaf, Role
 from gossamer.encoding.spec import TensorSpec
-from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Kept, View
-from gossamer.network.inspect import assign, owner_of
+from gossamer.network.inspect import assign, is_plain, owner_of, plain_tree
 from gossamer.network.rebuild import resize_modules, small_tree
 
 __all__ = ["Attached", "attach", "attached", "harvest"]
@@ -148,7 +147,7 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
         tree = small_tree(trees[spec.name])
         if tree is not trees[spec.name]:
             resized |= dict.fromkeys(spec.names, tree.dense_shape())
-        if _is_plain(tree):
+        if is_plain(tree):
             assign(model, spec.names, tree.to_dense().detach().clone().to(spec.dtype))
             continue
         for name in spec.names:
@@ -170,11 +169,6 @@ def _freeze(model: nn.Module, frozen: Sequence[Attached]) -> None:
     for holder in frozen:
         for parameter in holder.parameters():
             parameter.requires_grad_(id(parameter) in training)
-
-
-def _is_plain(tree: Encoding) -> bool:
-    """Whether the weight is just its numbers, perhaps in another orientation."""
-    return isinstance(tree, Dense) or (isinstance(tree, View) and isinstance(tree.inner, Dense))
 
 
 def attached(model: nn.Module) -> dict[str, Attached]:
@@ -208,20 +202,16 @@ def harvest(
         if spec.name in wrapped:
             tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().to("cpu", copy=True), copies)
         else:
-            tree = _plain(model, spec)
-            if spec.output_first:
-                tree = View(Dense(tree.array.permute(spec.output_first).contiguous()), spec.output_first)
+            tree = plain_tree(_tensor(model, spec), spec)
         found[spec.name] = tree if outer is None else _outside(outer, tree)
     return found
 
 
-def _plain(model: nn.Module, spec: TensorSpec) -> Dense:
+def _tensor(model: nn.Module, spec: TensorSpec) -> Tensor:
     owner, key = owner_of(spec.name)
     module = model.get_submodule(owner)
-    parameter = module._parameters.get(key)
-    if parameter is not None:
-        return Dense(parameter.detach().to("cpu", copy=True))
-    return Dense(cast(Tensor, module._buffers[key]).detach().to("cpu", copy=True), fixed=True)
+    found = module._parameters.get(key)
+    return cast(Tensor, module._buffers[key] if found is None else found).detach().to("cpu", copy=True)
 
 
 def _outside(outer: Encoding, tree: Encoding) -> Encoding:

@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
+from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import Kind, TensorSpec
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import Concat, View
 
-__all__ = ["owner_of", "specs", "tensors"]
+__all__ = ["assign", "is_finite", "is_plain", "owner_of", "plain_tree", "specs", "tensors"]
 
+_GATES: tuple[tuple[type[nn.Module], int], ...] = (
+    *((nn.LSTM, 4), (nn.LSTMCell, 4), (nn.GRU, 3), (nn.GRUCell, 3), (nn.RNN, 1), (nn.RNNCell, 1)),
+)
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
@@ -39,6 +46,8 @@ def _kind(module: nn.Module, tensor_name: str) -> Kind:
         return Kind.BUFFER
     if "bias" in tensor_name:
         return Kind.BIAS
+    if _gates(module) and tensor_name.startswith("weight_"):
+        return Kind.RECURRENT
     kinds = ((_ConvNd, Kind.CONV), (nn.Linear, Kind.LINEAR), (nn.Embedding, Kind.EMBEDDING), (_NORMS, Kind.NORM))
     for types, kind in kinds:
         if isinstance(module, types):
@@ -48,6 +57,11 @@ def _kind(module: nn.Module, tensor_name: str) -> Kind:
     ):
         return Kind.LINEAR
     return Kind.OTHER
+
+
+def _gates(module: nn.Module) -> int:
+    """Gates of a recurrent layer, 0 for any other."""
+    return next((gates for kind, gates in _GATES if isinstance(module, kind)), 0)
 
 
 def _is_transformers_conv1d(module: nn.Module) -> bool:
@@ -84,14 +98,13 @@ def specs(model: nn.Module) -> tuple[TensorSpec, ...]:
             kind=kind,
             output_first=_output_first(module, kind, tensor),
             groups=module.groups if isinstance(module, _ConvNd) else 1,
+            gates=_gates(module) if kind is Kind.RECURRENT and "_hr_" not in name else 1,
         )
     return tuple(found.values())
 
 
 def _with_alias(spec: TensorSpec, name: str) -> TensorSpec:
-    return TensorSpec(
-        spec.name, spec.shape, spec.dtype, spec.kind, (*spec.aliases, name), spec.output_first, spec.groups
-    )
+    return replace(spec, aliases=(*spec.aliases, name))
 
 
 def tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -103,6 +116,23 @@ def tensors(model: nn.Module) -> dict[str, Tensor]:
             found[id(tensor)] = name
             result[name] = tensor.detach()
     return result
+
+
+def plain_tree(tensor: Tensor, spec: TensorSpec) -> Encoding:
+    """The tree of a tensor to which nothing was done; the weight in it is output-first, gate by gate."""
+    fixed = spec.kind is Kind.BUFFER
+    if spec.output_first:
+        return View(Dense(tensor.permute(spec.output_first).contiguous(), fixed), spec.output_first)
+    if spec.gates > 1:
+        return Concat(tuple(Dense(gate, fixed) for gate in tensor.chunk(spec.gates)))
+    return Dense(tensor, fixed)
+
+
+def is_plain(tree: Encoding) -> bool:
+    """Whether a tree is just its numbers, perhaps in another orientation or gate by gate."""
+    if isinstance(tree, Concat):
+        return all(isinstance(member, Dense) for member in tree.members)
+    return isinstance(tree.inner if isinstance(tree, View) else tree, Dense)
 
 
 def assign(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from gossamer.encoding.patterns import Mask, pack_bits
 from gossamer.encoding.serial import KINDS, Flat, flatten, unflatten
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Dense
-from gossamer.encoding.weights import Masked, Ref, View, link
+from gossamer.encoding.weights import Masked, Ref, link
 from gossamer.errors import DataError, FormatError
+from gossamer.network.inspect import is_plain
 from gossamer.store.atomic import write_atomically
 from gossamer.store.dtypes import dtype_name, from_bytes, named_dtype, to_bytes
 from gossamer.store.leaves import MASK, decode_leaf, encode_leaf, entropy_bits, grid_of, leaf_form, packed_length
@@ -410,18 +411,7 @@ def _check_expected(specs: tuple[TensorSpec, ...], expected: Sequence[TensorSpec
 
 def _with_kinds(specs: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     known = {n: s for s in expected for n in s.names}
-    return tuple(
-        TensorSpec(
-            s.name,
-            s.shape,
-            s.dtype,
-            known[s.name].kind,
-            s.aliases,
-            known[s.name].output_first,
-            known[s.name].groups,
-        )
-        for s in specs
-    )
+    return tuple(replace(known[s.name], name=s.name, dtype=s.dtype, aliases=s.aliases) for s in specs)
 
 
 @dataclass
@@ -554,5 +544,4 @@ def _records(
 
 
 def _category(leaf: Leaf, tree: Encoding) -> Category:
-    plain = tree.inner if isinstance(tree, View) else tree
-    return Category.UNTOUCHED if isinstance(plain, Dense) else leaf.category
+    return Category.UNTOUCHED if is_plain(tree) else leaf.category

@@ -44,7 +44,7 @@ METHODS: Mapping[str, Method] = {
     "rtn-bfloat16-scales": RoundToNearest(bits=4, group=5, scale_dtype="bfloat16"),
     "svd-rank": SVD(rank=2),
     "svd-energy": SVD(energy=0.7),
-    "svd-bytes": SVD(budget_bytes=1500),
+    "svd-bytes": SVD(budget_bytes=9000),
     "channels": Channels(sparsity=0.5),
 }
 
@@ -59,11 +59,15 @@ class Zoo(nn.Module):
         self.conv2d = nn.Conv2d(3, 24, 2)
         self.up = nn.ConvTranspose2d(16, 6, 2)
         self.embedding = nn.Embedding(40, 8)
+        self.lstm = nn.LSTM(12, 16)
         self.norm = nn.LayerNorm(6)
         self.batch = nn.BatchNorm2d(24)
 
 
-WEIGHTS = ("linear.weight", "conv1d.weight", "conv2d.weight", "up.weight", "embedding.weight")
+WEIGHTS = (
+    *("linear.weight", "conv1d.weight", "conv2d.weight", "up.weight", "embedding.weight"),
+    *("lstm.weight_ih_l0", "lstm.weight_hh_l0"),
+)
 
 
 class Chain(nn.Module):

@@ -46,7 +46,9 @@ def test_every_tensor_has_its_kind_and_orientation() -> None:
     assert kinds["norm.weight"] == kinds["batch.weight"] == Kind.NORM
     assert kinds["batch.running_mean"] == kinds["kept"] == kinds["batch.num_batches_tracked"] == Kind.BUFFER
     assert kinds["linear.bias"] == kinds["attention.in_proj_bias"] == kinds["lstm.bias_ih_l0"] == Kind.BIAS
-    assert kinds["free"] == kinds["lstm.weight_ih_l0"] == Kind.OTHER
+    assert kinds["free"] == Kind.OTHER
+    assert kinds["lstm.weight_ih_l0"] == kinds["lstm.weight_hh_l0"] == Kind.RECURRENT
+    assert {n: s.gates for n, s in found.items() if s.gates > 1} == {"lstm.weight_ih_l0": 4, "lstm.weight_hh_l0": 4}
     assert {n for n, s in found.items() if s.output_first} == {"up.weight"}
     assert found["conv.weight"].groups == 2
 
