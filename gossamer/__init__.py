@@ -12,7 +12,7 @@ from gossamer.api import Compressed, compress, load
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.tune import Tune
 from gossamer.errors import CompositionError, DataError, FormatError, PlanError
-from gossamer.methods import factorize, prune, quantize, share, shrink
+from gossamer.methods import code, factorize, prune, quantize, share, shrink
 
 __all__ = [
     "CompositionError",
@@ -22,6 +22,7 @@ __all__ = [
     "Gradual",
     "PlanError",
     "Tune",
+    "code",
     "compress",
     "factorize",
     "load",

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import Recipe, run
 from gossamer.drive.tune import Loss, Tune
+from gossamer.encoding.delta import provide
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import Kept
@@ -24,6 +25,7 @@ from gossamer.network.attach import attach, harvest
 from gossamer.network.inspect import specs
 from gossamer.network.rebuild import materialise
 from gossamer.store.container import read_container, write_container
+from gossamer.store.weights import read_weights
 
 if TYPE_CHECKING:
     from gossamer.runtime.lower import Lowered
@@ -174,13 +176,16 @@ def compress(
     return small
 
 
-def load(path: str | Path, into: Network | None = None) -> Compressed:
+def load(
+    path: str | Path, into: Network | None = None, *, reference: str | Path | Mapping[str, Tensor] | None = None
+) -> Compressed:
     """Read a ``.gsm`` file. No code is ever run from it.
 
     Args:
         path: the file.
         into: the architecture, as a factory or a module (whose weights are not used). Names and shapes must agree
             before anything is decoded. None: sizes, `ledger` and `state_dict` are available, networks are not.
+        reference: the checkpoint that the file is a difference to (`gs.code.Delta`), as a file or tensors by name.
 
     Raises:
         DataError: no such file.
@@ -193,6 +198,9 @@ def load(path: str | Path, into: Network | None = None) -> Compressed:
             raise DataError(f"into: found {type(made).__name__}, expected a torch.nn.Module or a factory of one")
         expected = specs(made)
     container = read_container(path, expected)
+    if reference is not None:
+        known = reference if isinstance(reference, Mapping) else read_weights(reference)
+        provide(container.trees, known)
     skipped = container.notes.get("skipped", {})
     return Compressed(container.specs, container.trees, into, notes=container.notes, skipped=skipped, path=Path(path))
 

@@ -16,6 +16,7 @@ from gossamer.drive.gradual import Gradual
 from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
+from gossamer.methods.code import Delta
 from gossamer.methods.factorize import SVD
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
 from gossamer.methods.quantize import RoundToNearest
@@ -33,6 +34,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "prune.Columns": Columns,
         "prune.Block": Block,
         "prune.NofM": NofM,
+        "code.Delta": Delta,
         "share.KMeans": KMeans,
         "quantize.RoundToNearest": RoundToNearest,
         "factorize.SVD": SVD,

@@ -1,5 +1,6 @@
 """Encodings: what a weight is. See `gossamer.encoding.node` for the protocol."""
 
+from gossamer.encoding.delta import Delta, External, provide
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
@@ -17,8 +18,10 @@ __all__ = [
     "Codebook",
     "Codec",
     "Concat",
+    "Delta",
     "Dense",
     "Encoding",
+    "External",
     "Grouping",
     "Kept",
     "Kind",
@@ -39,5 +42,6 @@ __all__ = [
     "Value",
     "View",
     "link",
+    "provide",
     "skeleton_of",
 ]

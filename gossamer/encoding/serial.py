@@ -19,6 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gossamer.encoding.delta import Delta, External
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.node import Encoding, Leaf, Pattern, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
@@ -35,6 +36,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
         for kind in (
             *(Dense, Affine, Codebook, Mask, Blocks, NM, Masked, Kept, Sum, Scaled, View, Concat, Ref),
             *(LowRank, Tucker, CP, TensorTrain, Monarch),
+            *(Delta, External),
         )
     }
 )
@@ -256,6 +258,10 @@ def _result_dtype(node: Encoding) -> torch.dtype:
         return torch.float32 if node.array.dtype in (torch.float16, torch.bfloat16) else node.array.dtype
     if isinstance(node, (Pattern, Ref)):
         return torch.bool if isinstance(node, Pattern) else torch.float32
+    if isinstance(node, (Delta, External)):
+        external = node.reference if isinstance(node, Delta) else node
+        found = external.numbers() if isinstance(external, External) else torch.float32
+        return torch.float32 if found in (torch.float16, torch.bfloat16) else found
     expected_pattern = "where", "keep"
     below = []
     for name, part in node.parts():

@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import torch
 import zstandard
 from torch import Tensor
 
+from gossamer.encoding.delta import External
 from gossamer.encoding.node import Category, Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.spec import TensorSpec
+from gossamer.errors import CompositionError
 from gossamer.network.inspect import is_plain
 from gossamer.store.container import Container, Record, read_container
 from gossamer.store.safetensors_file import dense_chunks, dense_file_bytes
@@ -141,7 +144,11 @@ def ledger_of(file: str | Path | Container, *, zstd: bool = True, reasons: Mappi
     for record in container.records:
         categories[Category.TABLES.value] += record.table
         categories[record.category.value] += record.payload
-    dense = {s.name: container.trees[s.name].to_dense().detach().to(s.dtype) for s in container.specs}
+    dense = {s.name: _dense(container.trees[s.name], s) for s in container.specs}
+    free: tuple[str, ...] = FREE
+    if any(isinstance(node, External) for tree in container.trees.values() for _, node in tree.nodes()):
+        free = (*FREE, "the reference checkpoint that this file is a difference to")
+        zstd = zstd and not any(tensor.is_meta for tensor in dense.values())
     accounts = tuple(_account(s, container, dense[s.name], known) for s in container.specs)
     compressed = sum(a.elements for a in accounts if not a.untouched)
     return Ledger(
@@ -153,14 +160,23 @@ def ledger_of(file: str | Path | Container, *, zstd: bool = True, reasons: Mappi
         parameters=sum(s.elements for s in container.specs),
         compressed_parameters=compressed,
         entropy_bytes=sum(r.entropy for r in container.records) / 8,
+        free=free,
     )
+
+
+def _dense(tree: Encoding, spec: TensorSpec) -> Tensor:
+    """The weight; on the meta device where it is a difference to a reference that is not at hand."""
+    try:
+        return tree.to_dense().detach().to(spec.dtype)
+    except CompositionError:
+        return torch.empty(spec.shape, dtype=spec.dtype, device="meta")
 
 
 def _account(spec: TensorSpec, container: Container, dense: Tensor, reasons: Mapping[str, str]) -> TensorAccount:
     mine = [r for r in container.records if r.tensor == spec.name]
     spent = sum(r.table + r.payload for r in mine)
     tree = container.trees[spec.name]
-    nonzero = float((dense != 0).float().mean()) if dense.numel() else 0.0
+    nonzero = float((dense != 0).float().mean()) if dense.numel() and not dense.is_meta else 0.0
     why = ""
     if 2 * spent >= spec.nbytes:
         why = reasons.get(spec.name) or _why(tree, mine, spec)

@@ -22,7 +22,7 @@ from contract.encoding_examples import (
 )
 from torch import Tensor, nn
 
-from gossamer.encoding import Dense, Encoding, Leaf, Pattern, Ref, Role, link
+from gossamer.encoding import Delta, Dense, Encoding, External, Leaf, Pattern, Ref, Role, link
 from gossamer.encoding.serial import KINDS, flatten, unflatten
 from gossamer.errors import CompositionError
 from gossamer.network import Attached, attach, attached, harvest, specs
@@ -93,8 +93,9 @@ def is_attached(model: nn.Module) -> bool:
 
 def test_every_kind_has_an_example() -> None:
     seen = {type(node) for make in MAKERS for _, node in make(Maker(torch.float32)).tree.nodes()}
-    # A reference by name stands for nothing by itself; its contract is test_a_reference_... below.
-    assert seen | {Ref} == set(KINDS.values())
+    # A reference by name stands for nothing by itself; its contract is test_a_reference_... below, and that of
+    # differences to another checkpoint in tests/encoding/test_delta.py.
+    assert seen | {Ref, Delta, External} == set(KINDS.values())
 
 
 def test_every_final_subclass_of_encoding_is_in_the_table_of_kinds() -> None:
