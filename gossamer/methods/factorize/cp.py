@@ -40,7 +40,7 @@ class CP(Method):
         macs: the largest rank at which a layer needs at most this share of its own multiply-adds, 0 to 1, or None.
             Counted at stride 1, where it is also the share of numbers.
 
-    Cost: up to 200 rounds of O(rank · out · in · kernel).
+    Cost: up to 100 rounds of O(rank · out · in · kernel).
 
     Exact: never promised; the optimum found is local. Deterministic: it starts from singular vectors and, where the
     rank exceeds a dimension, from a generator of its own. Components are ordered by size, all factors but the first

@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gossamer.methods.factorize.gauge import signs
+
 __all__ = ["hooi", "parallel_factors"]
 
-_SEED = 0  # of a generator of its own: ALS pads its start where the rank exceeds a dimension
+_SEED = 0  # ALS pads its start where the rank exceeds a dimension, from a generator of its own
 _RIDGE = 1e-9  # of a tensor of norm 1: solves stay regular when components are parallel
 
 
@@ -43,7 +45,7 @@ def hooi(weight: Tensor, ranks: Sequence[int], rounds: int = 50) -> tuple[Tensor
     return torch.from_numpy(core) * norm, [torch.from_numpy(f) for f in factors]
 
 
-def parallel_factors(weight: Tensor, rank: int, rounds: int = 200) -> list[Tensor]:
+def parallel_factors(weight: Tensor, rank: int, rounds: int = 100) -> list[Tensor]:
     """CP decomposition, started from the singular vectors of the unfoldings.
 
     Args:
@@ -61,13 +63,29 @@ def parallel_factors(weight: Tensor, rank: int, rounds: int = 200) -> list[Tenso
     if norm == 0:
         return [torch.zeros(n, rank, dtype=weight.dtype) for n in weight.shape]
 
+    start = _start(weight / norm, rank)
+
     def run(array: Any) -> Any:
         from tensorly.decomposition import parafac
 
-        return parafac(array, rank, n_iter_max=rounds, tol=1e-7, l2_reg=_RIDGE, random_state=_SEED).factors
+        init = (None, [f.numpy() for f in start])
+        return parafac(array, rank, n_iter_max=rounds, tol=1e-7, l2_reg=_RIDGE, init=init).factors
 
     first, *others = (torch.from_numpy(f) for f in _alone(run, weight / norm))
     return [first * norm, *others]
+
+
+def _start(weight: Tensor, rank: int) -> list[Tensor]:
+    """Left singular vectors of every unfolding; where the rank exceeds their number, also random ones."""
+    random = torch.Generator().manual_seed(_SEED)
+    factors = []
+    for dim, size in enumerate(weight.shape):
+        vectors = torch.linalg.svd(weight.movedim(dim, 0).flatten(1), full_matrices=False)[0][:, :rank]
+        vectors = vectors * signs(vectors)
+        missing = rank - vectors.shape[1]
+        extra = torch.randn(size, missing, generator=random, dtype=weight.dtype) / size**0.5
+        factors.append(torch.cat([vectors, extra], 1))
+    return factors
 
 
 def _alone(run: Callable[[Any], Any], weight: Tensor) -> Any:

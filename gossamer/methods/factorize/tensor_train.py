@@ -19,7 +19,7 @@ from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
 from gossamer.methods.base import DENSE, WEIGHTS, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.gauge import balanced, signs
-from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, concave, spend, too_big
+from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, spend, too_big
 
 __all__ = ["TensorTrain", "even_factors"]
 
@@ -171,15 +171,14 @@ class TensorTrain(Method):
                 numbers = _numbers(rows, columns, ranks)
                 if numbers >= prod(site.shape):
                     break
-                lost = sum(float(e[r:].sum()) for e, r in zip(energy, ranks, strict=True))
-                offered.append((numbers * site.spec.dtype.itemsize, max(0.0, 1 - lost / total), ranks))
+                # An estimate, as if the bonds lost independently; what is promised (1 − Σ tails) is often nothing.
+                kept_here = prod(float(e[:r].sum()) / total for e, r in zip(energy, ranks, strict=True))
+                offered.append((numbers * site.spec.dtype.itemsize, kept_here, ranks))
             nbytes = torch.tensor([o[0] for o in offered], dtype=torch.int64)
-            kept = torch.tensor([o[1] for o in offered], dtype=torch.float64)
-            hull = concave(nbytes, kept)
-            curves[site.key] = Curve(nbytes[hull], kept[hull])
-            levels[site.key] = [offered[i][2] for i in hull]
+            curves[site.key] = Curve(nbytes, torch.tensor([o[1] for o in offered], dtype=torch.float64))
+            levels[site.key] = [o[2] for o in offered]
         bought = spend(curves, self.budget_bytes or 0)
-        return {k: levels[k][count - 1] for k, count in bought.items() if count}
+        return {key: levels[key][level - 1] for key, level in bought.items() if level}
 
     def encode(
         self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]

@@ -19,7 +19,7 @@ from gossamer.errors import PlanError
 from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.decompositions import hooi
 from gossamer.methods.factorize.gauge import balanced, signs
-from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, concave, enough, spend, too_big
+from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, enough, spend, too_big
 
 __all__ = ["Tucker2"]
 
@@ -153,14 +153,8 @@ class Tucker2(Method):
 
     @staticmethod
     def _spend(sites: Sequence[Site], summaries: Mapping[str, Summary], budget: int) -> dict[str, tuple[int, int]]:
-        curves, levels = {}, {}
-        for site in sites:
-            front = summaries[site.key]
-            nbytes = front["numbers"] * site.spec.dtype.itemsize
-            levels[site.key] = concave(nbytes, front["kept"])
-            curves[site.key] = Curve(nbytes[levels[site.key]], front["kept"][levels[site.key]])
-        bought = spend(curves, budget)
-        return {k: _pair(summaries[k], levels[k][count - 1]) for k, count in bought.items() if count}
+        curves = {s.key: _curve(s, summaries[s.key]) for s in sites}
+        return {key: _pair(summaries[key], level - 1) for key, level in spend(curves, budget).items() if level}
 
     def encode(
         self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
@@ -197,6 +191,10 @@ def _clipped(ranks: tuple[int, int], shape: tuple[int, ...]) -> tuple[int, int]:
     kernel = prod(shape[2:])
     r0, r1 = min(ranks[0], shape[0]), min(ranks[1], shape[1])
     return min(r0, r1 * kernel), min(r1, r0 * kernel)
+
+
+def _curve(site: Site, front: Summary) -> Curve:
+    return Curve(front["numbers"] * site.spec.dtype.itemsize, front["kept"])
 
 
 def _pair(front: Summary, level: int) -> tuple[int, int]:
