@@ -29,6 +29,7 @@ __all__ = [
 ]
 
 Conv = nn.Conv1d | nn.Conv2d
+_SEARCHED = 10  # longest chain whose orders are compared: 2¹⁰ states
 
 
 def factorized(tree: Encoding) -> bool:
@@ -171,37 +172,29 @@ class TensorTrainLinear(nn.Module):
         cores: [r_{k−1}, m_k, n_k, r_k] with r₀ = r_d = 1; out = Π m, in = Π n.
         bias: [out] or None.
 
-    Cost: see ``macs``, multiply-adds per row of x; the largest intermediate result is batch × ``widest`` numbers.
+    Cost: see ``macs``, multiply-adds per row of x. Chains of more than 10 cores are taken from the left.
 
-    Source: Novikov et al. 2015, arXiv 1509.06569, section 3; the order by dynamic programming over intervals.
+    Source: Novikov et al. 2015, arXiv 1509.06569, section 3; the order by dynamic programming over what has been taken.
     """
 
     def __init__(self, cores: Sequence[Tensor], bias: Tensor | None) -> None:
         super().__init__()
         self.cores = nn.ParameterList([nn.Parameter(c) for c in cores])
         self.bias = None if bias is None else nn.Parameter(bias)
-        self.columns = tuple(c.shape[2] for c in cores)
-        self.order, self.macs, self.widest = _cheapest([(c.shape[0], *c.shape[1:]) for c in cores])
+        shapes = [tuple(c.shape) for c in cores]
+        self.order, self.macs = _cheapest(shapes)
+        taken = [frozenset(self.order[:i]) for i in range(len(cores))]
+        self._steps = [(*_axes(t, k), _numbers(shapes, t, k + 1)) for t, k in zip(taken, self.order, strict=True)]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] → [..., out]."""
-        # z is [batch, columns before, left bond, rows, right bond, columns after] of the interval that has been taken.
-        first, *others = self.order
-        core = self.cores[first]
-        _, rows, n, s = core.shape
-        before, after = prod(self.columns[:first]), prod(self.columns[first + 1 :])
-        z = _product(core.permute(0, 1, 3, 2).reshape(-1, n), x.reshape(-1, n, after))  # [r·m·r', n] · [n, after]
-        for k in others:
-            core = self.cores[k]
-            left, m, n, right = core.shape
-            if k < first:
-                z = z.reshape(-1, n * right, rows * s * after)
-                z = _product(core.reshape(left * m, n * right), z)  # [r·m, n·r'] · [n·r', rows·…]
-                before, rows, first = before // n, m * rows, k
-            else:
-                z = z.reshape(-1, left * n, after // n)
-                z = _product(core.permute(1, 3, 0, 2).reshape(m * right, left * n), z)  # [m·r', r·n] · [r·n, after]
-                after, rows, s = after // n, rows * m, right
+        # z is [batch, …]: for every core its rows if it was taken, else its columns; between a core that was taken and
+        # one that was not, their bond. What a core sums over therefore always lies side by side.
+        z = x
+        for core, (into, out, rest) in zip((self.cores[k] for k in self.order), self._steps, strict=True):
+            z = z.reshape(-1, prod(core.shape[i] for i in into), rest)
+            z = _product(core.permute(*out, *into).reshape(-1, z.shape[1]), z)
+        rows = prod(core.shape[1] for core in self.cores)
         y = z.reshape(*x.shape[:-1], rows)
         return y if self.bias is None else y + self.bias
 
@@ -216,32 +209,44 @@ def _product(matrix: Tensor, z: Tensor) -> Tensor:
     return F.linear(z.squeeze(-1), matrix).unsqueeze(-1) if z.shape[-1] == 1 else matrix @ z
 
 
-def _cheapest(cores: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], int, int]:
-    """Order in which the cores are multiplied onto an input, multiply-adds and largest result per input.
+def _axes(taken: frozenset[int], k: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Axes of core k [r, m, n, r'] that are summed over, and those that stay, when some cores were taken before."""
+    left, right = k - 1 in taken, k + 1 in taken
+    into = (*((0,) if left else ()), 2, *((3,) if right else ()))
+    return into, (*(() if left else (0,)), 1, *(() if right else (3,)))
 
-    What has been taken is always an interval of the chain: all the numbers that remain are then known.
-    """
-    count = len(cores)
 
-    def size(a: int, b: int) -> int:
-        """Numbers left after cores a to b."""
-        outside = prod(c[2] for c in cores[:a]) * prod(c[2] for c in cores[b + 1 :])
-        return outside * cores[a][0] * prod(c[1] for c in cores[a : b + 1]) * cores[b][3]
+def _numbers(shapes: Sequence[tuple[int, ...]], taken: frozenset[int], start: int = 0) -> int:
+    """Numbers per input after some cores were taken; from a core on: what lies to the right of the one before."""
+    size = 1
+    for k in range(start, len(shapes)):
+        size *= shapes[k][1 if k in taken else 2]
+        if k + 1 < len(shapes) and (k in taken) != (k + 1 in taken):
+            size *= shapes[k][3]
+    return size
 
-    best: dict[tuple[int, int], tuple[int, int, tuple[int, ...]]] = {}
-    for k, core in enumerate(cores):
-        best[k, k] = (size(k, k) * core[2], size(k, k), (k,))
-    for length in range(2, count + 1):
-        for a in range(count - length + 1):
-            b = a + length - 1
-            made = size(a, b)
-            options = []
-            for inner, new, bond in (((a + 1, b), a, cores[a][3]), ((a, b - 1), b, cores[b][0])):
-                macs, widest, order = best[inner]
-                options.append((macs + made * cores[new][2] * bond, max(widest, made), (*order, new)))
-            best[a, b] = min(options)
-    macs, widest, order = best[0, count - 1]
-    return order, macs, widest
+
+def _cheapest(shapes: Sequence[tuple[int, ...]]) -> tuple[tuple[int, ...], int]:
+    """Order in which the cores are multiplied onto an input, and its multiply-adds."""
+    count = len(shapes)
+
+    def step(taken: frozenset[int], k: int) -> int:
+        into, _ = _axes(taken, k)
+        return _numbers(shapes, taken | {k}) * prod(shapes[k][i] for i in into)
+
+    if count > _SEARCHED:
+        order = tuple(range(count))
+        return order, sum(step(frozenset(order[:k]), k) for k in order)
+    best: dict[frozenset[int], tuple[int, tuple[int, ...]]] = {frozenset(): (0, ())}
+    for _ in range(count):
+        longer: dict[frozenset[int], tuple[int, tuple[int, ...]]] = {}
+        for taken, (macs, order) in best.items():
+            for k in sorted(set(range(count)) - taken):
+                offer = (macs + step(taken, k), (*order, k))
+                longer[taken | {k}] = min(offer, longer.get(taken | {k}, offer))
+        best = longer
+    ((macs, order),) = best.values()
+    return order, macs
 
 
 @final
