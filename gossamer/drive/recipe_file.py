@@ -17,7 +17,7 @@ from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.code import Delta
-from gossamer.methods.factorize import SVD
+from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
 from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
@@ -38,6 +38,11 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "share.KMeans": KMeans,
         "quantize.RoundToNearest": RoundToNearest,
         "factorize.SVD": SVD,
+        "factorize.Tucker2": Tucker2,
+        "factorize.CP": CP,
+        "factorize.TensorTrain": TensorTrain,
+        "factorize.Monarch": Monarch,
+        "factorize.LowRankPlusSparse": LowRankPlusSparse,
         "shrink.Channels": Channels,
         "Gradual": Gradual,
         "Tune": Tune,

@@ -10,14 +10,12 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from math import prod
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from gossamer.encoding.factors import LowRank
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.patterns import Mask
 from gossamer.encoding.spec import TensorSpec
@@ -28,12 +26,12 @@ from gossamer.measure.latency import interleaved
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
+from gossamer.runtime.candidates import WORTH_TRYING, candidates_for, density_of, resident_bytes
 from gossamer.runtime.cpu import unavailable
-from gossamer.runtime.linear import SparseLinear
+from gossamer.runtime.operators import factorized
 
 __all__ = ["Choice", "Lowered", "lower"]
 
-_WORTH_TRYING = 0.6  # density below which a sparse kernel can win
 _SECONDS_PER_LAYER = 0.15
 
 
@@ -96,7 +94,7 @@ def lower(
         model: dense network; zeros in its Linear weights are used. Not changed.
         example_inputs: one tensor or a tuple of arguments; candidates are timed on what reaches each layer.
         specs: tensors of the original network, with ``trees``.
-        trees: encodings, which also tell low-rank weights apart. None: zeros in the weights are looked for.
+        trees: encodings, which also tell factorized weights apart. None: zeros in the weights are looked for.
 
     Returns:
         A drop-in callable for inference.
@@ -153,7 +151,7 @@ def _differs(network: nn.Module, arguments: tuple[Any, ...], expected: Any) -> s
 def _weights(
     network: nn.Module, specs: Sequence[TensorSpec] | None, trees: Mapping[str, Encoding] | None
 ) -> list[tuple[tuple[str, ...], Encoding]]:
-    """Linear and convolution layers, under all their names, with the tree of their weight."""
+    """Linear and convolution layers, and factorized embeddings, under all their names, with their weight's tree."""
     known: dict[str, Encoding] = {}
     if specs is not None and trees is not None:
         known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
@@ -166,9 +164,13 @@ def _weights(
         }
     found: dict[int, tuple[tuple[str, ...], Encoding]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
-        if type(module) in (nn.Linear, nn.Conv1d, nn.Conv2d) and _join(name, "weight") in known:
-            names, tree = found.get(id(module), ((), known[_join(name, "weight")]))
-            found[id(module)] = ((*names, name), tree)
+        tree = known.get(_join(name, "weight"))
+        if tree is None or type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding):
+            continue
+        if isinstance(module, nn.Embedding) and not factorized(tree):
+            continue  # a lookup touches few rows: zeros in the others cost nothing
+        names, tree = found.get(id(module), ((), tree))
+        found[id(module)] = ((*names, name), tree)
     return list(found.values())
 
 
@@ -178,7 +180,7 @@ def _join(owner: str, key: str) -> str:
 
 def _found_zeros(weight: Tensor) -> Encoding:
     dense = weight.detach()
-    if dense.dim() == 2 and int(dense.count_nonzero()) < _WORTH_TRYING * dense.numel():
+    if dense.dim() == 2 and int(dense.count_nonzero()) < WORTH_TRYING * dense.numel():
         where = Mask.of(dense != 0)
         return Masked(where, Dense(dense.reshape(-1)[where.positions().long()]))
     return Dense(dense)
@@ -218,23 +220,18 @@ def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...])
 def _kept_dense(name: str, layer: nn.Module, reason: str) -> Choice:
     weight = cast(Tensor, layer.weight)
     size = weight.numel() * weight.element_size()
-    density = float((weight != 0).float().mean()) if weight.numel() else 0.0
-    return Choice(name, "dense", density, float("nan"), float("nan"), size, size, reason)
+    return Choice(name, "dense", density_of(layer), float("nan"), float("nan"), size, size, reason)
 
 
 def _choose(name: str, layer: nn.Module, tree: Encoding, inputs: Tensor, *, jit: bool) -> tuple[nn.Module, Choice]:
     plain = _kept_dense(name, layer, "")
-    candidates: dict[str, nn.Module] = {"dense": layer}
-    if isinstance(layer, nn.Linear) and jit and inputs.dtype == torch.float32 and plain.density < _WORTH_TRYING:
-        candidates["sparse"] = _sparse(layer)
-    if isinstance(tree, LowRank):
-        candidates |= _factors(tree, layer, jit=jit)
+    candidates = candidates_for(layer, tree, inputs, jit=jit)
     if len(candidates) == 1:
         return layer, _kept_dense(name, layer, _no_candidate(layer, tree, plain.density, jit=jit))
     calls = {kind: _call(module, inputs) for kind, module in candidates.items()}
     times = interleaved(calls, seconds=_SECONDS_PER_LAYER * len(calls))
     best = min(times, key=lambda kind: times[kind].median_ms)
-    held = _resident(candidates[best])
+    held = resident_bytes(candidates[best])
     choice = Choice(name, best, plain.density, times[best].median_ms, times["dense"].median_ms, held, plain.dense_bytes)
     return candidates[best], choice
 
@@ -244,65 +241,15 @@ def _call(module: nn.Module, inputs: Tensor) -> Callable[[], object]:
 
 
 def _no_candidate(layer: nn.Module, tree: Encoding, density: float, *, jit: bool) -> str:
-    if density >= _WORTH_TRYING:
+    if factorized(tree):
+        return f"{type(tree).__name__} in {type(layer).__name__}: no small operators for it here"
+    if density >= WORTH_TRYING:
         return f"density {density:.2f}: too few zeros to gain from"
     if not isinstance(layer, nn.Linear):
         return f"{type(layer).__name__}: no sparse kernel for it yet"
     if not jit:
         return "no compiler for this processor"
     return f"{type(tree).__name__}: only float32 inputs have sparse kernels"
-
-
-def _sparse(layer: nn.Linear) -> nn.Module:
-    weight = layer.weight.detach()
-    positions = weight.reshape(-1).nonzero().squeeze(1)
-    values = weight.reshape(-1)[positions].float()
-    return SparseLinear((weight.shape[0], weight.shape[1]), positions, values, layer.bias)
-
-
-def _factors(tree: LowRank, layer: nn.Module, *, jit: bool) -> dict[str, nn.Module]:
-    """The layer as two small ones, and with sparse kernels for factors that are sparse themselves."""
-    dtype = cast(Tensor, layer.weight).dtype
-    u, v = tree.u.to_dense().detach().to(dtype), tree.v.to_dense().detach().to(dtype)
-    if isinstance(layer, nn.Linear):
-        pair = nn.Sequential(_linear(v, None), _linear(u, layer.bias))
-        found: dict[str, nn.Module] = {"low rank": pair}
-        sparse_pair = [f for f in pair if float((cast(nn.Linear, f).weight != 0).float().mean()) < _WORTH_TRYING]
-        if jit and sparse_pair and dtype == torch.float32:
-            found["low rank, sparse"] = nn.Sequential(
-                *(_sparse(cast(nn.Linear, f)) if f in sparse_pair else f for f in pair)
-            )
-        return found
-    if isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.groups == 1 and layer.padding_mode == "zeros":
-        first, second = copy.deepcopy(layer), copy.deepcopy(layer)
-        first.out_channels, first.bias = v.shape[0], None
-        second.in_channels = v.shape[0]
-        second.kernel_size = second.stride = second.dilation = cast(Any, (1,) * (v.dim() - 2))
-        second.padding = cast(Any, (0,) * (v.dim() - 2))
-        first.weight = nn.Parameter(v, requires_grad=False)
-        second.weight = nn.Parameter(u.view(*u.shape, *[1] * (v.dim() - 2)), requires_grad=False)
-        return {"low rank": nn.Sequential(first, second)}
-    return {}
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    made = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
-    made.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return made
-
-
-def _resident(module: nn.Module) -> int:
-    total = 0
-    for part in module.modules():
-        if isinstance(part, SparseLinear):
-            total += part.resident_bytes
-        else:
-            total += sum(
-                prod(p.shape) * p.element_size() for n, p in part._parameters.items() if p is not None and n == "weight"
-            )
-    return total
 
 
 def _put(network: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.methods.base import Method
-from gossamer.methods.factorize import SVD
+from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
 from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
@@ -45,6 +45,18 @@ METHODS: Mapping[str, Method] = {
     "svd-rank": SVD(rank=2),
     "svd-energy": SVD(energy=0.7),
     "svd-bytes": SVD(budget_bytes=9000),
+    "tucker-ranks": Tucker2(ranks=(3, 2)),
+    "tucker-energy": Tucker2(energy=0.5),
+    "tucker-bytes": Tucker2(budget_bytes=1000),
+    "tucker-macs": Tucker2(macs=0.7),
+    "cp-rank": CP(rank=3),
+    "cp-macs": CP(macs=0.6),
+    "tensor-train-rank": TensorTrain(rank=2),
+    "tensor-train-error": TensorTrain(error=0.9, cores=2),
+    "tensor-train-bytes": TensorTrain(budget_bytes=6000, cores=2),
+    "monarch": Monarch(blocks=4),
+    "monarch-uneven": Monarch(blocks=(2, 4)),
+    "low-rank-plus-sparse": LowRankPlusSparse(rank=1, density=0.1, rounds=3),
     "channels": Channels(sparsity=0.5),
 }
 
@@ -68,6 +80,13 @@ WEIGHTS = (
     *("linear.weight", "conv1d.weight", "conv2d.weight", "up.weight", "embedding.weight"),
     *("lstm.weight_ih_l0", "lstm.weight_hh_l0"),
 )
+
+
+def usual(method: Method) -> str:
+    """A weight of the network that the method handles."""
+    if isinstance(method, Channels):
+        return "fc1.weight"
+    return "conv1d.weight" if isinstance(method, (Tucker2, CP)) else "linear.weight"
 
 
 class Chain(nn.Module):

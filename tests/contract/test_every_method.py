@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from contract.method_examples import METHODS, WEIGHTS, Zoo, network
+from contract.method_examples import METHODS, WEIGHTS, Zoo, network, usual
 from contract.test_every_encoding import same_bits, same_trees
 from torch import nn
 
@@ -18,12 +18,14 @@ from gossamer.encoding.spec import Kind
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.base import DENSE, MASKED, Method
 from gossamer.methods.code import Delta
-from gossamer.methods.factorize import SVD
+from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Magnitude
 from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
 from gossamer.methods.shrink import Channels
 from gossamer.network import specs, tensors
+
+FACTORIZE = (SVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 half_too = pytest.mark.parametrize(
@@ -73,7 +75,9 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
         for path in bound.find(spec, skeleton_of(before[spec.name])).paths:
             promised = bound.produces(skeleton_of(before[spec.name].at(path)))
             found = skeleton_of(tree.at(path))
-            if isinstance(method, Channels):  # which of the dimensions lose channels is not part of the promise
+            if isinstance(
+                method, (Channels, CP)
+            ):  # which dimensions lose channels, and how many there are: not promised
                 assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
             else:
                 assert found == promised
@@ -119,14 +123,14 @@ def test_only_weights_are_touched_unless_named(method: Method) -> None:
         assert set(after) == {s.name for s in specs(model)} - {"fc2.bias", "batch.num_batches_tracked"}
     else:
         assert set(after) <= set(WEIGHTS)
-        assert len(after) >= 3
+        assert len(after) >= min(3, sum(s.kind in method.kinds for s in specs(model) if s.name in WEIGHTS))
     assert not any(s.name in after for s in specs(model) if s.kind is Kind.OTHER)
 
 
 @every_method
 def test_only_and_skip_choose_tensors(method: Method) -> None:
     model = network(method)
-    name = "fc1.weight" if isinstance(method, Channels) else "conv1d.weight"
+    name = usual(method)
     only = type(method)(**{**vars(method), "only": name})
     skip = type(method)(**{**vars(method), "skip": name})
     chosen, _ = result_of(only, model, trees_of(model))
@@ -151,18 +155,19 @@ def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
     }
     bound = method.bind(model, None)
     for name, trees in given.items():
-        tree = trees["fc1.weight" if isinstance(method, Channels) else "linear.weight"]
+        tree = trees[usual(method)]
         skeleton = skeleton_of(tree)
         accepted = any(rule.accepts.accepts(skeleton) for rule in method.rules())
         assert accepted == (
-            DENSE.accepts(skeleton) or (MASKED.accepts(skeleton) and not isinstance(method, (SVD, Channels)))
+            DENSE.accepts(skeleton) or (MASKED.accepts(skeleton) and not isinstance(method, (*FACTORIZE, Channels)))
         ), name
         if isinstance(method, Channels) or not accepted:
             continue
         after, _ = result_of(method, model, trees)
-        assert skeleton_of(after["linear.weight"]) == bound.produces(skeleton), name
+        made = after[usual(method)]
+        assert skeleton_of(made) == bound.produces(skeleton) or isinstance(method, CP), name
         if isinstance(tree, Masked):
-            assert not bool((after["linear.weight"].to_dense() != 0)[~tree.where.mask()].any()), name
+            assert not bool((made.to_dense() != 0)[~tree.where.mask()].any()), name
 
 
 def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_becomes_a_free_mask() -> None:
@@ -183,6 +188,11 @@ def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_beco
         (RoundToNearest(bits=4), KMeans(bits=3), "cannot be clustered again"),
         (Magnitude(sparsity=0.5), SVD(rank=2), "factorize first"),
         (KMeans(bits=3), SVD(rank=2), "factorize first"),
+        (Magnitude(sparsity=0.5), Tucker2(macs=0.5), "factorize first"),
+        (Magnitude(sparsity=0.5), CP(rank=2), "factorize first"),
+        (KMeans(bits=3), TensorTrain(rank=2), "factorize first"),
+        (Magnitude(sparsity=0.5), Monarch(blocks=2), "factorize first"),
+        (SVD(rank=2), LowRankPlusSparse(rank=2, density=0.1), "changes no layer|factorize first"),
         (Magnitude(sparsity=0.5), Channels(sparsity=0.5), "Remove channels first"),
         (SVD(rank=2), Channels(sparsity=0.5), "Remove channels first"),
         (KMeans(bits=3), Channels(sparsity=0.5), "Remove channels first"),
@@ -204,9 +214,18 @@ def test_an_impossible_order_is_refused_with_advice(first: Method, second: Metho
         [Channels(sparsity=0.5), SVD(energy=0.5), Magnitude(sparsity=0.5), KMeans(bits=1)],
         [Channels(sparsity=0.5), Magnitude(sparsity=0.5), RoundToNearest(bits=4)],
         [SVD(rank=2), Magnitude(sparsity=0.3), RoundToNearest(bits=3, group=3)],
+        [TensorTrain(rank=2, cores=2), Tucker2(macs=0.6), Magnitude(sparsity=0.3), KMeans(bits=3)],
+        [LowRankPlusSparse(rank=1, density=0.1), KMeans(bits=3), RoundToNearest(bits=4, only="*.bias")],
         [Magnitude(sparsity=0.5), KMeans(bits=2), RoundToNearest(bits=8, group="tensor", only="*.bias")],
     ],
-    ids=["shrink-factorize-prune-share", "shrink-prune-quantize", "factorize-prune-quantize", "prune-share-biases"],
+    ids=[
+        "shrink-factorize-prune-share",
+        "shrink-prune-quantize",
+        "factorize-prune-quantize",
+        "trains-tucker-prune-share",
+        "sum-share-biases",
+        "prune-share-biases",
+    ],
 )
 @half_too
 def test_the_usual_orders_compose(recipe: list[Method], dtype: torch.dtype) -> None:
@@ -237,7 +256,7 @@ def test_factors_are_sites_of_their_own() -> None:
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_weights_that_are_not_numbers_are_refused_by_name(method: Method, bad: float) -> None:
     model = network(method)
-    name = next(s.name for s in specs(model) if s.name in (*WEIGHTS, "fc1.weight"))
+    name = usual(method)
     with torch.no_grad():
         tensors(model)[name].view(-1)[3] = bad
     with pytest.raises(DataError, match=rf"'{name}'.*1 NaN or infinite"):
@@ -272,6 +291,32 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: SVD(rank=0),
         lambda: SVD(energy=1.5),
         lambda: SVD(budget_bytes=0),
+        Tucker2,
+        lambda: Tucker2(ranks=(2, 2), macs=0.5),
+        lambda: Tucker2(ranks=(0, 2)),
+        lambda: Tucker2(ranks=(2,)),  # type: ignore[arg-type]
+        lambda: Tucker2(energy=1.5),
+        lambda: Tucker2(macs=-0.5),
+        lambda: Tucker2(budget_bytes=0),
+        CP,
+        lambda: CP(rank=2, macs=0.5),
+        lambda: CP(rank=0),
+        lambda: CP(macs=2.0),
+        TensorTrain,
+        lambda: TensorTrain(rank=2, error=0.5),
+        lambda: TensorTrain(rank=0),
+        lambda: TensorTrain(error=-0.5),
+        lambda: TensorTrain(budget_bytes=0),
+        lambda: TensorTrain(rank=2, cores=1),
+        lambda: TensorTrain(rank=2, rows=(2, 3)),
+        lambda: TensorTrain(rank=2, rows=(2, 3), columns=(2, 3, 4)),
+        lambda: TensorTrain(rank=2, rows=(2, 0), columns=(2, 3)),
+        lambda: TensorTrain(rank=2, rows=(2, 3), columns=(2, 3), cores=4),
+        lambda: Monarch(blocks=0),
+        lambda: Monarch(blocks=(2, 0)),
+        lambda: LowRankPlusSparse(rank=0, density=0.1),
+        lambda: LowRankPlusSparse(rank=2, density=1.5),
+        lambda: LowRankPlusSparse(rank=2, density=0.1, rounds=0),
         lambda: Channels(sparsity=-0.1),
     ],
 )

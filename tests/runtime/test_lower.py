@@ -1,6 +1,7 @@
 """Lowering changes how layers run, never what they compute."""
 
 import copy
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import torch
 from torch import nn
 
 import gossamer as gs
+from gossamer.measure.latency import Timing
 
 
 def mlp() -> nn.Module:
@@ -33,6 +35,9 @@ RECIPES = {
     "shared": [gs.prune.Magnitude(sparsity=0.9), gs.share.KMeans(bits=3)],
     "low rank": [gs.factorize.SVD(rank=8)],
     "low rank, sparse": [gs.factorize.SVD(rank=16), gs.prune.Magnitude(sparsity=0.8)],
+    "tensor train": [gs.factorize.TensorTrain(rank=4)],
+    "monarch": [gs.factorize.Monarch(blocks=(2, 4))],
+    "sum": [gs.factorize.LowRankPlusSparse(rank=4, density=0.05)],
     "smaller, sparse": [gs.shrink.Channels(sparsity=0.5), gs.prune.Magnitude(sparsity=0.8)],
     "quantized": [gs.quantize.RoundToNearest(bits=4)],
 }
@@ -50,12 +55,85 @@ def test_a_lowered_mlp_computes_what_the_dense_one_does(recipe: list[object], ba
     assert torch.allclose(fast(more), made.dense()(more), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", ["low rank", "sparse", "low rank, sparse"])
+CONVOLUTIONS = {
+    **{name: RECIPES[name] for name in ("low rank", "sparse", "low rank, sparse", "sum")},
+    "tucker": [gs.factorize.Tucker2(macs=0.4)],
+    "cp": [gs.factorize.CP(rank=5)],
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
 def test_a_lowered_convolution_computes_what_the_dense_one_does(name: str) -> None:
-    made = gs.compress(Conv().eval(), RECIPES[name])  # type: ignore[arg-type]
+    made = gs.compress(Conv().eval(), CONVOLUTIONS[name])  # type: ignore[arg-type]
     inputs = torch.randn(4, 3, 14, 14)
     assert made.lower(inputs)(inputs).shape == (4, 10)
     assert torch.allclose(made.lower(inputs)(inputs), made.dense()(inputs), atol=1e-5)
+
+
+class Recording:
+    """Stands for the clock: says which candidates were timed, and lets one of them win."""
+
+    def __init__(self, winner: str) -> None:
+        self.winner = winner
+        self.offered: list[set[str]] = []
+
+    def __call__(self, calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, Timing]:
+        del seconds
+        self.offered.append(set(calls))
+        with torch.inference_mode():
+            for call in calls.values():
+                call()
+        return {k: Timing(1.0 if k == self.winner else 2.0, 1.0, 2.0, 5) for k in calls}
+
+
+OFFERED = {
+    "low rank": {"dense", "low rank"},
+    "low rank, sparse": {"dense", "sparse", "low rank", "low rank, sparse"},
+    "tensor train": {"dense", "tensor train"},
+    "monarch": {"dense", "monarch"},
+    "sum": {"dense", "sum, sparse"},
+    "quantized": set(),
+}
+
+
+@pytest.mark.parametrize("name", OFFERED)
+def test_the_fastest_of_what_was_measured_runs_a_layer_and_dense_is_always_measured(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = gs.compress(mlp(), RECIPES[name])  # type: ignore[arg-type]
+    inputs = torch.randn(3, 64)
+    expected = made.dense()(inputs)
+    for winner in OFFERED[name] or {"dense"}:
+        clock = Recording(winner)
+        monkeypatch.setattr("gossamer.runtime.lower.interleaved", clock)
+        fast = made.lower(inputs)
+        assert clock.offered[:2] == [OFFERED[name]] * 2 if OFFERED[name] else clock.offered == []
+        assert [c.kernel for c in fast.explain()[:2]] == [winner, winner]
+        assert torch.allclose(fast(inputs), expected, atol=1e-5)
+        copied = copy.deepcopy(fast)
+        assert torch.equal(copied(inputs), fast(inputs))
+        if winner != "dense":
+            assert all(c.bytes < c.dense_bytes for c in fast.explain()[:2])
+
+
+def test_an_embedding_may_run_on_its_factors(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(60, 32), nn.Linear(32, 4))
+    made = gs.compress(model, [gs.factorize.TensorTrain(rank=3, only="0.weight")])
+    index = torch.randint(60, (5, 7))
+    for winner in ("dense", "tensor train"):
+        monkeypatch.setattr("gossamer.runtime.lower.interleaved", Recording(winner))
+        fast = made.lower(index)
+        assert {c.layer: c.kernel for c in fast.explain()} == {"0": winner, "1": "dense"}
+        assert torch.allclose(fast(index), made.dense()(index), atol=1e-5)
+
+
+def test_a_factorized_layer_that_cannot_run_on_its_factors_says_so() -> None:
+    torch.manual_seed(0)
+    made = gs.compress(nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"), [gs.factorize.Tucker2(macs=0.5)])
+    (choice,) = made.lower(torch.randn(1, 8, 6, 6)).explain()
+    assert choice.kernel == "dense"
+    assert choice.reason == "Tucker in Conv2d: no small operators for it here"
 
 
 def test_every_layer_is_explained() -> None:

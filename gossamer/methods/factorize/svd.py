@@ -16,8 +16,10 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
 from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.factorize.gauge import signs
+from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, spend, too_big
 
-__all__ = ["SVD"]
+__all__ = ["LOWRANK", "SVD", "thin"]
 
 LOWRANK = Skeleton(LowRank, (("u", DENSE), ("v", DENSE)))
 
@@ -96,56 +98,37 @@ class SVD(Method):
         elif self.energy is not None:
             ranks = {s.key: _rank_for(summaries[s.key]["energy"], self.energy) for s in sites}
         else:
-            ranks = self._spend(sites, summaries)
+            ranks = spend({s.key: _curve(s, summaries[s.key]["energy"]) for s in sites}, self.budget_bytes or 0)
         steps, skipped = [], {}
         for site in sites:
             rank = ranks[site.key]
-            factors, whole = rank * _cost(site), prod(site.shape)
-            if rank >= 1 and factors < whole:
-                steps.append(Step((site.key,), {"rank": rank}))
-            elif rank == 0:
-                skipped[site.key] = "found no bytes left for it in the budget, or no rank at which it would be smaller"
+            reason = NOTHING_LEFT if rank == 0 else too_big(f"rank {rank}", rank * _cost(site), prod(site.shape))
+            if reason:
+                skipped[site.key] = reason
             else:
-                skipped[site.key] = f"rank {rank} would take {factors} numbers, the weight itself has {whole}"
+                steps.append(Step((site.key,), {"rank": rank}))
         return Plan(tuple(steps), skipped=skipped)
-
-    def _spend(self, sites: Sequence[Site], summaries: Mapping[str, Summary]) -> dict[str, int]:
-        left = self.budget_bytes or 0
-        ranks = {s.key: 0 for s in sites}
-        sizes = {s.key: s for s in sites}
-        gains = []
-        for order, site in enumerate(sites):
-            energy = summaries[site.key]["energy"]
-            cost = _cost(site) * site.spec.dtype.itemsize
-            share = energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
-            gains += [(-float(e) / cost, i, order, site.key, cost) for i, e in enumerate(share)]
-        closed: set[str] = set()
-        for _, _, _, key, cost in sorted(gains):
-            if key in closed:
-                continue
-            useless = (ranks[key] + 1) * _cost(sizes[key]) >= prod(sizes[key].shape)
-            if cost > left or useless:
-                closed.add(key)  # ranks are taken in order: a skipped one closes the layer
-                continue
-            ranks[key] += 1
-            left -= cost
-        return ranks
 
     def encode(
         self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
     ) -> Encoding:
         """Factorize one site at the planned rank."""
-        rank = int(entry["rank"])
-        matrix = _matrix(weight)
-        dtype, rest = matrix.dtype, weight.dense_shape()[1:]
-        u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)  # [out, k], [k], [k, rest]
-        # LAPACK leaves the signs open; largest entry of each left vector positive makes them the same everywhere.
-        sign = u[u.abs().argmax(0), torch.arange(len(s))].sign()
-        sign = torch.where(sign == 0, 1.0, sign)[:rank]
-        root = s[:rank].sqrt()
-        left = (u[:, :rank] * (sign * root)).to(dtype).contiguous()
-        right = ((sign * root)[:, None] * v[:rank]).to(dtype)
-        return LowRank(Dense(left), Dense(right.reshape(rank, *rest).contiguous()))
+        return thin(_matrix(weight), int(entry["rank"]), weight.dense_shape()[1:])
+
+
+def thin(matrix: Tensor, rank: int, rest: tuple[int, ...]) -> LowRank:
+    """The best product of two factors that share the singular values evenly.
+
+    Args:
+        matrix: [out, Π rest].
+        rank: at most the smaller side.
+        rest: dimensions of the weight after the first.
+    """
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)  # [out, k], [k], [k, rest]
+    root = s[:rank].sqrt() * signs(u[:, :rank])
+    left = (u[:, :rank] * root).to(matrix.dtype).contiguous()
+    right = (root[:, None] * v[:rank]).to(matrix.dtype)
+    return LowRank(Dense(left), Dense(right.reshape(rank, *rest).contiguous()))
 
 
 def _matrix(weight: Encoding) -> Tensor:
@@ -155,6 +138,13 @@ def _matrix(weight: Encoding) -> Tensor:
 def _cost(site: Site) -> int:
     """Numbers per unit of rank."""
     return site.shape[0] + prod(site.shape[1:])
+
+
+def _curve(site: Site, energy: Tensor) -> Curve:
+    worth = min(len(energy), (prod(site.shape) - 1) // _cost(site))  # ranks that are smaller than the weight
+    ranks = torch.arange(1, worth + 1)
+    share = energy / energy.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return Curve(ranks * (_cost(site) * site.spec.dtype.itemsize), share.cumsum(0)[:worth])
 
 
 def _rank_for(energy: Tensor, share: float) -> int:

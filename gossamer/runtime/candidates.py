@@ -1,0 +1,82 @@
+"""What could run a layer: the dense one, a sparse kernel, and the small operators of a factorized weight."""
+
+from __future__ import annotations
+
+from math import prod
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.encoding.node import Encoding
+from gossamer.runtime.linear import SparseLinear
+from gossamer.runtime.operators import name_of, operator_of
+
+__all__ = ["WORTH_TRYING", "candidates_for", "density_of", "resident_bytes"]
+
+WORTH_TRYING = 0.6  # density below which a sparse kernel can win
+
+
+def candidates_for(layer: nn.Module, tree: Encoding, inputs: Tensor, *, jit: bool) -> dict[str, nn.Module]:
+    """Everything that computes what the layer does and could be faster, by the name that explanations use.
+
+    Args:
+        layer: Linear, Conv1d, Conv2d or Embedding.
+        tree: of its weight.
+        inputs: that reach it.
+        jit: whether sparse kernels can be compiled here.
+    """
+    found: dict[str, nn.Module] = {"dense": layer}
+    weight = cast(Tensor, layer.weight)
+    sparse = jit and weight.dtype == torch.float32
+    if isinstance(layer, nn.Linear) and sparse and inputs.dtype == torch.float32 and density_of(layer) < WORTH_TRYING:
+        found["sparse"] = _sparse(layer)
+    name, operator = name_of(tree), operator_of(tree, layer)
+    if name is None or operator is None:
+        return found
+    if resident_bytes(operator) < resident_bytes(layer):  # a sum with a whole dense term cannot be faster than dense
+        found[name] = operator
+    if sparse:
+        thinner, changed = _with_sparse(operator)
+        if changed:
+            found[f"{name}, sparse"] = thinner
+    return found
+
+
+def density_of(layer: nn.Module) -> float:
+    """Share of a layer's weights that are not zero; 0 for none at all."""
+    weight = cast(Tensor, layer.weight)
+    return float((weight != 0).float().mean()) if weight.numel() else 0.0
+
+
+def resident_bytes(module: nn.Module) -> int:
+    """Bytes held for weights, biases not counted."""
+    total = 0
+    for part in module.modules():
+        if isinstance(part, SparseLinear):
+            total += part.resident_bytes
+        else:
+            held = [p for n, p in part._parameters.items() if p is not None and n != "bias"]
+            total += sum(prod(p.shape) * p.element_size() for p in held)
+    return total
+
+
+def _with_sparse(module: nn.Module) -> tuple[nn.Module, bool]:
+    """The same with sparse kernels for the Linear layers in it that have zeros enough, and whether there were any."""
+    if isinstance(module, nn.Linear):
+        return (_sparse(module), True) if density_of(module) < WORTH_TRYING else (module, False)
+    parts = {name: _with_sparse(part) for name, part in module.named_children()}
+    changed = any(new for _, new in parts.values())
+    if not changed:
+        return module, False
+    # A shallow copy: both variants are timed, and hold the same factors where they do not differ.
+    copied = module.__class__.__new__(module.__class__)
+    copied.__dict__ = {**module.__dict__, "_modules": {name: part for name, (part, _) in parts.items()}}
+    return copied, True
+
+
+def _sparse(layer: nn.Linear) -> nn.Module:
+    weight = layer.weight.detach()
+    positions = weight.reshape(-1).nonzero().squeeze(1)
+    values = weight.reshape(-1)[positions].float()
+    return SparseLinear((weight.shape[0], weight.shape[1]), positions, values, layer.bias)
