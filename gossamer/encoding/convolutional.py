@@ -12,7 +12,12 @@ from torch.nn import functional as F
 
 from gossamer.encoding.node import Category, Encoding, child, computable, require
 
-__all__ = ["Convolutional"]
+__all__ = ["Convolutional", "fits_grids"]
+
+
+def fits_grids(window: int, tiles: int, outputs: int, inputs: int) -> bool:
+    """Whether kernels of this window along an axis are laid out without taking much more room than the weight."""
+    return tiles * (window + 1) <= 2 * outputs * inputs + 2
 
 
 @final
@@ -55,8 +60,12 @@ class Convolutional(Encoding):
             # Every part holds an output, and a kernel is not wider than what its outputs can see.
             full = ceil(out / ceil(out / tiles)) == tiles
             require(full, self, f"{tiles} tiles of {out} positions", "no empty tile")
-            small = tiles * (shape[2 + axis] + 1) <= 2 * out * self.input_grid[axis] + 2
-            require(small, self, f"kernel of {shape[2 + axis]} positions", "one no wider than its grids")
+            require(
+                fits_grids(shape[2 + axis], tiles, out, self.input_grid[axis]),
+                self,
+                f"kernel of {shape[2 + axis]} positions",
+                "one no wider than its grids",
+            )
             require(abs(self.offset[axis]) < 1 << 40, self, f"offset {self.offset}", "one inside the grids")
 
     def dense_shape(self) -> tuple[int, ...]:

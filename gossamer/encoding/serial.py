@@ -263,7 +263,8 @@ def _result_dtype(node: Encoding) -> torch.dtype:
     expected_pattern = "where", "keep"
     below = []
     for name, part in node.parts():
-        generated = isinstance(node, LowRank) and isinstance(part, KernelBasis)  # computed in the other factor's dtype
+        # A generated v is computed in the dtype of u.
+        generated = isinstance(node, LowRank) and name == "v" and isinstance(part, KernelBasis)
         if isinstance(part, Encoding) and not generated and name.partition(".")[0] not in expected_pattern:
             below.append(_result_dtype(part))
     same = len(set(below)) == 1

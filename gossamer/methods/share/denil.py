@@ -23,7 +23,7 @@ from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site
 
 __all__ = ["Denil"]
 
-_CUT = 1e-4  # directions of the basis this much weaker than its strongest are not fitted
+_DAMPING = 1e-8  # of the basis's mean square: directions that a smooth kernel makes 10⁴ times weaker are not fitted
 
 
 @final
@@ -199,6 +199,7 @@ def _dictionary(covariance: Tensor, landmarks: int, ridge: float, key: int) -> T
 def _fitted(rows: Tensor, basis: Tensor) -> Tensor:
     """u with the least ‖rows − u · V‖, [rows, landmarks] in the dtype of the rows."""
     v = basis.double().flatten(1)
-    # [inputs, k] · [k, rows] ≈ [inputs, rows]; "gelsd" drops directions that a smooth kernel makes too weak to matter
-    u: Tensor = torch.linalg.lstsq(v.T, rows.double().flatten(1).T, rcond=_CUT, driver="gelsd").solution.T
+    gram = v @ v.T  # [k, inputs] · [inputs, k] → [k, k]
+    gram.diagonal().add_((_DAMPING * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny))
+    u: Tensor = torch.linalg.solve(gram, v @ rows.double().flatten(1).T).T  # [k, k]⁻¹ · [k, rows], turned
     return u.to(rows.dtype).contiguous()

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor
 
-from gossamer.encoding.convolutional import Convolutional
+from gossamer.encoding.convolutional import Convolutional, fits_grids
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
@@ -167,8 +167,9 @@ class Translation(Method):
                     {1, 2, max(1, input_grid[1] // output_grid[1])} if self.stride is None else {self.stride}
                 ):
                     layout = _Layout(output_grid, input_grid, (1 if flat else s, s))
-                    numbers = prod(self.tiles) * prod(_distances(layout))
-                    if numbers < prod(output_grid) * prod(input_grid):
+                    # With tiles it may be the window alone that saves: each output of a locally connected layer.
+                    shares = prod(_distances(layout)) < prod(output_grid) * prod(input_grid)
+                    if shares or self.tiles != (1, 1):
                         yield layout
 
     def _possible(self, w: Tensor, square: float, layout: _Layout) -> bool:
@@ -213,6 +214,9 @@ class Translation(Method):
             left, right = left + (axis == 1 and i == 0), right - (axis == 1 and i == -1)
         low = _lowest(layout)
         window = (bottom - top, right - left)
+        sizes = zip(window, self.tiles, layout.output_grid, layout.input_grid, strict=True)
+        if not all(fits_grids(*along) for along in sizes):
+            return None
         outputs, inputs = layout.channels(tuple(w.shape))
         return _Fit(layout, (low[0] + top, low[1] + left), window, prod(self.tiles) * outputs * inputs * prod(window))
 
