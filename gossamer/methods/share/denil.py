@@ -44,7 +44,7 @@ class Denil(Method):
         sigma: σ in grid steps, 0.01 to 1000; None: the mean distance of landmarks, stored**(−1 / axes). Channels have
             nothing in common.
         ridge: λ, 1e-9 to 1e6, where k(p, p) is 1 (the mean variance for covariances).
-        groups: of rows, ≥ 1. More than ten gain little, one is the control of the paper.
+        groups: of rows, ≥ 1; a dictionary each for covariances.
         seed: of the landmarks, together with the tensor's name and the group's number.
 
     Cost: O(landmarks² · inputs) per group, to compress and once again to load.

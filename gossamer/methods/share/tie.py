@@ -34,7 +34,7 @@ class Tie(Method):
     """Share one weight between two layers of one shape: second := first + u · v, or both := their mean at rank 0.
 
     u · v is the correction of lowest Frobenius error at its rank. Trained as one weight and stored once; a later
-    method changes the shared weight once.
+    method changes the shared weight once, and unties it where only= or skip= reach one of the two alone.
 
     Pairs are named, or found: layers whose distance ‖a − b‖ / √(‖a‖² + ‖b‖²) is at most ``threshold`` (0: equal,
     about 1: unrelated), closest first, each layer in one pair at most. Distances of found pairs are estimated from
@@ -47,7 +47,7 @@ class Tie(Method):
 
     Cost: one pass over the weights, one SVD per pair if rank > 0.
 
-    Exact: equal layers stay as they are; full rank reproduces both up to float rounding.
+    Exact: equal layers stay as they are, bit for bit.
 
     Example:
         >>> Tie(pairs=(("layers.0.weight", "layers.1.weight"),), rank=4).rank
