@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from torch import Tensor
 
 from gossamer.drive.source import Source
 from gossamer.encoding.node import Encoding
@@ -27,6 +31,7 @@ class Planned:
         sites: by key, those that have a step.
         skipped: site or tensor → why it stays as it is.
         evidence: statistics per tensor that it was planned with.
+        same: site → other sites that hold the very same weight, changed with it.
     """
 
     method: Method
@@ -34,6 +39,37 @@ class Planned:
     sites: Mapping[str, Site]
     skipped: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
+    same: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
+
+
+@dataclass
+class _Seen:
+    """Sites by the leaves that they hold, so that a weight which several tensors share is planned once.
+
+    Leaves are held weakly: sources may deliver tensors that live no longer than they are looked at.
+    """
+
+    known: dict[object, tuple[Site, tuple[weakref.ref[Tensor], ...]]] = field(default_factory=dict)
+    same: dict[str, tuple[Site, ...]] = field(default_factory=dict)
+
+    def is_new(self, site: Site, node: Encoding) -> bool:
+        """Whether no site before holds this weight; remembers it either way."""
+        leaves = [leaf.tensor for leaf in node.leaves()]
+        first, held = self.known.get(_identity(node), (None, ()))
+        if first is None or not all(ref() is leaf for ref, leaf in zip(held, leaves, strict=True)):
+            self.known[_identity(node)] = (site, tuple(weakref.ref(leaf) for leaf in leaves))
+            return True
+        self.same[first.key] = (*self.same.get(first.key, ()), site)
+        return False
+
+
+def _identity(part: object) -> object:
+    """Equal for trees of the same nodes over the very same leaves: training keeps those, not the node objects."""
+    if isinstance(part, Encoding):
+        return type(part), *(_identity(getattr(part, f.name)) for f in dataclasses.fields(part))
+    if isinstance(part, tuple):
+        return tuple(_identity(member) for member in part)
+    return ("leaf", id(part)) if isinstance(part, Tensor) else part
 
 
 def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence] | None = None) -> Planned:
@@ -49,6 +85,7 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
     """
     sites: list[Site] = []
     skipped: dict[str, str] = {}
+    seen = _Seen()
     for spec in source.specs():
         tree = source.read(spec.name)
         found = method.find(spec, skeleton_of(tree))
@@ -59,7 +96,7 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
             reason = method.refuses(site)
             if reason:
                 skipped[site.key] = reason
-            else:
+            elif seen.is_new(site, tree.at(path)):
                 sites.append(site)
     name = type(method).__name__
     if not sites:
@@ -82,7 +119,7 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
                 raise CompositionError(f"{name} changes no layer{why}")
             targets = {t for step in result.steps for t in step.targets}
             chosen = {s.key: s for s in sites if s.key in targets}
-            return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {})
+            return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {}, seen.same)
         ask = result
     raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
 
@@ -108,7 +145,8 @@ def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
         new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, handed)
         for site in sites:
             _refuse_dead(planned.method, site, weights[site.key], new[site.key])
-            changed[site.spec.name] = tree(site.spec.name).put(site.path, new[site.key])
+            for place in (site, *planned.same.get(site.key, ())):
+                changed[place.spec.name] = tree(place.spec.name).put(place.path, new[site.key])
     return changed
 
 

@@ -20,7 +20,7 @@ from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
 from gossamer.methods.quantize import RoundToNearest
-from gossamer.methods.share import KMeans
+from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Channels
 
 __all__ = ["ENTRIES", "dump_recipe", "load_recipe", "parse_recipe"]
@@ -36,6 +36,11 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "prune.NofM": NofM,
         "code.Delta": Delta,
         "share.KMeans": KMeans,
+        "share.ProductQuantization": ProductQuantization,
+        "share.Hashing": Hashing,
+        "share.Tie": Tie,
+        "share.Denil": Denil,
+        "share.Translation": Translation,
         "quantize.RoundToNearest": RoundToNearest,
         "factorize.SVD": SVD,
         "factorize.Tucker2": Tucker2,
@@ -131,12 +136,16 @@ def _value(found: object, hint: Any, where: str) -> Any:
     if isinstance(found, list):
         if any(_named(x) for x in found):
             return tuple(_build(x, where) for x in found)
-        found = tuple(found)
+        found = _tuples(found)
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(found, strict=True)
     except ValidationError as error:
         wanted = str(hint).replace("typing.", "")
         raise PlanError(f"{where}: found {str(found)[:60]!r}, expected {wanted}") from error
+
+
+def _tuples(found: object) -> object:
+    return tuple(_tuples(member) for member in found) if isinstance(found, list) else found
 
 
 def _named(found: object) -> bool:

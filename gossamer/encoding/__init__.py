@@ -1,12 +1,15 @@
 """Encodings: what a weight is. See `gossamer.encoding.node` for the protocol."""
 
+from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External, provide
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
+from gossamer.encoding.generated import Hashed, KernelBasis
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
 from gossamer.encoding.skeleton import Skeleton, skeleton_of
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Dense, Grouping
+from gossamer.encoding.vectors import VectorCodebook
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View, link
 
 __all__ = [
@@ -18,12 +21,15 @@ __all__ = [
     "Codebook",
     "Codec",
     "Concat",
+    "Convolutional",
     "Delta",
     "Dense",
     "Encoding",
     "External",
     "Grouping",
+    "Hashed",
     "Kept",
+    "KernelBasis",
     "Kind",
     "Leaf",
     "LowRank",
@@ -40,6 +46,7 @@ __all__ = [
     "TensorTrain",
     "Tucker",
     "Value",
+    "VectorCodebook",
     "View",
     "link",
     "provide",

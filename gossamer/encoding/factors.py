@@ -14,6 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from gossamer.encoding.generated import KernelBasis
 from gossamer.encoding.node import INPUT_STATISTICS, Category, Encoding, child, computable, require
 
 __all__ = ["CP", "LowRank", "Monarch", "TensorTrain", "Tucker"]
@@ -46,8 +47,9 @@ class LowRank(Encoding):
         return self.v.dense_shape()[0]
 
     def to_dense(self) -> Tensor:
-        """The product, in float32 for half-precision factors."""
+        """The product, in float32 for half-precision factors; a generated v follows u in dtype and device."""
         u, v = computable(self.u.to_dense()), computable(self.v.to_dense())
+        v = v.to(u) if isinstance(self.v, KernelBasis) else v
         return (u @ v.flatten(1)).view(self.dense_shape())  # [out, r] · [r, rest] → [out, rest]
 
     def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

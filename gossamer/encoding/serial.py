@@ -19,11 +19,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
+from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
+from gossamer.encoding.generated import Hashed, KernelBasis
 from gossamer.encoding.node import Encoding, Leaf, Pattern, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
 from gossamer.encoding.values import Affine, Codebook, Dense
+from gossamer.encoding.vectors import VectorCodebook
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View
 from gossamer.errors import FormatError
 
@@ -37,6 +40,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
             *(Dense, Affine, Codebook, Mask, Blocks, NM, Masked, Kept, Sum, Scaled, View, Concat, Ref),
             *(LowRank, Tucker, CP, TensorTrain, Monarch),
             *(Delta, External),
+            *(VectorCodebook, Hashed, KernelBasis, Convolutional),
         )
     }
 )
@@ -256,7 +260,7 @@ def _result_dtype(node: Encoding) -> torch.dtype:
     """
     if isinstance(node, Dense):
         return torch.float32 if node.array.dtype in (torch.float16, torch.bfloat16) else node.array.dtype
-    if isinstance(node, (Pattern, Ref)):
+    if isinstance(node, (Pattern, Ref, KernelBasis)):
         return torch.bool if isinstance(node, Pattern) else torch.float32
     if isinstance(node, (Delta, External)):
         external = node.reference if isinstance(node, Delta) else node
@@ -265,7 +269,9 @@ def _result_dtype(node: Encoding) -> torch.dtype:
     expected_pattern = "where", "keep"
     below = []
     for name, part in node.parts():
-        if isinstance(part, Encoding) and name.partition(".")[0] not in expected_pattern:
+        # A generated v is computed in the dtype of u.
+        generated = isinstance(node, LowRank) and name == "v" and isinstance(part, KernelBasis)
+        if isinstance(part, Encoding) and not generated and name.partition(".")[0] not in expected_pattern:
             below.append(_result_dtype(part))
     same = len(set(below)) == 1
     if same and isinstance(node, (Masked, Kept, View)):

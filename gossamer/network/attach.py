@@ -8,6 +8,7 @@ parameter; a tied weight is attached under all its names at once.
 from __future__ import annotations
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self, cast, final
 
@@ -127,7 +128,8 @@ def _own(leaf: Leaf) -> Tensor:
 def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> nn.Module:
     """Make the leaves of ``trees`` the parameters of ``model``, in place; shrunk layers become physically smaller.
 
-    Plain tensors, also those of shrunk layers, stay ordinary parameters and buffers. After this, ``model`` trains
+    Plain tensors, also those of shrunk layers, stay ordinary parameters and buffers unless another tensor's tree shares
+    their numbers. After this, ``model`` trains
     with any loop and optimiser.
 
     Args:
@@ -139,6 +141,7 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
         The model.
     """
     owned: dict[int, tuple[Any, Any]] = {}
+    uses = Counter(i for spec in specs if spec.name in trees for i in _leaf_ids(small_tree(trees[spec.name])))
     resized: dict[str, tuple[int, ...]] = {}
     frozen: list[Attached] = []
     for spec in specs:
@@ -147,7 +150,8 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
         tree = small_tree(trees[spec.name])
         if tree is not trees[spec.name]:
             resized |= dict.fromkeys(spec.names, tree.dense_shape())
-        if is_plain(tree):
+        # A plain weight that another tensor's tree shares must be the same parameter there.
+        if is_plain(tree) and all(uses[i] == 1 for i in _leaf_ids(tree)):
             assign(model, spec.names, tree.to_dense().detach().clone().to(spec.dtype))
             continue
         for name in spec.names:
@@ -169,6 +173,10 @@ def _freeze(model: nn.Module, frozen: Sequence[Attached]) -> None:
     for holder in frozen:
         for parameter in holder.parameters():
             parameter.requires_grad_(id(parameter) in training)
+
+
+def _leaf_ids(tree: Encoding) -> set[int]:
+    return {id(leaf.tensor) for leaf in tree.leaves()}
 
 
 def attached(model: nn.Module) -> dict[str, Attached]:

@@ -28,9 +28,10 @@ def evolve(model: nn.Module, new: Mapping[str, Encoding], optimizer: torch.optim
     holders = attached(model)
     # A tied weight has one holder per name over the same leaves: all of them get the same new tree.
     made: dict[tuple[int, ...], Encoding] = {}
+    moved: dict[int, nn.Parameter] = {}
     for name, tree in new.items():
         old = holders[name].tree
-        made[_identity(old)] = _take_over(old, tree, optimizer)
+        made[_identity(old)] = _take_over(old, tree, optimizer, moved)
     for holder in holders.values():
         tree_now = made.get(_identity(holder.tree))
         if tree_now is not None:
@@ -41,8 +42,13 @@ def _identity(tree: Encoding) -> tuple[int, ...]:
     return tuple(id(leaf.tensor) for leaf in tree.leaves())
 
 
-def _take_over(old: Encoding, new: Encoding, optimizer: torch.optim.Optimizer) -> Encoding:
-    """The new tree over the old tree's parameters; packed values whose positions changed become new parameters."""
+def _take_over(
+    old: Encoding, new: Encoding, optimizer: torch.optim.Optimizer, moved: dict[int, nn.Parameter]
+) -> Encoding:
+    """The new tree over the old tree's parameters; packed values whose positions changed become new parameters.
+
+    ``moved`` remembers them by the old ones: what several trees share moves once.
+    """
     parameters: dict[str, Tensor] = {
         leaf.path: leaf.tensor for leaf in old.leaves() if isinstance(leaf.tensor, nn.Parameter)
     }
@@ -50,9 +56,11 @@ def _take_over(old: Encoding, new: Encoding, optimizer: torch.optim.Optimizer) -
         after = new.at(path)
         if isinstance(before, Masked) and isinstance(after, Masked) and isinstance(before.value, Dense):
             assert isinstance(after.value, Dense)
-            parameter = nn.Parameter(after.value.array.detach().clone(), before.value.array.requires_grad)
-            _move_state(optimizer, before, after, parameter)
-            parameters[f"{path}/value/array"] = parameter
+            was = before.value.array
+            if id(was) not in moved:
+                moved[id(was)] = nn.Parameter(after.value.array.detach().clone(), was.requires_grad)
+                _move_state(optimizer, before, after, moved[id(was)])
+            parameters[f"{path}/value/array"] = moved[id(was)]
     return new.map_leaves(lambda leaf: parameters.get(leaf.path, leaf.tensor))
 
 

@@ -15,9 +15,12 @@ from gossamer.encoding import (
     Blocks,
     Codebook,
     Concat,
+    Convolutional,
     Dense,
     Encoding,
+    Hashed,
     Kept,
+    KernelBasis,
     LowRank,
     Mask,
     Masked,
@@ -26,6 +29,7 @@ from gossamer.encoding import (
     Sum,
     TensorTrain,
     Tucker,
+    VectorCodebook,
     View,
 )
 
@@ -226,6 +230,43 @@ def monarch(m: Maker) -> Example:
     return Example(Monarch(m.dense(2, 3, 4), m.dense(4, 2, 2)), (6, 8), 40 * m.width)
 
 
+def vector_codebook(m: Maker) -> Example:
+    return Example(VectorCodebook(m.symbols(5, 4, 3), m.dense(1, 5, 2), (6,)), (4, 6), 12 * 3 + 10 * m.width)
+
+
+def vector_codebook_of_kernels(m: Maker) -> Example:
+    tree = VectorCodebook(m.symbols(6, 3, 2), m.dense(2, 6, 4), (2, 2, 2))  # one codebook per input channel
+    return Example(tree, (3, 2, 2, 2), 6 * 3 + 48 * m.width)
+
+
+def hashed(m: Maker) -> Example:
+    return Example(Hashed(m.dense(7), (4, 3, 2), 0xFFFF_FFFF_FFFF_FFFF), (4, 3, 2), 7 * m.width)
+
+
+def predicted(m: Maker) -> Example:
+    groups = tuple(LowRank(m.dense(2, 6), KernelBasis(6, (1, 4, 5), (0.0, 1.5, 2), 0.01, i, (20,))) for i in (3, 4))
+    return Example(Concat(groups), (4, 20), 24 * m.width)
+
+
+def predicted_convolution(m: Maker) -> Example:
+    values, bits = m.masked(3, 5)
+    return Example(LowRank(values, KernelBasis(5, (2, 2, 2), (0, 1.0, 1.0), 1e-4, 9, (2, 2, 2))), (3, 2, 2, 2), bits)
+
+
+def toeplitz(m: Maker) -> Example:
+    return Example(Convolutional(m.dense(1, 1, 1, 8), (1, 5), (1, 4), offset=(0, -4)), (5, 4), 8 * m.width)
+
+
+def convolutional_strided(m: Maker) -> Example:
+    kernel, bits = m.clustered(2, 3, 3, 2)
+    return Example(Convolutional(kernel, (2, 3), (4, 5), (2, 2), (-1, 0)), (12, 60), bits)
+
+
+def convolutional_in_tiles(m: Maker) -> Example:
+    tree = Convolutional(m.dense(8, 1, 2, 2), (3, 4), (4, 5), tiles=(2, 2))
+    return Example(tree, (24, 20), 32 * m.width)
+
+
 def shared_codebook(m: Maker) -> Example:
     table = m.dense(1, 4)
     parts = tuple(Codebook(6, 6, m.symbols(4, 2, 3), table) for _ in range(2))
@@ -246,5 +287,7 @@ MAKERS: tuple[Callable[[Maker], Example], ...] = (
     *(masked_ragged_blocks, masked_rows, masked_affine_grouped, masked_codebook, masked_codebook_grouped),
     *(low_rank, low_rank_of_clustered, sum_of_low_rank_and_sparse, view_of_masked, concat, kept_rows_and_pixels),
     *(kept_filled, scaled, scaled_one_side, tucker_two, cp, tensor_train, monarch, shared_codebook),
+    *(vector_codebook, vector_codebook_of_kernels, hashed, predicted, predicted_convolution),
+    *(toeplitz, convolutional_strided, convolutional_in_tiles),
     everything_at_once,
 )

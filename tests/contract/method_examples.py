@@ -11,7 +11,7 @@ from gossamer.methods.base import Method
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
 from gossamer.methods.quantize import RoundToNearest
-from gossamer.methods.share import KMeans
+from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Channels
 
 STRUCTURES = {"weights": Unstructured(), "rows": Rows(), "columns": Columns(), "blocks": Block(3, 5)}
@@ -57,6 +57,18 @@ METHODS: Mapping[str, Method] = {
     "monarch": Monarch(blocks=4),
     "monarch-uneven": Monarch(blocks=(2, 4)),
     "low-rank-plus-sparse": LowRankPlusSparse(rank=1, density=0.1, rounds=3),
+    "product": ProductQuantization(dim=4, bits=4),
+    "product-per-subspace": ProductQuantization(dim=2, bits=2, per_subspace=True, iterations=2),
+    "product-across-kernels": ProductQuantization(dim=2, bits=5, kernels=False, seed=1),
+    "hashing": Hashing(stored=0.25),
+    "hashing-seed": Hashing(stored=1.0, seed=3),
+    "tie-found": Tie(threshold=0.5),
+    "tie-found-corrected": Tie(threshold=0.5, rank=2),
+    "tie-named": Tie(pairs=(("linear2.weight", "linear.weight"), ("conv1d.weight", "conv1d2.weight")), rank=1),
+    "denil": Denil(stored=0.5),
+    "denil-grid": Denil(stored=0.5, grid=(2, 4), sigma=0.7, ridge=1e-3, groups=3, seed=5),
+    "translation": Translation(tolerance=0.05),
+    "translation-tiles": Translation(tolerance=0.05, tiles=(1, 2)),
     "channels": Channels(sparsity=0.5),
 }
 
@@ -89,6 +101,43 @@ def usual(method: Method) -> str:
     return "conv1d.weight" if isinstance(method, (Tucker2, CP)) else "linear.weight"
 
 
+class Twins(nn.Module):
+    """Layers that come in nearly equal pairs, and one of a shape of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.linear2 = nn.Linear(12, 10), nn.Linear(12, 10)
+        self.conv1d, self.conv1d2 = nn.Conv1d(4, 8, 3), nn.Conv1d(4, 8, 3)
+        self.linear3 = nn.Linear(10, 12)
+        with torch.no_grad():
+            self.linear2.weight.copy_(self.linear.weight + 0.02 * self.linear2.weight)
+            self.conv1d2.weight.copy_(self.conv1d.weight + 0.02 * self.conv1d2.weight)
+
+
+class Shifts(nn.Module):
+    """Linear layers that are convolutions written out, and one that is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        plain = nn.Conv2d(2, 3, 3, bias=False)
+        strided = nn.Conv2d(1, 2, 3, stride=2, padding=1, bias=False)
+        sequence = nn.Conv1d(2, 1, 5, padding=2, bias=False)
+        self.linear = written_out(plain, (2, 6, 6))
+        self.linear2 = written_out(strided, (1, 8, 8))
+        self.linear3 = written_out(sequence, (2, 16))
+        self.linear4 = nn.Linear(16, 16)
+
+
+def written_out(layer: nn.Module, shape: tuple[int, ...]) -> nn.Linear:
+    """The fully connected layer, without bias, that does what a convolution does to inputs of this shape."""
+    inputs = torch.Size(shape).numel()
+    with torch.no_grad():
+        columns = layer(torch.eye(inputs).view(inputs, *shape)).flatten(1)  # one row per input
+        linear = nn.Linear(inputs, columns.shape[1], bias=False)
+        linear.weight.copy_(columns.T)
+    return linear
+
+
 class Chain(nn.Module):
     """Convolution, normalisation, pooling, flattening, two linear layers: channels can go, and a few things stay."""
 
@@ -105,11 +154,30 @@ class Chain(nn.Module):
         return self.fc2(torch.relu(self.fc1(x)))
 
 
+def weights_of(method: Method) -> tuple[str, ...]:
+    """Names of the weights in `network` that the method may change."""
+    if isinstance(method, Tie):
+        return ("linear.weight", "linear2.weight", "conv1d.weight", "conv1d2.weight")
+    if isinstance(method, Translation):
+        return ("linear.weight", "linear2.weight", "linear3.weight")
+    return WEIGHTS
+
+
+def choosable(method: Method) -> tuple[str, ...]:
+    """Weights that it can change on their own."""
+    if isinstance(method, Channels):
+        return ("fc1.weight",)
+    if isinstance(method, Tie):
+        return ("conv1d.weight", "conv1d2.weight")
+    return ("linear.weight",) if isinstance(method, (Translation, TensorTrain, Monarch)) else ("conv1d.weight",)
+
+
 def network(method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network with random weights that the method can handle."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = (Chain() if isinstance(method, Channels) else Zoo()).eval()
+        kinds: dict[type[Method], type[nn.Module]] = {Channels: Chain, Tie: Twins, Translation: Shifts}
+        model = kinds.get(type(method), Zoo)().eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 assert module.running_mean is not None

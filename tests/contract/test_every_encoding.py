@@ -160,6 +160,7 @@ def test_indices_zero_points_and_buffers_never_train() -> None:
         ("Affine", "q"): Role.INDEX,
         ("Affine", "zero_point"): Role.FIXED,
         ("Codebook", "index"): Role.INDEX,
+        ("VectorCodebook", "index"): Role.INDEX,
         ("Mask", "bits_packed"): Role.INDEX,
         ("Blocks", "bits_packed"): Role.INDEX,
         ("NM", "choice"): Role.INDEX,

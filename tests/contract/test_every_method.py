@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from contract.method_examples import METHODS, WEIGHTS, Zoo, network, usual
+from contract.method_examples import METHODS, Zoo, choosable, network, usual, weights_of
 from contract.test_every_encoding import same_bits, same_trees
 from torch import nn
 
@@ -21,7 +21,7 @@ from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Magnitude
 from gossamer.methods.quantize import RoundToNearest
-from gossamer.methods.share import KMeans
+from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Channels
 from gossamer.network import specs, tensors
 
@@ -31,6 +31,9 @@ every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.k
 half_too = pytest.mark.parametrize(
     "dtype", [torch.float32, torch.float16, torch.bfloat16], ids=["fp32", "fp16", "bf16"]
 )
+
+
+DENSE_ONLY = (*FACTORIZE, Channels, ProductQuantization, Hashing, Tie, Denil, Translation)
 
 
 def trees_of(model: nn.Module) -> dict[str, Encoding]:
@@ -79,6 +82,8 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
                 method, (Channels, CP)
             ):  # which dimensions lose channels, and how many there are: not promised
                 assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
+            elif isinstance(method, Tie):  # the first of a pair stays what it was, the second becomes a sum
+                assert found in (promised, DENSE)
             else:
                 assert found == promised
     trainable = run(model, [method]).network()
@@ -122,25 +127,26 @@ def test_only_weights_are_touched_unless_named(method: Method) -> None:
     if isinstance(method, Channels):
         assert set(after) == {s.name for s in specs(model)} - {"fc2.bias", "batch.num_batches_tracked"}
     else:
-        assert set(after) <= set(WEIGHTS)
-        assert len(after) >= min(3, sum(s.kind in method.kinds for s in specs(model) if s.name in WEIGHTS))
+        assert set(after) <= set(weights_of(method))
+        mine = weights_of(method)
+        assert len(after) >= min(3, sum(s.kind in method.kinds for s in specs(model) if s.name in mine))
     assert not any(s.name in after for s in specs(model) if s.kind is Kind.OTHER)
 
 
 @every_method
 def test_only_and_skip_choose_tensors(method: Method) -> None:
     model = network(method)
-    name = usual(method)
-    only = type(method)(**{**vars(method), "only": name})
-    skip = type(method)(**{**vars(method), "skip": name})
+    names = choosable(method)
+    only = type(method)(**{**vars(method), "only": names})
+    skip = type(method)(**{**vars(method), "skip": names})
     chosen, _ = result_of(only, model, trees_of(model))
     others, _ = result_of(skip, model, trees_of(model))
     if isinstance(method, Channels):  # what reads a channel goes with it
         assert set(chosen) == {"fc1.weight", "fc1.bias", "fc2.weight"}
         assert "fc2.weight" not in others
     else:
-        assert set(chosen) == {name}
-        assert name not in others
+        assert set(chosen) == set(names)
+        assert not set(names) & set(others)
 
 
 @every_method
@@ -159,9 +165,9 @@ def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
         skeleton = skeleton_of(tree)
         accepted = any(rule.accepts.accepts(skeleton) for rule in method.rules())
         assert accepted == (
-            DENSE.accepts(skeleton) or (MASKED.accepts(skeleton) and not isinstance(method, (*FACTORIZE, Channels)))
+            DENSE.accepts(skeleton) or (MASKED.accepts(skeleton) and not isinstance(method, DENSE_ONLY))
         ), name
-        if isinstance(method, Channels) or not accepted:
+        if isinstance(method, (Channels, Tie)) or not accepted:
             continue
         after, _ = result_of(method, model, trees)
         made = after[usual(method)]
@@ -197,6 +203,11 @@ def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_beco
         (SVD(rank=2), Channels(sparsity=0.5), "Remove channels first"),
         (KMeans(bits=3), Channels(sparsity=0.5), "Remove channels first"),
         (Channels(sparsity=0.5), Channels(sparsity=0.5), "Remove channels first"),
+        (Magnitude(sparsity=0.5), ProductQuantization(bits=2), "use KMeans on those"),
+        (Magnitude(sparsity=0.5), Hashing(stored=0.1), "hash first"),
+        (Magnitude(sparsity=0.5), Tie(threshold=1.0), "Tie plain weights first"),
+        (KMeans(bits=3), Denil(stored=0.5), "predict first"),
+        (KMeans(bits=3), Translation(tolerance=0.1), "look for them first"),
     ],
     ids=lambda v: type(v).__name__ if isinstance(v, Method) else "",
 )
@@ -318,6 +329,27 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: LowRankPlusSparse(rank=2, density=1.5),
         lambda: LowRankPlusSparse(rank=2, density=0.1, rounds=0),
         lambda: Channels(sparsity=-0.1),
+        lambda: ProductQuantization(dim=0),
+        lambda: ProductQuantization(bits=9),
+        lambda: ProductQuantization(iterations=0),
+        lambda: Hashing(stored=0.0),
+        lambda: Hashing(stored=1.1),
+        Tie,
+        lambda: Tie(threshold=0.1, pairs=(("a", "b"),)),
+        lambda: Tie(threshold=2.5),
+        lambda: Tie(threshold=0.1, rank=-1),
+        lambda: Tie(pairs=(("a", "b"), ("b", "c"))),
+        lambda: Tie(pairs=(("a",),)),  # type: ignore[arg-type]
+        lambda: Denil(stored=0.0),
+        lambda: Denil(stored=0.5, grid=()),
+        lambda: Denil(stored=0.5, kernel="linear"),  # type: ignore[arg-type]
+        lambda: Denil(stored=0.5, sigma=0.0),
+        lambda: Denil(stored=0.5, ridge=0.0),
+        lambda: Denil(stored=0.5, groups=0),
+        lambda: Translation(tolerance=-0.1),
+        lambda: Translation(tolerance=0.1, input_grid=(0, 4)),
+        lambda: Translation(tolerance=0.1, stride=0),
+        lambda: Translation(tolerance=0.1, tiles=(1,)),  # type: ignore[arg-type]
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: object) -> None:

@@ -1,0 +1,180 @@
+"""Product quantization: runs of weights become entries of a codebook of vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.random import key_of, uniform_bits
+from gossamer.encoding.skeleton import Skeleton
+from gossamer.encoding.values import Dense
+from gossamer.encoding.vectors import VectorCodebook
+from gossamer.errors import PlanError
+from gossamer.methods.base import DENSE, Method, Rule, Site
+
+__all__ = ["ProductQuantization", "cluster"]
+
+F64 = npt.NDArray[np.float64]
+I64 = npt.NDArray[np.int64]
+
+_SAMPLE = 1 << 16  # vectors that starting centroids are chosen from
+_ROWS = 1 << 22  # distances held at a time
+VECTORS = Skeleton(VectorCodebook, (("table", DENSE),))
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ProductQuantization(Method):
+    """Cut every row into sub-vectors and cluster them: one index per sub-vector, 2**bits centroids of ``dim`` numbers.
+
+    Minimises Σ ‖sub-vector − centroid‖². Costs bits / dim per weight and the codebooks.
+
+    Args:
+        dim: weights per sub-vector, ≥ 1; must divide the columns (inputs) of a layer.
+        bits: 1 to 8.
+        kernels: cut convolutions of k × k > 1 into whole kernels of k · k weights instead.
+        per_subspace: a codebook for each of the columns / dim sub-spaces; False: one for the whole tensor.
+        iterations: of Lloyd's algorithm, at most.
+        seed: of the starting centroids, together with the tensor's name.
+
+    Cost: O(weights · 2**bits) per iteration.
+
+    Exact: a tensor with at most 2**bits different sub-vectors is reproduced bit for bit (told apart in float32).
+
+    Example:
+        >>> ProductQuantization(dim=4, bits=8).per_subspace
+        False
+
+    Source: Gong et al. 2014, arXiv 1412.6115, section 3.3; convolutions by whole kernels: Stock et al. 2020,
+    arXiv 1907.05686, section 3; starting centroids: Arthur and Vassilvitskii 2007, k-means++.
+    """
+
+    dim: int = 4
+    bits: int = 8
+    kernels: bool = True
+    per_subspace: bool = False
+    iterations: int = 40
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.dim < 1 or self.iterations < 1:
+            found = f"dim {self.dim}, iterations {self.iterations}"
+            raise PlanError(f"ProductQuantization: found {found}, expected at least 1")
+        if not 1 <= self.bits <= 8:
+            raise PlanError(f"ProductQuantization: bits: found {self.bits}, expected 1 to 8")
+
+    def rules(self) -> tuple[Rule, ...]:
+        """Dense weights become a codebook of vectors."""
+        return (Rule(DENSE, lambda _: VECTORS),)
+
+    def advice(self, skeleton: Skeleton) -> str:
+        """Order of a recipe."""
+        return "Vectors with pruned or quantized weights in them would be dense again: use KMeans on those"
+
+    def _dim(self, shape: tuple[int, ...]) -> int:
+        kernel = prod(shape[2:])
+        return kernel if self.kernels and kernel > 1 else self.dim
+
+    def refuses(self, site: Site) -> str:
+        """Vectors, columns that do not divide, and tensors smaller than their codebooks."""
+        if len(site.shape) < 2 or not prod(site.shape):
+            return f"found shape {site.shape}, expected a matrix"
+        columns, dim = prod(site.shape[1:]), self._dim(site.shape)
+        if columns % dim:
+            divisors = [d for d in range(2, min(columns, 64) + 1) if columns % d == 0]
+            return f"found {columns} columns, expected a multiple of dim {dim} (dim may be {divisors or columns})"
+        table = (1 << self.bits) * (columns if self.per_subspace else dim)
+        if table >= prod(site.shape):
+            return f"found {prod(site.shape)} weights, expected more than the {table} numbers of the codebooks"
+        return ""
+
+    def encode(
+        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
+    ) -> Encoding:
+        """Cluster the sub-vectors of one site."""
+        w = weight.to_dense().detach()
+        dim, entries = self._dim(site.shape), 1 << self.bits
+        vectors = w.float().reshape(len(w), -1, dim).numpy().astype(np.float64)  # [rows, spaces, dim]
+        spaces = vectors.shape[1] if self.per_subspace else 1
+        split = vectors.transpose(1, 0, 2) if self.per_subspace else vectors.reshape(1, -1, dim)
+        fits = [cluster(part, entries, self.iterations, key_of(self.seed, site.key, i)) for i, part in enumerate(split)]
+        width = max(len(centroids) for centroids, _ in fits)  # spaces with fewer repeat their last
+        table = np.stack([np.pad(c, ((0, width - len(c)), (0, 0)), mode="edge") for c, _ in fits])
+        index = np.stack([i for _, i in fits]).astype(np.uint8)  # [spaces, rows or rows · columns / dim]
+        index = index.T if spaces > 1 else index.reshape(len(w), -1)
+        values = torch.from_numpy(table).to(w.dtype)
+        return VectorCodebook(torch.from_numpy(np.ascontiguousarray(index)), Dense(values), site.shape[1:])
+
+
+def cluster(vectors: F64, k: int, iterations: int, key: int) -> tuple[F64, I64]:
+    """k-means on vectors: centroids that minimise Σ ‖vector − nearest‖².
+
+    k-means++ start, Lloyd's algorithm until nothing improves; a centroid that attracts nothing takes the place of the
+    vector that is farthest from its own.
+
+    Args:
+        vectors: float64 [n, dim], n ≥ 1.
+        k: centroids wanted.
+        iterations: at most.
+        key: of the random numbers.
+
+    Returns:
+        Centroids, float64 [1 to k, dim]; nearest centroid of each vector, int64 [n].
+    """
+    distinct, inverse = np.unique(vectors, axis=0, return_inverse=True)
+    if len(distinct) <= k:
+        return distinct, inverse.reshape(-1).astype(np.int64)
+    centroids = _start(vectors, k, key)
+    index, distance = _nearest(vectors, centroids)
+    for _ in range(iterations):
+        moved = _means(vectors, index, distance, centroids)
+        nearer, shorter = _nearest(vectors, moved)
+        if shorter.sum() >= distance.sum():
+            break
+        centroids, index, distance = moved, nearer, shorter
+    return centroids, index
+
+
+def _start(vectors: F64, k: int, key: int) -> F64:
+    """Each next centroid is a vector drawn with probability ∝ squared distance from those before."""
+    words = uniform_bits(key, k + len(vectors))
+    uniform = (words[:k] >> np.uint64(11)).astype(np.float64) / 2.0**53
+    if len(vectors) > _SAMPLE:
+        vectors = vectors[np.sort(np.argsort(words[k:], kind="stable")[:_SAMPLE])]
+    chosen = np.empty((k, vectors.shape[1]))
+    chosen[0] = vectors[int(uniform[0] * len(vectors))]
+    distance = np.square(vectors - chosen[0]).sum(1)
+    for i in range(1, k):
+        mass = np.cumsum(distance)
+        at = int(np.searchsorted(mass, uniform[i] * mass[-1], side="right"))
+        chosen[i] = vectors[min(at, len(vectors) - 1)]
+        distance = np.minimum(distance, np.square(vectors - chosen[i]).sum(1))
+    return chosen
+
+
+def _nearest(vectors: F64, centroids: F64) -> tuple[I64, F64]:
+    """Nearest centroid of each vector, the first of equals, and its squared distance."""
+    index = np.empty(len(vectors), dtype=np.int64)
+    norms = np.square(centroids).sum(1)
+    step = max(1, _ROWS // len(centroids))
+    for start in range(0, len(vectors), step):
+        part = vectors[start : start + step]
+        # ‖x − c‖² without ‖x‖², which is the same for all c; [n, dim] · [dim, k] → [n, k]
+        index[start : start + step] = (norms - 2.0 * (part @ centroids.T)).argmin(1)
+    return index, np.square(vectors - centroids[index]).sum(1)
+
+
+def _means(vectors: F64, index: I64, distance: F64, centroids: F64) -> F64:
+    count = np.bincount(index, minlength=len(centroids))
+    total = np.stack([np.bincount(index, weights=column, minlength=len(centroids)) for column in vectors.T], axis=1)
+    means: F64 = total / np.maximum(count, 1)[:, None]
+    empty = np.flatnonzero(count == 0)
+    means[empty] = vectors[np.argsort(-distance, kind="stable")[: len(empty)]]
+    return means
