@@ -13,12 +13,22 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.factorize import SVD
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
-from gossamer.methods.quantize import RoundToNearest
+from gossamer.methods.quantize import (
+    Cast,
+    FoldBatchNorm,
+    LearnedStep,
+    MixedBits,
+    NormalFloat,
+    PowerOfTwo,
+    RoundToNearest,
+    Ternary,
+)
 from gossamer.methods.share import KMeans
 from gossamer.methods.shrink import Channels
 
@@ -35,15 +45,23 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "prune.NofM": NofM,
         "share.KMeans": KMeans,
         "quantize.RoundToNearest": RoundToNearest,
+        "quantize.Ternary": Ternary,
+        "quantize.PowerOfTwo": PowerOfTwo,
+        "quantize.NormalFloat": NormalFloat,
+        "quantize.LearnedStep": LearnedStep,
+        "quantize.MixedBits": MixedBits,
+        "quantize.Cast": Cast,
+        "quantize.FoldBatchNorm": FoldBatchNorm,
         "factorize.SVD": SVD,
         "shrink.Channels": Channels,
         "Gradual": Gradual,
+        "QuantizationAware": QuantizationAware,
         "Tune": Tune,
     }
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
 _PARTS = (Unstructured, Rows, Columns, Block, NofM)
-_DERIVED = frozenset({"couplings", "reasons"})  # found in the network, not written by people
+_DERIVED = frozenset({"couplings", "foldings", "reasons"})  # found in the network, not written by people
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -1,11 +1,12 @@
 """Encodings: what a weight is. See `gossamer.encoding.node` for the protocol."""
 
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
+from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
 from gossamer.encoding.skeleton import Skeleton, skeleton_of
 from gossamer.encoding.spec import Kind, TensorSpec
-from gossamer.encoding.values import Affine, Codebook, Dense, Grouping
+from gossamer.encoding.values import Affine, Codebook, Constant, Dense, Grouping
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View, link
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Codebook",
     "Codec",
     "Concat",
+    "Constant",
     "Dense",
     "Encoding",
     "Grouping",
@@ -27,7 +29,9 @@ __all__ = [
     "Mask",
     "Masked",
     "Monarch",
+    "NormalLevels",
     "Pattern",
+    "PowerLevels",
     "Ref",
     "Role",
     "Scaled",

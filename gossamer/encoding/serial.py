@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
-from gossamer.encoding.node import Encoding, Leaf, Pattern, Value
+from gossamer.encoding.levels import NormalLevels, PowerLevels
+from gossamer.encoding.node import Encoding, Leaf, Pattern, Value, computable
 from gossamer.encoding.patterns import NM, Blocks, Mask
-from gossamer.encoding.values import Affine, Codebook, Dense
+from gossamer.encoding.values import Affine, Codebook, Constant, Dense
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View
 from gossamer.errors import FormatError
 
@@ -35,6 +36,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
         for kind in (
             *(Dense, Affine, Codebook, Mask, Blocks, NM, Masked, Kept, Sum, Scaled, View, Concat, Ref),
             *(LowRank, Tucker, CP, TensorTrain, Monarch),
+            *(Constant, NormalLevels, PowerLevels),
         )
     }
 )
@@ -253,7 +255,9 @@ def _result_dtype(node: Encoding) -> torch.dtype:
         FormatError: numbers that cannot be combined, such as factors of different dtypes, or a mask as a factor.
     """
     if isinstance(node, Dense):
-        return torch.float32 if node.array.dtype in (torch.float16, torch.bfloat16) else node.array.dtype
+        return computable(torch.empty(0, dtype=node.array.dtype)).dtype
+    if isinstance(node, (Constant, PowerLevels)):
+        return torch.float32
     if isinstance(node, (Pattern, Ref)):
         return torch.bool if isinstance(node, Pattern) else torch.float32
     expected_pattern = "where", "keep"
