@@ -64,7 +64,7 @@ METHODS: Mapping[str, Method] = {
     **{f"learned-step-{bits}": LearnedStep(bits=bits) for bits in (2, 4, 8)},
     "learned-step-grouped-half-steps": LearnedStep(bits=3, group=5, scale_dtype="bfloat16"),
     "mixed-bits-average": MixedBits(average_bits=3.7),
-    "mixed-bits-bytes": MixedBits(budget_bytes=1500, bits=(2, 5, 8), symmetric=False, scale_dtype="float16"),
+    "mixed-bits-bytes": MixedBits(budget_bytes=2400, bits=(2, 5, 8), symmetric=False, scale_dtype="float16"),
     **{f"cast-{dtype}": Cast(dtype=dtype) for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")},
     "fold-batch-norm": FoldBatchNorm(),
     "svd-rank": SVD(rank=2),
