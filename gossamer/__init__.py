@@ -10,6 +10,7 @@ True
 from gossamer import methods
 from gossamer.api import Compressed, compress, load
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.tune import Tune
 from gossamer.errors import CompositionError, DataError, FormatError, PlanError
 from gossamer.methods import code, factorize, prune, quantize, share, shrink
@@ -21,6 +22,7 @@ __all__ = [
     "FormatError",
     "Gradual",
     "PlanError",
+    "QuantizationAware",
     "Tune",
     "code",
     "compress",

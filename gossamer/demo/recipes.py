@@ -12,6 +12,7 @@ from torch import nn
 
 from gossamer.demo.networks import lenet_5, lenet_300_100
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe, Stage
 from gossamer.drive.tune import Tune
 from gossamer.methods.base import Method
@@ -79,7 +80,7 @@ def _shorter(tune: Tune, share: float) -> Tune:
 def _short(entry: Method | Stage | Tune, share: float) -> Method | Stage | Tune:
     if isinstance(entry, Tune):
         return _shorter(entry, share)
-    if isinstance(entry, Gradual):
+    if isinstance(entry, (Gradual, QuantizationAware)):
         return replace(entry, tune=_shorter(entry.tune, share))
     return entry
 

@@ -1,8 +1,20 @@
 """Drivers: who runs a method, on what, when. One-shot over a source, and inside training."""
 
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe, Stage, State, run
 from gossamer.drive.source import ModelSource, Source, TreeSource
 from gossamer.drive.tune import Tune
 
-__all__ = ["Gradual", "ModelSource", "Recipe", "Source", "Stage", "State", "TreeSource", "Tune", "run"]
+__all__ = [
+    "Gradual",
+    "ModelSource",
+    "QuantizationAware",
+    "Recipe",
+    "Source",
+    "Stage",
+    "State",
+    "TreeSource",
+    "Tune",
+    "run",
+]

@@ -13,13 +13,23 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
-from gossamer.methods.quantize import RoundToNearest
+from gossamer.methods.quantize import (
+    Cast,
+    FoldBatchNorm,
+    LearnedStep,
+    MixedBits,
+    NormalFloat,
+    PowerOfTwo,
+    RoundToNearest,
+    Ternary,
+)
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Channels
 
@@ -42,6 +52,13 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "share.Denil": Denil,
         "share.Translation": Translation,
         "quantize.RoundToNearest": RoundToNearest,
+        "quantize.Ternary": Ternary,
+        "quantize.PowerOfTwo": PowerOfTwo,
+        "quantize.NormalFloat": NormalFloat,
+        "quantize.LearnedStep": LearnedStep,
+        "quantize.MixedBits": MixedBits,
+        "quantize.Cast": Cast,
+        "quantize.FoldBatchNorm": FoldBatchNorm,
         "factorize.SVD": SVD,
         "factorize.Tucker2": Tucker2,
         "factorize.CP": CP,
@@ -50,12 +67,13 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "factorize.LowRankPlusSparse": LowRankPlusSparse,
         "shrink.Channels": Channels,
         "Gradual": Gradual,
+        "QuantizationAware": QuantizationAware,
         "Tune": Tune,
     }
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
 _PARTS = (Unstructured, Rows, Columns, Block, NofM)
-_DERIVED = frozenset({"couplings", "reasons"})  # found in the network, not written by people
+_DERIVED = frozenset({"couplings", "foldings", "reasons"})  # found in the network, not written by people
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch import nn
 
-from gossamer.encoding.node import Encoding
+from gossamer.encoding.node import Encoding, computable
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.errors import DataError
 from gossamer.network.inspect import is_finite, plain_tree, specs, tensors
@@ -57,7 +57,7 @@ class ModelSource(Source):
         if tensor.dtype not in _STORABLE:
             raise DataError(f"tensor {name!r}: found {tensor.dtype}, expected real floats, integers or booleans")
         if spec.kind is not Kind.BUFFER and not is_finite(tensor):
-            bad = int((~tensor.isfinite()).sum())
+            bad = int((~computable(tensor).isfinite()).sum())
             raise DataError(f"tensor {name!r}: found {bad} NaN or infinite of {tensor.numel()} values, expected none")
         return plain_tree(tensor, spec)
 

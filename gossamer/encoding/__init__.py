@@ -4,11 +4,12 @@ from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External, provide
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
+from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
 from gossamer.encoding.patterns import NM, Blocks, Mask
 from gossamer.encoding.skeleton import Skeleton, skeleton_of
 from gossamer.encoding.spec import Kind, TensorSpec
-from gossamer.encoding.values import Affine, Codebook, Dense, Grouping
+from gossamer.encoding.values import Affine, Codebook, Constant, Dense, Grouping
 from gossamer.encoding.vectors import VectorCodebook
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View, link
 
@@ -21,6 +22,7 @@ __all__ = [
     "Codebook",
     "Codec",
     "Concat",
+    "Constant",
     "Convolutional",
     "Delta",
     "Dense",
@@ -36,7 +38,9 @@ __all__ = [
     "Mask",
     "Masked",
     "Monarch",
+    "NormalLevels",
     "Pattern",
+    "PowerLevels",
     "Ref",
     "Role",
     "Scaled",

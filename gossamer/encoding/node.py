@@ -287,7 +287,7 @@ def require(condition: bool, node: Encoding, found: object, expected: str) -> No
 
 def computable(tensor: Tensor) -> Tensor:
     """Half precision as float32: products and decompositions have no half kernels on every CPU."""
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
 
 
 @cache

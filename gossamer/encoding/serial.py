@@ -23,9 +23,10 @@ from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
-from gossamer.encoding.node import Encoding, Leaf, Pattern, Value
+from gossamer.encoding.levels import NormalLevels, PowerLevels
+from gossamer.encoding.node import Encoding, Leaf, Pattern, Value, computable
 from gossamer.encoding.patterns import NM, Blocks, Mask
-from gossamer.encoding.values import Affine, Codebook, Dense
+from gossamer.encoding.values import Affine, Codebook, Constant, Dense
 from gossamer.encoding.vectors import VectorCodebook
 from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View
 from gossamer.errors import FormatError
@@ -41,6 +42,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
             *(LowRank, Tucker, CP, TensorTrain, Monarch),
             *(Delta, External),
             *(VectorCodebook, Hashed, KernelBasis, Convolutional),
+            *(Constant, NormalLevels, PowerLevels),
         )
     }
 )
@@ -154,6 +156,7 @@ def unflatten(
     made: list[Encoding] = []
     depths: list[int] = []
     places: list[int] = []
+    dtypes: dict[int, torch.dtype] = {}
     if len(_list(nodes, "nodes")) > MAX_NODES:
         raise FormatError(f"found {len(nodes)} nodes, expected at most {MAX_NODES}")
     for i, node in enumerate(nodes):
@@ -168,7 +171,7 @@ def unflatten(
         if depths[i] > MAX_DEPTH or places[i] > MAX_NODES:  # few nodes can share their way to a tree without end
             found = f"a tree {depths[i]} deep with {places[i]} nodes"
             raise FormatError(f"node {i}: found {found}, expected at most {MAX_DEPTH} and {MAX_NODES}")
-        made.append(_make(i, known[node[0]], fields, made, leaves, contents, most))
+        made.append(_make(i, known[node[0]], fields, made, leaves, contents, most, dtypes))
     for name, at in roots.items():
         if not _is_index(at, len(made)):
             raise FormatError(f"tensor {name!r}: found root {at}, expected one of {len(made)} nodes")
@@ -226,6 +229,7 @@ def _make(
     leaves: Sequence[Tensor],
     contents: bool,
     most: int | None,
+    dtypes: dict[int, torch.dtype],
 ) -> Encoding:
     where = f"node {i} ({kind.__name__})"
     hints = _hints(kind)
@@ -239,7 +243,7 @@ def _make(
             raise FormatError(f"{where}: found shape {str(shape)[:60]}, larger than any tensor needs, or negative")
         if contents:
             node.validate()
-            _result_dtype(node)
+            dtypes[id(node)] = _result_dtype(node, dtypes)
             if most is not None and isinstance(node, TensorTrain) and node.largest_step() > _STEPS * most:
                 raise FormatError(f"{where}: found ranks that take {node.largest_step()} numbers to multiply out")
             for name, part in node.parts():
@@ -252,14 +256,16 @@ def _make(
     return node
 
 
-def _result_dtype(node: Encoding) -> torch.dtype:
-    """Dtype that a tree's numbers are computed in.
+def _result_dtype(node: Encoding, known: Mapping[int, torch.dtype]) -> torch.dtype:
+    """Dtype that a tree's numbers are computed in; ``known`` has those of its parts by identity.
 
     Raises:
         FormatError: numbers that cannot be combined, such as factors of different dtypes, or a mask as a factor.
     """
     if isinstance(node, Dense):
-        return torch.float32 if node.array.dtype in (torch.float16, torch.bfloat16) else node.array.dtype
+        return computable(torch.empty(0, dtype=node.array.dtype)).dtype
+    if isinstance(node, (Constant, PowerLevels)):
+        return torch.float32
     if isinstance(node, (Pattern, Ref, KernelBasis)):
         return torch.bool if isinstance(node, Pattern) else torch.float32
     if isinstance(node, (Delta, External)):
@@ -272,7 +278,7 @@ def _result_dtype(node: Encoding) -> torch.dtype:
         # A generated v is computed in the dtype of u.
         generated = isinstance(node, LowRank) and name == "v" and isinstance(part, KernelBasis)
         if isinstance(part, Encoding) and not generated and name.partition(".")[0] not in expected_pattern:
-            below.append(_result_dtype(part))
+            below.append(known[id(part)])
     same = len(set(below)) == 1
     if same and isinstance(node, (Masked, Kept, View)):
         return below[0]

@@ -1,4 +1,4 @@
-"""Numbers: stored as they are, on a uniform grid, or as an index into a codebook."""
+"""Numbers: stored as they are, on a uniform grid, as an index into a codebook, or all the same."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from gossamer.encoding.node import (
     require,
 )
 
-__all__ = ["Affine", "Codebook", "Dense", "Grouping"]
+__all__ = ["Affine", "Codebook", "Constant", "Dense", "Grouped", "Grouping"]
+
+_FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 @dataclass(frozen=True)
@@ -62,8 +64,8 @@ class Dense(Value):
     """The numbers themselves: w = array.
 
     Args:
-        array: any shape and dtype. Integers and booleans never train.
-        fixed: a float that must not train either (a buffer such as BatchNorm's running mean).
+        array: any shape and dtype, also another than the logical one (a cast). Integers and booleans never train.
+        fixed: a float that must not train either (a buffer such as BatchNorm's running mean, a cast weight).
     """
 
     array: Tensor = field(metadata=leaf(Role.TRAINABLE, Codec.FLOATS))
@@ -74,19 +76,24 @@ class Dense(Value):
         return tuple(self.array.shape)
 
     def values(self, positions: Tensor | None) -> Tensor:
-        """The array."""
+        """The array; 8-bit floats, with which nothing can be computed, as float32."""
         del positions
-        return self.array
+        return self.array.float() if self.array.dtype in _FLOAT8 else self.array
 
 
 @dataclass(frozen=True, eq=False)
-class _Grouped(Value, ABC):
-    """Shared by the two kinds of quantized values: who is in which group."""
+class Grouped(Value, ABC):
+    """Shared by all kinds of quantized values: who is in which group."""
 
     columns: int
     group_size: int
 
-    def _check_grouping(self) -> None:
+    def check_grouping(self) -> None:
+        """Refuse a grouping that makes no sense.
+
+        Raises:
+            FormatError: columns or group size out of range.
+        """
         require(self.columns >= 1, self, f"columns = {self.columns}", "at least 1")
         sizes = f"1 to {self.columns}"
         require(1 <= self.group_size <= self.columns, self, f"group_size = {self.group_size}", sizes)
@@ -111,10 +118,18 @@ class _Grouped(Value, ABC):
             positions = torch.arange(like.numel(), dtype=torch.int32, device=like.device)
         return self.grouping().of(positions).view(like.shape)
 
+    def spread(self, per_group: Tensor, like: Tensor, positions: Tensor | None) -> Tensor:
+        """Each stored element's entry of a tensor [groups], shape of ``like``."""
+        rows, per_row = like.numel() // self.columns, ceil(self.columns / self.group_size)
+        if positions is None and rows * self.columns == like.numel() and rows * per_row == per_group.numel():
+            blocks = per_group.view(rows, per_row, 1).expand(-1, -1, self.group_size)
+            return blocks.reshape(rows, -1)[:, : self.columns].reshape(like.shape)  # much faster than by index
+        return per_group[self.groups_of(like, positions)]
+
 
 @final
 @dataclass(frozen=True, eq=False)
-class Affine(_Grouped):
+class Affine(Grouped):
     """A uniform grid: w = scale[g] · (q − zero_point[g]), g the element's group.
 
     Args:
@@ -132,7 +147,7 @@ class Affine(_Grouped):
     bits: int = 8
 
     def __post_init__(self) -> None:
-        self._check_grouping()
+        self.check_grouping()
         require(1 <= self.bits <= 8, self, f"bits = {self.bits}", "1 to 8")
         require(self.q.dtype == torch.uint8, self, f"q of {self.q.dtype}", "uint8")
         require(len(self.scale.dense_shape()) == 1, self, f"scale of shape {self.scale.dense_shape()}", "[groups]")
@@ -156,10 +171,11 @@ class Affine(_Grouped):
         if scale.numel() == 1:
             zero = self.zero_point.to(scale.dtype) if isinstance(self.zero_point, Tensor) else self.zero_point
             return (self.q.to(scale.dtype) - zero) * scale
-        groups = self.groups_of(self.q, positions)
+        spread = self.spread(scale, self.q, positions)
         if isinstance(self.zero_point, Tensor):
-            return (self.q.to(scale.dtype) - self.zero_point.to(scale.dtype)[groups]) * scale[groups]
-        return (self.q.to(scale.dtype) - self.zero_point) * scale[groups]
+            zero = self.spread(self.zero_point.to(scale.dtype), self.q, positions)
+            return (self.q.to(scale.dtype) - zero) * spread
+        return (self.q.to(scale.dtype) - self.zero_point) * spread
 
     def stored_groups(self) -> int:
         """One per scale."""
@@ -177,7 +193,7 @@ class Affine(_Grouped):
 
 @final
 @dataclass(frozen=True, eq=False)
-class Codebook(_Grouped):
+class Codebook(Grouped):
     """Shared values: w = table[g, index], g the element's group.
 
     Args:
@@ -191,7 +207,7 @@ class Codebook(_Grouped):
     table: Encoding = field(metadata=child(category=Category.CODEBOOKS))
 
     def __post_init__(self) -> None:
-        self._check_grouping()
+        self.check_grouping()
         require(self.index.dtype == torch.uint8, self, f"index of {self.index.dtype}", "uint8")
         found = self.table.dense_shape()
         require(len(found) == 2 and 1 <= found[1] <= 256, self, f"table of shape {found}", "[groups, 1 to 256]")
@@ -227,6 +243,29 @@ class Codebook(_Grouped):
         """Indices point into the table."""
         largest = int(self.index.max()) if self.index.numel() else 0
         require(largest < self.entries(), self, f"index {largest}", f"below {self.entries()}")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Constant(Value):
+    """The same number everywhere: w = value. Has no leaves, so it costs nothing beyond its shape.
+
+    Args:
+        weight_shape: of the tensor.
+        value: finite; float32 in computation, exact in the logical dtype if that holds it.
+    """
+
+    weight_shape: tuple[int, ...]
+    value: float
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """As given."""
+        return self.weight_shape
+
+    def values(self, positions: Tensor | None) -> Tensor:
+        """The number, repeated."""
+        del positions
+        return torch.full(self.weight_shape, self.value)
 
 
 def whole(shape: tuple[int, ...]) -> Grouping:

@@ -189,13 +189,13 @@ def _account(spec: TensorSpec, container: Container, dense: Tensor, reasons: Map
         bits_per_weight=spent * 8 / max(1, spec.elements),
         entropy_bytes=sum(r.entropy for r in mine) / 8,
         nonzero=nonzero,
-        untouched=is_plain(tree),
+        untouched=is_plain(tree, spec.dtype),
         why=why,
     )
 
 
 def _why(tree: Encoding, records: list[Record], spec: TensorSpec) -> str:
-    if is_plain(tree):
+    if is_plain(tree, spec.dtype):
         kept = sum(r.table + r.payload for r in records) / max(1, spec.nbytes)
         coded = f"lossless coding left {kept:.0%}" if kept < 1 else "its bytes are noise to a lossless coder"
         return f"no method was applied; {coded}"

@@ -27,6 +27,7 @@ from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
+from gossamer.methods.straight import straight_through
 
 __all__ = ["DENSE", "MASKED", "Ask", "Evidence", "Found", "Method", "Plan", "Rule", "Site", "Step", "Summary"]
 
@@ -236,6 +237,38 @@ class Method(ABC):
         """New encoding of one site; what most methods define instead of `apply`."""
         raise NotImplementedError(f"{type(self).__name__} defines neither encode nor apply")
 
+    # -- in training -------------------------------------------------------------------------------------------------
+
+    learns: ClassVar[bool] = False  # whether the trainable leaves of what `encode` makes train beside the weights
+
+    def assign(self, site: Site, weight: Encoding, grid: Encoding) -> Encoding | None:
+        """``weight`` placed anew on the scales or centroids of an earlier encoding of the same site.
+
+        Args:
+            site: as in `encode`.
+            weight: the values as they are now.
+            grid: what `apply` made of earlier values.
+
+        Returns:
+            The new encoding, or None: this method cannot do so, the earlier encoding stands until the next `apply`.
+        """
+        del site, weight, grid
+        return None
+
+    def surrogate(self, site: Site, weight: Encoding, grid: Encoding) -> Encoding:
+        """What training computes with: the values of the quantized weight, the gradients of ``weight``.
+
+        Here straight through: the derivative of rounding is taken as 1.
+
+        Args:
+            site: as in `encode`.
+            weight: the values as they are now, with the leaves that train.
+            grid: what `apply` made of earlier values; its leaves train too if the method ``learns``.
+
+        Source: Bengio et al. 2013, arXiv 1308.3432, section 4.
+        """
+        return straight_through(weight, self.assign(site, weight, grid) or grid)
+
     def at(self, progress: float) -> Method:
         """This method part of the way, for schedules.
 
@@ -260,7 +293,7 @@ def live_values(weight: Encoding) -> tuple[Tensor | None, Tensor]:
         positions = weight.where.positions()
         return positions, weight.value.values(positions).detach()
     if isinstance(weight, Dense):
-        return None, weight.array.detach().reshape(-1)
+        return None, weight.values(None).detach().reshape(-1)
     raise PlanError(f"found {type(weight).__name__}, expected Dense or Masked")
 
 

@@ -29,16 +29,24 @@ __all__ = ["Attached", "attach", "attached", "harvest"]
 class Attached(nn.Module):
     """The parametrization: holds the leaves of one tree as its parameters and buffers, computes the dense weight."""
 
-    def __init__(self, tree: Encoding, dtype: torch.dtype, owned: dict[int, tuple[Any, Any]]) -> None:
+    def __init__(
+        self,
+        tree: Encoding,
+        dtype: torch.dtype,
+        owned: dict[int, tuple[Any, Any]],
+        through: nn.Module | None = None,
+    ) -> None:
         """Take the leaves of ``tree`` over.
 
         Args:
             tree: of the (small) weight that the layer multiplies with.
             dtype: logical dtype of the weight.
             owned: memo shared by all weights of a network, so that shared leaves become one parameter.
+            through: tree → the tree that is multiplied with instead (quantized, say); its parameters train too.
         """
         super().__init__()
         self.dtype = dtype
+        self.through = through
         self._keys: dict[str, str] = {}
         self.tree = tree.map_leaves(_own, owned)
         self._register()
@@ -72,7 +80,8 @@ class Attached(nn.Module):
 
     def forward(self) -> Tensor:
         """The dense weight in its logical dtype."""
-        return self.tree.to_dense().to(self.dtype)
+        tree = self.tree if self.through is None else self.through(self.tree)
+        return cast(Tensor, tree.to_dense()).to(self.dtype)
 
     def right_inverse(self, weight: Tensor) -> tuple[()]:
         """Nothing is kept of the dense weight."""
@@ -114,6 +123,7 @@ class Attached(nn.Module):
         nn.Module.__init__(new)
         memo[id(self)] = new
         new.dtype, new._keys, new.training = self.dtype, {}, self.training
+        new.through = copy.deepcopy(self.through, memo)
         mapped = memo.setdefault(id(Attached), {})  # trees copied so far: what they share stays shared
         new.tree = self.tree.map_leaves(lambda leaf: copy.deepcopy(leaf.tensor, memo), mapped)
         new._register()
@@ -125,17 +135,23 @@ def _own(leaf: Leaf) -> Tensor:
     return nn.Parameter(copied) if leaf.role is Role.TRAINABLE else copied
 
 
-def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> nn.Module:
+def attach(
+    model: nn.Module,
+    specs: Sequence[TensorSpec],
+    trees: Mapping[str, Encoding],
+    through: Mapping[str, nn.Module] | None = None,
+) -> nn.Module:
     """Make the leaves of ``trees`` the parameters of ``model``, in place; shrunk layers become physically smaller.
 
     Plain tensors, also those of shrunk layers, stay ordinary parameters and buffers unless another tensor's tree shares
-    their numbers. After this, ``model`` trains
-    with any loop and optimiser.
+    their numbers. After this, ``model`` trains with any loop and optimiser. A normalisation whose statistics are
+    constants keeps them in training too.
 
     Args:
         model: of the architecture that ``specs`` describe.
         specs: what the network has.
         trees: per canonical name, without `Ref`.
+        through: per canonical name, what a weight's tree goes through on its way into the layer; see `Attached`.
 
     Returns:
         The model.
@@ -150,14 +166,18 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
         tree = small_tree(trees[spec.name])
         if tree is not trees[spec.name]:
             resized |= dict.fromkeys(spec.names, tree.dense_shape())
+        changed = None if through is None else through.get(spec.name)
         # A plain weight that another tensor's tree shares must be the same parameter there.
-        if is_plain(tree) and all(uses[i] == 1 for i in _leaf_ids(tree)):
-            assign(model, spec.names, tree.to_dense().detach().clone().to(spec.dtype))
+        alone = is_plain(tree, spec.dtype) and all(uses[i] == 1 for i in _leaf_ids(tree))
+        if changed is None and (alone or is_constant(tree) or _is_buffer(model, spec)):
+            assign(model, spec.names, tree.to_dense().detach().to(spec.dtype, copy=True))
+            if is_constant(tree):
+                _hold(model, spec.names)
             continue
         for name in spec.names:
             owner, key = owner_of(name)
             module = model.get_submodule(owner)
-            wrapped = Attached(tree, spec.dtype, owned)
+            wrapped = Attached(tree, spec.dtype, owned, changed)
             old = module._parameters[key]
             frozen += [] if old is None or old.requires_grad else [wrapped]
             module._parameters[key] = nn.Parameter(wrapped().detach())
@@ -179,13 +199,43 @@ def _leaf_ids(tree: Encoding) -> set[int]:
     return {id(leaf.tensor) for leaf in tree.leaves()}
 
 
+def is_constant(tree: Encoding) -> bool:
+    """Whether a tensor has nothing that could train or be written: its tree has no leaves."""
+    return next(tree.leaves(), None) is None
+
+
+def _is_buffer(model: nn.Module, spec: TensorSpec) -> bool:
+    owner, key = owner_of(spec.name)
+    return key in model.get_submodule(owner)._buffers
+
+
+def _hold(model: nn.Module, names: Sequence[str]) -> None:
+    """Keep a constant as it is: parameters do not train, a normalisation takes no statistics."""
+    for name in names:
+        owner, key = owner_of(name)
+        module = model.get_submodule(owner)
+        parameter = module._parameters.get(key)
+        if parameter is not None:
+            parameter.requires_grad_(False)
+        if key == "running_var":
+            module.register_forward_pre_hook(_evaluate)
+
+
+def _evaluate(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    # Before every call, because any training loop may say train() to the whole network at any time.
+    del inputs
+    module.eval()
+
+
 def attached(model: nn.Module) -> dict[str, Attached]:
     """The attached weights of a network by tensor name (every alias)."""
     found = {}
     for name, module in model.named_modules(remove_duplicate=False):
         if isinstance(module, Attached):
             owner, _, rest = name.rpartition("parametrizations.")
-            found[owner + rest.removesuffix(".0")] = module
+            key, _, number = rest.partition(".")
+            if number == "0":  # others are held by what a weight goes through
+                found[owner + key] = module
     return found
 
 
@@ -200,7 +250,7 @@ def harvest(
         like: the trees that were attached; says which channels had been removed. None: none.
 
     Returns:
-        Tree per canonical name; leaves are copies.
+        Tree per canonical name; leaves are copies. Of a weight that went ``through`` something, what went in.
     """
     copies: dict[int, tuple[Any, Any]] = {}
     wrapped = attached(model)
@@ -209,6 +259,8 @@ def harvest(
         outer = None if like is None else like.get(spec.name)
         if spec.name in wrapped:
             tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().to("cpu", copy=True), copies)
+        elif outer is not None and is_constant(outer):
+            tree = outer
         else:
             tree = plain_tree(_tensor(model, spec), spec)
         found[spec.name] = tree if outer is None else _outside(outer, tree)

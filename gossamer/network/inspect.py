@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
-from gossamer.encoding.node import Encoding
+from gossamer.encoding.node import Encoding, computable
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat, View
@@ -128,11 +128,10 @@ def plain_tree(tensor: Tensor, spec: TensorSpec) -> Encoding:
     return Dense(tensor, fixed)
 
 
-def is_plain(tree: Encoding) -> bool:
-    """Whether a tree is just its numbers, perhaps in another orientation or gate by gate."""
-    if isinstance(tree, Concat):
-        return all(isinstance(member, Dense) for member in tree.members)
-    return isinstance(tree.inner if isinstance(tree, View) else tree, Dense)
+def is_plain(tree: Encoding, dtype: torch.dtype) -> bool:
+    """Whether a tree is just its numbers in their logical dtype, perhaps in another orientation or gate by gate."""
+    parts = tree.members if isinstance(tree, Concat) else (tree.inner if isinstance(tree, View) else tree,)
+    return all(isinstance(part, Dense) and part.array.dtype == dtype for part in parts)
 
 
 def assign(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
@@ -152,4 +151,4 @@ def assign(model: nn.Module, names: tuple[str, ...], tensor: Tensor) -> None:
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether every element is a number; integers are."""
-    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+    return not tensor.is_floating_point() or bool(torch.isfinite(computable(tensor)).all())

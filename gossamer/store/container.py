@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gossamer.coding import Coded, Coder, decode_sparse_symbols, encode_sparse_symbols
+from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Category, Encoding, Leaf
 from gossamer.encoding.patterns import Mask, pack_bits
 from gossamer.encoding.serial import KINDS, Flat, flatten, unflatten
@@ -45,6 +46,11 @@ _WITH_PARTNER = 6  # length of a leaf's entry that names its mask
 _JOINT = -1  # this mask is told by the symbols that lie at its live positions
 _UNKNOWN_LIMIT = 4096  # elements per byte of file that are believed when no network says how many are needed
 _BLANK_SUM = "00000000"
+# Kind of packed value → its leaf of symbols, one per live position.
+_SYMBOLS = {
+    kind.__name__: field
+    for kind, field in ((Codebook, "index"), (Affine, "q"), (NormalLevels, "index"), (PowerLevels, "index"))
+}
 
 Json = Any
 
@@ -251,7 +257,7 @@ def _joint_candidates(flat: Flat) -> dict[int, int]:
             continue
         where_kind, where = fields_of(i - masked["where"]["n"])
         value_kind, value = fields_of(i - masked["value"]["n"])
-        symbols = {Codebook.__name__: "index", Affine.__name__: "q"}.get(value_kind)
+        symbols = _SYMBOLS.get(value_kind)
         if where_kind == Mask.__name__ and symbols is not None:
             mask_leaf, symbol_leaf = where["bits_packed"]["t"], value[symbols]["t"]
             if uses[mask_leaf] == uses[symbol_leaf] == 1 and mask_leaf < symbol_leaf:
@@ -537,11 +543,11 @@ def _records(
             seen.add(number)
             coder, table, payload = costs[number]
             entropy = entropy_bits(leaf) if measure_entropy else float("nan")
-            category = _category(leaf, trees[spec.name])
+            category = _category(leaf, trees[spec.name], spec.dtype)
             yield Record(spec.name, leaf.path, category, coder, table, payload, prod(leaf_form(leaf)[1]), entropy)
     if len(seen) != len(tensors):
         raise FormatError(f"found {len(tensors) - len(seen)} leaves that no tensor uses")
 
 
-def _category(leaf: Leaf, tree: Encoding) -> Category:
-    return Category.UNTOUCHED if is_plain(tree) else leaf.category
+def _category(leaf: Leaf, tree: Encoding, dtype: torch.dtype) -> Category:
+    return Category.UNTOUCHED if is_plain(tree, dtype) else leaf.category

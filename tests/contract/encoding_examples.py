@@ -15,6 +15,7 @@ from gossamer.encoding import (
     Blocks,
     Codebook,
     Concat,
+    Constant,
     Convolutional,
     Dense,
     Encoding,
@@ -25,6 +26,8 @@ from gossamer.encoding import (
     Mask,
     Masked,
     Monarch,
+    NormalLevels,
+    PowerLevels,
     Scaled,
     Sum,
     TensorTrain,
@@ -167,6 +170,38 @@ def masked_codebook_grouped(m: Maker) -> Example:
     return Example(tree, (5, 7), 35 + 2 * live + 40 * m.width)
 
 
+def constant(m: Maker) -> Example:
+    return Example(Constant((4, 3), 0.75), (4, 3), 0)
+
+
+def normal_levels(m: Maker) -> Example:
+    return Example(NormalLevels(35, 35, m.symbols(8, 5, 7), m.positive(1), 3), (5, 7), 35 * 3 + m.width)
+
+
+def normal_levels_ragged_groups(m: Maker) -> Example:
+    tree = NormalLevels(7, 4, m.symbols(16, 5, 7), m.positive(10))
+    return Example(tree, (5, 7), 35 * 4 + 10 * m.width)
+
+
+def power_levels(m: Maker) -> Example:
+    exponent = torch.tensor([-3, 0, 1, 2, -1], dtype=torch.int8)
+    return Example(PowerLevels(7, 7, m.symbols(15, 5, 7), exponent), (5, 7), 35 * 4 + 5 * 8)
+
+
+def masked_levels(m: Maker) -> Example:
+    where = m.mask(5, 7)
+    live = m.live(where)
+    tree = Masked(where, NormalLevels(7, 4, m.symbols(4, live), m.positive(10), 2))
+    return Example(tree, (5, 7), 35 + 2 * live + 10 * m.width)
+
+
+def masked_power_levels(m: Maker) -> Example:
+    where = m.mask(5, 7)
+    live = m.live(where)
+    tree = Masked(where, PowerLevels(35, 35, m.symbols(7, live), torch.tensor([1], dtype=torch.int8), 3))
+    return Example(tree, (5, 7), 35 + 3 * live + 8)
+
+
 def low_rank(m: Maker) -> Example:
     return Example(LowRank(m.dense(5, 2), m.dense(2, 3, 2, 2)), (5, 3, 2, 2), (10 + 24) * m.width)
 
@@ -289,5 +324,6 @@ MAKERS: tuple[Callable[[Maker], Example], ...] = (
     *(kept_filled, scaled, scaled_one_side, tucker_two, cp, tensor_train, monarch, shared_codebook),
     *(vector_codebook, vector_codebook_of_kernels, hashed, predicted, predicted_convolution),
     *(toeplitz, convolutional_strided, convolutional_in_tiles),
+    *(constant, normal_levels, normal_levels_ragged_groups, power_levels, masked_levels, masked_power_levels),
     everything_at_once,
 )

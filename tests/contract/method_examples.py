@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from gossamer.methods.base import Method
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
-from gossamer.methods.quantize import RoundToNearest
+from gossamer.methods.quantize import (
+    Cast,
+    FoldBatchNorm,
+    LearnedStep,
+    MixedBits,
+    NormalFloat,
+    PowerOfTwo,
+    RoundToNearest,
+    Ternary,
+)
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Channels
 
@@ -42,6 +51,22 @@ METHODS: Mapping[str, Method] = {
     },
     "rtn-half-scales": RoundToNearest(bits=4, scale_dtype="float16"),
     "rtn-bfloat16-scales": RoundToNearest(bits=4, group=5, scale_dtype="bfloat16"),
+    **{
+        f"ternary-{threshold}-{group}": Ternary(threshold=threshold, group=group)  # type: ignore[arg-type]
+        for threshold in (0.7, 1.5, "optimal")
+        for group in ("tensor", "channel", 5)
+    },
+    "ternary-half-scales": Ternary(scale_dtype="bfloat16"),
+    **{f"power-of-two-{bits}": PowerOfTwo(bits=bits) for bits in (2, 4, 6)},
+    "power-of-two-log-grouped": PowerOfTwo(group=5, nearest="log"),
+    **{f"normal-float-{bits}": NormalFloat(bits=bits, group=8) for bits in (2, 4, 8)},
+    "normal-float-half-scales": NormalFloat(group="tensor", scale_dtype="float16"),
+    **{f"learned-step-{bits}": LearnedStep(bits=bits) for bits in (2, 4, 8)},
+    "learned-step-grouped-half-steps": LearnedStep(bits=3, group=5, scale_dtype="bfloat16"),
+    "mixed-bits-average": MixedBits(average_bits=3.7),
+    "mixed-bits-bytes": MixedBits(budget_bytes=2400, bits=(2, 5, 8), symmetric=False, scale_dtype="float16"),
+    **{f"cast-{dtype}": Cast(dtype=dtype) for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")},
+    "fold-batch-norm": FoldBatchNorm(),
     "svd-rank": SVD(rank=2),
     "svd-energy": SVD(energy=0.7),
     "svd-bytes": SVD(budget_bytes=9000),
@@ -96,7 +121,7 @@ WEIGHTS = (
 
 def usual(method: Method) -> str:
     """A weight of the network that the method handles."""
-    if isinstance(method, Channels):
+    if isinstance(method, (Channels, FoldBatchNorm)):
         return "fc1.weight"
     return "conv1d.weight" if isinstance(method, (Tucker2, CP)) else "linear.weight"
 
@@ -176,7 +201,12 @@ def network(method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network with random weights that the method can handle."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        kinds: dict[type[Method], type[nn.Module]] = {Channels: Chain, Tie: Twins, Translation: Shifts}
+        kinds: dict[type[Method], type[nn.Module]] = {
+            Channels: Chain,
+            FoldBatchNorm: Chain,
+            Tie: Twins,
+            Translation: Shifts,
+        }
         model = kinds.get(type(method), Zoo)().eval()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):

@@ -82,7 +82,8 @@ class Holder(nn.Module):
 
 
 def held(example: Example, dtype: torch.dtype) -> tuple[Holder, tuple[Any, ...]]:
-    model = Holder(example.shape, dtype, buffer=all(f.role is not Role.TRAINABLE for f in example.tree.leaves()))
+    fixed = any(isinstance(node, Dense) and node.fixed for _, node in example.tree.nodes())
+    model = Holder(example.shape, dtype, buffer=fixed)
     found = specs(model)
     return attach(model, found, {"w": example.tree}), found  # type: ignore[return-value]
 
@@ -161,6 +162,9 @@ def test_indices_zero_points_and_buffers_never_train() -> None:
         ("Affine", "zero_point"): Role.FIXED,
         ("Codebook", "index"): Role.INDEX,
         ("VectorCodebook", "index"): Role.INDEX,
+        ("NormalLevels", "index"): Role.INDEX,
+        ("PowerLevels", "index"): Role.INDEX,
+        ("PowerLevels", "exponent"): Role.FIXED,
         ("Mask", "bits_packed"): Role.INDEX,
         ("Blocks", "bits_packed"): Role.INDEX,
         ("NM", "choice"): Role.INDEX,

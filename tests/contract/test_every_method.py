@@ -20,7 +20,16 @@ from gossamer.methods.base import DENSE, MASKED, Method
 from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import Magnitude
-from gossamer.methods.quantize import RoundToNearest
+from gossamer.methods.quantize import (
+    Cast,
+    FoldBatchNorm,
+    LearnedStep,
+    MixedBits,
+    NormalFloat,
+    PowerOfTwo,
+    RoundToNearest,
+    Ternary,
+)
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Channels
 from gossamer.network import specs, tensors
@@ -84,6 +93,8 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
                 assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
             elif isinstance(method, Tie):  # the first of a pair stays what it was, the second becomes a sum
                 assert found in (promised, DENSE)
+            elif method.leaves_some:
+                assert found in (promised, skeleton_of(before[spec.name].at(path)))
             else:
                 assert found == promised
     trainable = run(model, [method]).network()
@@ -126,6 +137,8 @@ def test_only_weights_are_touched_unless_named(method: Method) -> None:
     after, _ = result_of(method, model, trees_of(model))
     if isinstance(method, Channels):
         assert set(after) == {s.name for s in specs(model)} - {"fc2.bias", "batch.num_batches_tracked"}
+    elif isinstance(method, FoldBatchNorm):
+        assert set(after) == {s.name for s in specs(model) if s.name.startswith(("conv.", "batch."))}
     else:
         assert set(after) <= set(weights_of(method))
         mine = weights_of(method)
@@ -136,6 +149,12 @@ def test_only_weights_are_touched_unless_named(method: Method) -> None:
 @every_method
 def test_only_and_skip_choose_tensors(method: Method) -> None:
     model = network(method)
+    if isinstance(method, FoldBatchNorm):  # there is one layer to choose
+        chosen, _ = result_of(FoldBatchNorm(only="conv.weight"), model, trees_of(model))
+        assert len(chosen) == 7
+        with pytest.raises(CompositionError, match="matches no layer"):
+            result_of(FoldBatchNorm(skip="conv.*"), model, trees_of(model))
+        return
     names = choosable(method)
     only = type(method)(**{**vars(method), "only": names})
     skip = type(method)(**{**vars(method), "skip": names})
@@ -167,7 +186,7 @@ def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
         assert accepted == (
             DENSE.accepts(skeleton) or (MASKED.accepts(skeleton) and not isinstance(method, DENSE_ONLY))
         ), name
-        if isinstance(method, (Channels, Tie)) or not accepted:
+        if isinstance(method, (Channels, FoldBatchNorm, Tie)) or not accepted:
             continue
         after, _ = result_of(method, model, trees)
         made = after[usual(method)]
@@ -199,6 +218,11 @@ def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_beco
         (KMeans(bits=3), TensorTrain(rank=2), "factorize first"),
         (Magnitude(sparsity=0.5), Monarch(blocks=2), "factorize first"),
         (SVD(rank=2), LowRankPlusSparse(rank=2, density=0.1), "changes no layer|factorize first"),
+        (Ternary(), PowerOfTwo(), "cannot be quantized again"),
+        (NormalFloat(), KMeans(bits=2), "cannot be clustered again"),
+        (LearnedStep(), Magnitude(sparsity=0.5), "Prune before sharing or quantizing"),
+        (KMeans(bits=3), Cast(dtype="float16"), "smaller than a cast"),
+        (RoundToNearest(), FoldBatchNorm(), "Fold before"),
         (Magnitude(sparsity=0.5), Channels(sparsity=0.5), "Remove channels first"),
         (SVD(rank=2), Channels(sparsity=0.5), "Remove channels first"),
         (KMeans(bits=3), Channels(sparsity=0.5), "Remove channels first"),
@@ -294,6 +318,20 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: KMeans(bits=2, group_size=0),
         lambda: KMeans(bits=2, group_size=4, network_wide=True),
         lambda: RoundToNearest(bits=1),
+        lambda: Ternary(threshold=0.0),
+        lambda: Ternary(threshold="best"),  # type: ignore[arg-type]
+        lambda: Ternary(group=0),
+        lambda: PowerOfTwo(bits=7),
+        lambda: PowerOfTwo(nearest="cubic"),  # type: ignore[arg-type]
+        lambda: NormalFloat(bits=1),
+        lambda: NormalFloat(scale_dtype="float8"),  # type: ignore[arg-type]
+        lambda: LearnedStep(bits=9),
+        MixedBits,
+        lambda: MixedBits(average_bits=3, budget_bytes=100),
+        lambda: MixedBits(average_bits=3, bits=(4, 2)),
+        lambda: MixedBits(average_bits=3, bits=(1, 2)),
+        lambda: MixedBits(average_bits=3, weighted="loss"),  # type: ignore[arg-type]
+        lambda: Cast(dtype="float4"),  # type: ignore[arg-type]
         lambda: RoundToNearest(bits=4, group=0),
         lambda: RoundToNearest(bits=4, group="row"),  # type: ignore[arg-type]
         lambda: RoundToNearest(bits=4, scale_dtype="int8"),  # type: ignore[arg-type]

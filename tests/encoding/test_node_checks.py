@@ -16,6 +16,7 @@ from gossamer.encoding import (
     Blocks,
     Codebook,
     Concat,
+    Constant,
     Dense,
     Encoding,
     Grouping,
@@ -24,6 +25,8 @@ from gossamer.encoding import (
     Mask,
     Masked,
     Monarch,
+    NormalLevels,
+    PowerLevels,
     Ref,
     Scaled,
     Sum,
@@ -88,6 +91,14 @@ def u8(*values: int) -> torch.Tensor:
         lambda: Affine(2, 2, u8(1, 1), d(1), u8(1, 1), 4),
         lambda: Affine(2, 2, u8(1, 1), d(1), 256, 4),
         lambda: Affine(2, 2, torch.zeros(2), d(1), 0, 4),
+        lambda: NormalLevels(2, 2, torch.zeros(2), d(1)),
+        lambda: NormalLevels(2, 2, u8(0, 1), d(1, 1)),
+        lambda: NormalLevels(2, 2, u8(0, 1), d(1), 9),
+        lambda: NormalLevels(2, 3, u8(0, 1), d(1)),
+        lambda: PowerLevels(2, 2, u8(0, 1), torch.zeros(1), 4),
+        lambda: PowerLevels(2, 2, u8(0, 1), torch.zeros(1, 1, dtype=torch.int8), 4),
+        lambda: PowerLevels(2, 2, torch.zeros(2), torch.zeros(1, dtype=torch.int8), 4),
+        lambda: PowerLevels(2, 2, u8(0, 1), torch.zeros(1, dtype=torch.int8), 7),
         lambda: Codebook(2, 2, torch.zeros(2), d(1, 2)),
         lambda: Codebook(2, 2, u8(0, 1), d(2)),
         lambda: Codebook(2, 2, u8(0, 1), d(1, 257)),
@@ -108,6 +119,9 @@ def test_malformed_structure_is_refused_when_made(make: Callable[[], Encoding]) 
         NM(torch.tensor([-1], dtype=torch.int16), (1, 4), 2, 4),
         Affine(2, 2, u8(1, 16), d(1), 0, 4),
         Codebook(2, 2, u8(0, 2), d(1, 2)),
+        NormalLevels(2, 2, u8(0, 4), d(1), 2),
+        PowerLevels(2, 2, u8(0, 3), torch.zeros(1, dtype=torch.int8), 2),
+        PowerLevels(2, 2, u8(0, 2), torch.full((1,), -91, dtype=torch.int8), 2),
         Masked(Mask.of(torch.ones(3).bool()), d(2)),
         Kept(d(2), (Mask.of(torch.ones(3).bool()),), (1,)),
         Kept(d(2), (Mask.of(torch.ones(2).bool()),), (1 << 50,)),
@@ -120,6 +134,14 @@ def test_malformed_structure_is_refused_when_made(make: Callable[[], Encoding]) 
 def test_contents_that_the_structure_does_not_allow_are_refused_by_validate(node: Encoding) -> None:
     with pytest.raises(FormatError, match=r"^\w+: found .+, expected .+"):
         node.validate()
+
+
+@pytest.mark.parametrize("fields", [[[1 << 40], 0.0], [[-1], 0.0], [[2], 1e999], [[2], "0"], [2, 0.0]])
+def test_a_constant_stands_for_no_more_than_its_tensor_needs(fields: list[object]) -> None:
+    assert unflatten([["Constant", 1]], [[0, [3], 0.5]], {"w": 0}, [], most=3)["w"].to_dense().tolist() == [0.5] * 3
+    with pytest.raises(FormatError, match="Constant"):
+        unflatten([["Constant", 1]], [[0, *fields]], {"w": 0}, [], most=1 << 20)
+    assert Constant((2, 0), 1.0).to_dense().shape == (2, 0)
 
 
 def test_groups_of_a_value_that_is_not_packed_are_checked_over_its_own_elements() -> None:

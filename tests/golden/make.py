@@ -21,6 +21,7 @@ from gossamer.encoding import (
     Blocks,
     Codebook,
     Concat,
+    Constant,
     Dense,
     Encoding,
     Kept,
@@ -29,6 +30,8 @@ from gossamer.encoding import (
     Mask,
     Masked,
     Monarch,
+    NormalLevels,
+    PowerLevels,
     Scaled,
     Sum,
     TensorSpec,
@@ -136,7 +139,25 @@ def joined() -> Trees:
     }
 
 
-GOLDEN: dict[str, Callable[[], Trees]] = {"pruned": pruned, "factors": factors, "joined": joined}
+def levels() -> Trees:
+    """Levels that formulas give, plain and under masks, casts, constants."""
+    n = Numbers(4)
+    where = Mask.of(n.mask(0.4, 6, 10))
+    live = where.positions().numel()
+    normal = NormalLevels(10, 4, n.symbols(16, 6, 10), Dense(n.floats(18).abs() + 1))
+    powers = PowerLevels(10, 10, n.symbols(7, live), n.symbols(9, 6).to(torch.int8) - 4, 3)
+    return {
+        "normal": normal,
+        "sparse_normal": Masked(where, NormalLevels(60, 60, n.symbols(4, live), Dense(n.floats(1).half()), 2)),
+        "powers": Masked(where, powers),
+        "ternary": Affine(10, 10, n.symbols(3, 6, 10), Dense(n.floats(6).abs() + 1), 1, 2),
+        "cast": Dense(n.floats(5, 8).to(torch.float8_e4m3fn), fixed=True),
+        "shift": Constant((6,), 1 - 1e-5),
+    }
+
+
+# Kinds that came later have files of their own: those that are there are never written again.
+GOLDEN: dict[str, Callable[[], Trees]] = {"pruned": pruned, "factors": factors, "joined": joined, "levels": levels}
 
 
 def specs_of(trees: Trees) -> tuple[TensorSpec, ...]:

@@ -1,5 +1,21 @@
 """Value quantization: fewer bits per value."""
 
+from gossamer.methods.quantize.cast import Cast
+from gossamer.methods.quantize.fold import FoldBatchNorm
+from gossamer.methods.quantize.lsq import LearnedStep
+from gossamer.methods.quantize.mixed import MixedBits
+from gossamer.methods.quantize.normal import NormalFloat
+from gossamer.methods.quantize.power import PowerOfTwo
 from gossamer.methods.quantize.rtn import RoundToNearest
+from gossamer.methods.quantize.ternary import Ternary
 
-__all__ = ["RoundToNearest"]
+__all__ = [
+    "Cast",
+    "FoldBatchNorm",
+    "LearnedStep",
+    "MixedBits",
+    "NormalFloat",
+    "PowerOfTwo",
+    "RoundToNearest",
+    "Ternary",
+]

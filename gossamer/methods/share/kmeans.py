@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,6 +141,18 @@ class KMeans(Method):
         if isinstance(weight, Masked):
             return Masked(weight.where, packed)
         return Codebook(grouping.columns, grouping.size, index.view(site.shape), table)
+
+    def assign(self, site: Site, weight: Encoding, grid: Encoding) -> Encoding | None:
+        """The nearest of the centroids that are there."""
+        positions, values = live_values(weight)
+        old = grid.value if isinstance(grid, Masked) else grid
+        assert isinstance(old, Codebook)
+        shared = old.stored_groups() == 1
+        groups = torch.zeros(1, dtype=torch.int64) if shared else index_groups(values, positions, old.grouping())
+        index = nearest(values, old.table.to_dense().detach().float(), groups)
+        if isinstance(weight, Masked):
+            return Masked(weight.where, dataclasses.replace(old, index=index))
+        return dataclasses.replace(old, index=index.view(site.shape))
 
     def _fit(self, values: Tensor, groups: Tensor, count: int) -> Tensor:
         """Centroids per group, float64 [groups, entries]; groups with fewer repeat their last."""

@@ -1,0 +1,266 @@
+"""Fine-tuning for quantization: the forward pass computes with quantized weights, the latent ones behind them train."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import nn
+
+from gossamer.drive.one_shot import Planned, apply_plan, plan_method
+from gossamer.drive.recipe import Stage, State, plan_json, run_method
+from gossamer.drive.source import TreeSource
+from gossamer.drive.tune import Tune, batches_of, train
+from gossamer.encoding.node import Encoding, Role, Value
+from gossamer.encoding.values import Constant, Dense
+from gossamer.encoding.weights import Masked
+from gossamer.errors import PlanError
+from gossamer.methods.base import DENSE, Method, Site
+from gossamer.methods.straight import straight_through
+from gossamer.network.attach import Attached, attach, attached
+from gossamer.network.rebuild import small_tree
+
+__all__ = ["Latents", "QuantizationAware"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class QuantizationAware(Stage):
+    """Train with the weights as the methods will leave them, then apply the methods.
+
+    The float weights stay (dense, or the survivors of a mask) and train; every forward pass computes with their
+    quantized values, gradients go straight through the rounding. Scales and centroids are fitted to the weights
+    anew every ``refresh`` steps and kept in between; which level or centroid a weight takes is decided at every step.
+    Methods that learn their scales (`LearnedStep`) fit them once and train them. The result holds exactly
+    the weights that a forward pass after the last step computes with.
+
+    Args:
+        methods: quantizing or sharing ones, on different tensors.
+        tune: the training run.
+        refresh: steps between fits, ≥ 1. Fits cost about a tenth of a step for rounding and ternary weights, several
+            steps for k-means.
+
+    Source: Jacob et al. 2018, arXiv 1712.05877, section 3; Bengio et al. 2013, arXiv 1308.3432, section 4.
+    """
+
+    methods: tuple[Method, ...]
+    tune: Tune = field(default_factory=Tune)
+    refresh: int = 1
+
+    def __post_init__(self) -> None:
+        given: object = self.methods
+        object.__setattr__(self, "methods", tuple(given) if isinstance(given, (tuple, list)) else (given,))
+        for method in self.methods:
+            checked: object = method
+            if not isinstance(checked, Method) or not _quantizes(checked):
+                found = type(method).__name__
+                raise PlanError(f"QuantizationAware: found {found}, expected methods that quantize or share values")
+        if not self.methods or self.refresh < 1:
+            found = f"{len(self.methods)} methods, refresh {self.refresh}"
+            raise PlanError(
+                f"QuantizationAware: found {found}, expected at least one method and a refresh of 1 or more"
+            )
+
+    @property
+    def needs_data(self) -> bool:
+        """It trains."""
+        return True
+
+    def inside(self) -> tuple[Method, ...]:
+        """The methods that the weights are trained for."""
+        return self.methods
+
+    def run(self, state: State) -> None:
+        """Attach, train with quantized forward passes, apply the methods for good."""
+        if not state.training:
+            for method in self.methods:
+                run_method(method, state)
+            return
+        data = batches_of(state.data, "quantization-aware training")
+        latents = Latents(self.methods, state)
+
+        def before_step(step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
+            del steps, optimizer
+            if step:
+                latents.moved(refresh=step % self.refresh == 0)
+
+        train(
+            latents.network,
+            data,
+            self.tune,
+            teacher=state.model if self.tune.distil else None,
+            loss=state.loss,
+            progress=state.progress,
+            title="quantization-aware training",
+            before_step=before_step,
+        )
+        latents.settle(refresh=self.tune.epochs * len(data) % self.refresh == 0)
+        state.take(latents.network)
+        for planned in latents.planned:
+            state.plans.append(plan_json(planned.method, planned))
+            for site, why in planned.skipped.items():
+                state.skipped.setdefault(site, f"{type(planned.method).__name__}: {why}")
+
+
+def _quantizes(method: Method) -> bool:
+    """Whether a method turns plain numbers into values of another kind, in place or under a mask that it finds."""
+    made = [rule.produces(DENSE) for rule in method.rules() if rule.accepts.accepts(DENSE)]
+    values = [dict(m.children)["value"] if m.kind is Masked else m for m in made]
+    masks = [m.kind is Masked and v.kind is Dense for m, v in zip(made, values, strict=True)]
+    return bool(made) and not any(masks) and all(issubclass(v.kind, Value) and v.kind is not Constant for v in values)
+
+
+@dataclass
+class _Slot:
+    """A site while it trains.
+
+    Args:
+        method: that quantizes it.
+        site: which.
+        grid: what the method last made of it: scales and centroids count, where the values lay does not.
+        learned: holds the grid instead if its leaves train.
+        fresh: the grid was made of the weights as they are now, so their places in it count too.
+    """
+
+    method: Method
+    site: Site
+    grid: Encoding
+    learned: Attached | None = None
+    fresh: bool = True
+
+    def current(self) -> Encoding:
+        """The grid."""
+        return self.grid if self.learned is None else self.learned.tree
+
+    def surrogate(self, latent: Encoding) -> Encoding:
+        """What training computes with."""
+        if self.fresh and self.learned is None:
+            return straight_through(latent, self.grid)
+        return self.method.surrogate(self.site, latent, self.current())
+
+    def quantized(self, latent: Encoding) -> Encoding:
+        """The same for good."""
+        if self.fresh and self.learned is None:
+            return self.grid
+        return self.method.assign(self.site, latent, self.current()) or self.current()
+
+
+@final
+class _Quantizer(nn.Module):
+    """What a weight's latent tree goes through: every site of a method quantized."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slots: dict[str, _Slot] = {}
+        self.learned = nn.ModuleList()  # holders of grids whose leaves train
+
+    def add(self, slot: _Slot) -> None:
+        """Quantize one more site."""
+        if slot.method.learns:
+            # In training steps are float32 whatever they are at rest: they change by less than half precision holds.
+            wide = slot.grid.map_leaves(lambda f: f.tensor.float() if f.role is Role.TRAINABLE else f.tensor)
+            slot.learned = Attached(wide, torch.float32, {})
+            self.learned.append(slot.learned)
+        self.slots[slot.site.path] = slot
+
+    def forward(self, tree: Encoding) -> Encoding:
+        """The tree that the layer multiplies with, differentiable in the latent leaves."""
+        for path, slot in self.slots.items():
+            tree = tree.put(path, slot.surrogate(tree.at(path)))
+        return tree
+
+    def quantized(self, tree: Encoding) -> Encoding:
+        """The same for good."""
+        for path, slot in self.slots.items():
+            tree = tree.put(path, slot.quantized(tree.at(path)))
+        return tree
+
+
+@final
+class Latents:
+    """A network that computes with quantized weights while the latent ones train.
+
+    Args:
+        methods: on different tensors, each takes what those before it left.
+        state: of the recipe; not changed.
+    """
+
+    def __init__(self, methods: tuple[Method, ...], state: State) -> None:
+        trees = {spec.name: small_tree(state.trees[spec.name]) for spec in state.specs}
+        self._specs = state.specs
+        self.planned: list[Planned] = []
+        self._through: dict[str, _Quantizer] = {}
+        for method in methods:
+            source = TreeSource(self._specs, trees)
+            bound = method.bind(state.model, state.example())
+            planned = plan_method(bound, source, state.evidence(bound))
+            made = apply_plan(planned, source)
+            for site in planned.sites.values():
+                through = self._through.setdefault(site.spec.name, _Quantizer())
+                through.add(_Slot(planned.method, site, made[site.spec.name].at(site.path)))
+            trees |= made  # so that the next method finds only what is left
+            self.planned.append(planned)
+        self.network = attach(copy.deepcopy(state.model), state.specs, state.trees, self._through)
+
+    def moved(self, *, refresh: bool) -> None:
+        """Say that the latent weights have changed.
+
+        Args:
+            refresh: fit scales and centroids to them anew, except those that train.
+        """
+        for through in self._through.values():
+            for slot in through.slots.values():
+                slot.fresh = False
+        for i, planned in enumerate(self.planned):
+            if refresh and not planned.method.learns:
+                self._refit(i)
+
+    def settle(self, *, refresh: bool) -> None:
+        """Replace the latent weights, which have changed, by the quantized ones, for good.
+
+        Args:
+            refresh: as in `moved`; methods that can do nothing else fit anew in any case.
+        """
+        self.moved(refresh=refresh)
+        for i, planned in enumerate(self.planned):
+            if not (refresh or planned.method.learns or self._assigns(planned)):
+                self._refit(i)
+        for name, holder in self._holders().items():
+            through = self._through[name]
+            quantized = through.quantized(holder.tree)
+            for alias in attached(self.network).values():
+                if alias.through is through:
+                    alias.through = None
+                    alias.replace(quantized)
+
+    def _holders(self) -> dict[str, Attached]:
+        found = attached(self.network)
+        return {name: found[name] for name in self._through}
+
+    def _assigns(self, planned: Planned) -> bool:
+        site = next(iter(planned.sites.values()))
+        tree = self._holders()[site.spec.name].tree
+        slot = self._through[site.spec.name].slots[site.path]
+        return planned.method.assign(site, tree.at(site.path), slot.current()) is not None
+
+    def _refit(self, number: int) -> None:
+        planned = self.planned[number]
+        source = TreeSource(tuple(s for s in self._specs if s.name in self._through), self._seen_by(planned))
+        if planned.plan.shared:  # what several tensors hold in common is made by the plan
+            planned = self.planned[number] = plan_method(planned.method, source, planned.evidence)
+        made = apply_plan(planned, source)
+        for site in planned.sites.values():
+            slot = self._through[site.spec.name].slots[site.path]
+            slot.grid, slot.fresh = made[site.spec.name].at(site.path), True
+
+    def _seen_by(self, planned: Planned) -> dict[str, Encoding]:
+        """The latent trees, with the sites of other methods quantized as if those had run before."""
+        trees: dict[str, Encoding] = {}
+        for name, holder in self._holders().items():
+            trees[name] = holder.tree
+            for path, slot in self._through[name].slots.items():
+                if slot.method is not planned.method:
+                    trees[name] = trees[name].put(path, slot.current())
+        return trees
