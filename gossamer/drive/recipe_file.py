@@ -21,7 +21,7 @@ from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, Tens
 from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
 from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
-from gossamer.methods.shrink import Channels
+from gossamer.methods.shrink import Blocks, Channels, Heads
 
 __all__ = ["ENTRIES", "dump_recipe", "load_recipe", "parse_recipe"]
 
@@ -44,13 +44,15 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "factorize.Monarch": Monarch,
         "factorize.LowRankPlusSparse": LowRankPlusSparse,
         "shrink.Channels": Channels,
+        "shrink.Heads": Heads,
+        "shrink.Blocks": Blocks,
         "Gradual": Gradual,
         "Tune": Tune,
     }
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
 _PARTS = (Unstructured, Rows, Columns, Block, NofM)
-_DERIVED = frozenset({"couplings", "reasons"})  # found in the network, not written by people
+_DERIVED = frozenset({"bound", "candidates"})  # found in the network, not written by people
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -167,6 +169,8 @@ def _plain(value: Any) -> Any:
         return {_NAMES[type(value)]: settings}
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return dict(value)
     return value
 
 

@@ -17,9 +17,10 @@ from torch.nn.utils import parametrize
 
 from gossamer.encoding.node import Encoding, Leaf, Role
 from gossamer.encoding.spec import TensorSpec
-from gossamer.encoding.weights import Kept, View
+from gossamer.encoding.values import Dense
+from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.network.inspect import assign, is_plain, owner_of, plain_tree
-from gossamer.network.rebuild import resize_modules, small_tree
+from gossamer.network.rebuild import prepare, refresh, removed_modules, small_tree
 
 __all__ = ["Attached", "attach", "attached", "harvest"]
 
@@ -139,14 +140,12 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
         The model.
     """
     owned: dict[int, tuple[Any, Any]] = {}
-    resized: dict[str, tuple[int, ...]] = {}
     frozen: list[Attached] = []
+    gone = prepare(model, specs, trees)
     for spec in specs:
-        if spec.name not in trees:
+        if spec.name not in trees or spec.name in gone:
             continue
         tree = small_tree(trees[spec.name])
-        if tree is not trees[spec.name]:
-            resized |= dict.fromkeys(spec.names, tree.dense_shape())
         if is_plain(tree):
             assign(model, spec.names, tree.to_dense().detach().clone().to(spec.dtype))
             continue
@@ -158,7 +157,7 @@ def attach(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, En
             frozen += [] if old is None or old.requires_grad else [wrapped]
             module._parameters[key] = nn.Parameter(wrapped().detach())
             parametrize.register_parametrization(module, key, wrapped, unsafe=True)
-    resize_modules(model, resized)
+    refresh(model)
     _freeze(model, frozen)
     return model
 
@@ -197,8 +196,12 @@ def harvest(
     copies: dict[int, tuple[Any, Any]] = {}
     wrapped = attached(model)
     found: dict[str, Encoding] = {}
+    removed = () if like is None else removed_modules(model, specs, like)
     for spec in specs:
         outer = None if like is None else like.get(spec.name)
+        if outer is not None and any(spec.name.startswith(f"{module}.") for module in removed):
+            found[spec.name] = outer
+            continue
         if spec.name in wrapped:
             tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().to("cpu", copy=True), copies)
         else:
@@ -220,4 +223,11 @@ def _outside(outer: Encoding, tree: Encoding) -> Encoding:
         return outer.with_parts({"inner": tree})
     if isinstance(outer, View) and isinstance(outer.inner, Kept) and isinstance(tree, View):
         return outer.with_parts({"inner": outer.inner.with_parts({"inner": tree.inner})})
+    if isinstance(outer, Concat):
+        if isinstance(tree, Dense):
+            rows = [small_tree(m).dense_shape()[0] for m in outer.members]
+            tree = Concat(tuple(Dense(part, tree.fixed) for part in torch.split(tree.array, rows)))
+        if isinstance(tree, Concat):
+            pairs = zip(outer.members, tree.members, strict=True)
+            return Concat(tuple(_outside(mine, trained) for mine, trained in pairs))
     return tree

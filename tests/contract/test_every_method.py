@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from contract.method_examples import METHODS, WEIGHTS, Zoo, network, usual
+from contract.method_examples import METHODS, STRUCTURED, WEIGHTS, Zoo, data, example, network, usual
 from contract.test_every_encoding import same_bits, same_trees
 from torch import nn
 
@@ -22,7 +22,8 @@ from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, Tens
 from gossamer.methods.prune import Magnitude
 from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
-from gossamer.methods.shrink import Channels
+from gossamer.methods.shrink import Blocks as ResidualBlocks
+from gossamer.methods.shrink import Channels, Heads
 from gossamer.network import specs, tensors
 
 FACTORIZE = (SVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
@@ -43,7 +44,7 @@ def result_of(
 ) -> tuple[dict[str, Encoding], list[dict]]:
     """New trees and the JSON of the plan."""
     source = TreeSource(specs(model), trees)
-    planned = plan_method(method.bind(model, None), source)
+    planned = plan_method(method.bind(model, example(method, next(model.parameters()).dtype)), source)
     return apply_plan(planned, source), [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
 
 
@@ -62,7 +63,7 @@ def test_every_method_of_the_package_has_an_example() -> None:
 def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Method, dtype: torch.dtype) -> None:
     model = network(method, dtype)
     before = trees_of(model)
-    bound = method.bind(model, None)
+    bound = method.bind(model, example(method, dtype))
     after, _ = result_of(method, model, before)
     assert after
     for spec in specs(model):
@@ -75,14 +76,15 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
         for path in bound.find(spec, skeleton_of(before[spec.name])).paths:
             promised = bound.produces(skeleton_of(before[spec.name].at(path)))
             found = skeleton_of(tree.at(path))
-            if isinstance(
-                method, (Channels, CP)
-            ):  # which dimensions lose channels, and how many there are: not promised
+            if isinstance(method, (*STRUCTURED, CP)):  # which dimensions lose channels, how many: not promised
                 assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
             else:
                 assert found == promised
-    trainable = run(model, [method]).network()
+    trainable = run(model, [method], data=data(method, dtype)).network()
+    gone = {n for n, t in after.items() if isinstance(t, Kept) and 0 in t.inner.dense_shape()}
     for spec in specs(model):
+        if spec.name in gone or spec.name.endswith("num_batches_tracked"):  # with their block
+            continue
         module, _, name = spec.name.rpartition(".")
         assert getattr(trainable.get_submodule(module), name).dtype == spec.dtype
 
@@ -119,8 +121,12 @@ def test_the_plan_is_json(method: Method) -> None:
 def test_only_weights_are_touched_unless_named(method: Method) -> None:
     model = network(method)
     after, _ = result_of(method, model, trees_of(model))
-    if isinstance(method, Channels):
+    if isinstance(method, Channels) and method.scope == "uniform" and method.score != "batchnorm":
         assert set(after) == {s.name for s in specs(model)} - {"fc2.bias", "batch.num_batches_tracked"}
+    elif isinstance(method, Heads):
+        assert set(after) == {"attention.in_proj_weight", "attention.in_proj_bias", "attention.out_proj.weight"}
+    elif isinstance(method, STRUCTURED):
+        assert not any(name.startswith(("fc2.bias", "stem")) for name in after)
     else:
         assert set(after) <= set(WEIGHTS)
         assert len(after) >= min(3, sum(s.kind in method.kinds for s in specs(model) if s.name in WEIGHTS))
@@ -131,6 +137,23 @@ def test_only_weights_are_touched_unless_named(method: Method) -> None:
 def test_only_and_skip_choose_tensors(method: Method) -> None:
     model = network(method)
     name = usual(method)
+    if isinstance(method, Heads):  # it has one attention only
+        chosen, _ = result_of(type(method)(**{**vars(method), "only": name}), model, trees_of(model))
+        assert len(chosen) == 3
+        with pytest.raises(CompositionError, match="matches no layer"):
+            result_of(type(method)(**{**vars(method), "skip": name}), model, trees_of(model))
+        return
+    if isinstance(method, Channels) and method.score == "batchnorm":  # one of its layers has one
+        chosen, _ = result_of(type(method)(**{**vars(method), "only": "conv.weight"}), model, trees_of(model))
+        batch = {f"batch.{key}" for key in ("weight", "bias", "running_mean", "running_var")}
+        assert set(chosen) == {"conv.weight", "conv.bias", "fc1.weight"} | batch
+        return
+    if isinstance(method, ResidualBlocks):
+        chosen, _ = result_of(ResidualBlocks(sparsity=1.0, only=name), model, trees_of(model))
+        others, _ = result_of(ResidualBlocks(sparsity=1.0, skip=name), model, trees_of(model))
+        assert {n.rpartition(".")[0] for n in chosen} == {"blocks.0.conv", "blocks.0.batch"}
+        assert {n.rpartition(".")[0] for n in others} == {"blocks.1.conv", "blocks.1.batch"}
+        return
     only = type(method)(**{**vars(method), "only": name})
     skip = type(method)(**{**vars(method), "skip": name})
     chosen, _ = result_of(only, model, trees_of(model))
@@ -146,6 +169,9 @@ def test_only_and_skip_choose_tensors(method: Method) -> None:
 @every_method
 def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
     """Dense, freely masked, N:M and block-masked weights: accepted exactly if a rule says so, with its skeleton."""
+    if isinstance(method, (Heads, ResidualBlocks)):
+        assert [rule.accepts for rule in method.rules()] == [DENSE]
+        return
     model = network(method)
     given = {
         "dense": trees_of(model),
@@ -153,7 +179,7 @@ def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
         "2:4": {**trees_of(model), **(run(model, [METHODS["magnitude-2:4"]]).trees if isinstance(model, Zoo) else {})},
         "rows": {**trees_of(model), **run(model, [METHODS["magnitude-rows-uniform"]]).trees},
     }
-    bound = method.bind(model, None)
+    bound = method.bind(model, example(method))
     for name, trees in given.items():
         tree = trees[usual(method)]
         skeleton = skeleton_of(tree)
@@ -260,14 +286,14 @@ def test_weights_that_are_not_numbers_are_refused_by_name(method: Method, bad: f
     with torch.no_grad():
         tensors(model)[name].view(-1)[3] = bad
     with pytest.raises(DataError, match=rf"'{name}'.*1 NaN or infinite"):
-        run(model, [method])
+        run(model, [method], data=data(method))
 
 
 @every_method
 def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
     nothing = type(method)(**{**vars(method), "only": "no.such.tensor"})
     with pytest.raises(CompositionError, match=f"{type(method).__name__} matches no layer"):
-        run(network(method), [nothing])
+        run(network(method), [nothing], data=data(method))
 
 
 @pytest.mark.parametrize(
@@ -318,6 +344,14 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: LowRankPlusSparse(rank=2, density=1.5),
         lambda: LowRankPlusSparse(rank=2, density=0.1, rounds=0),
         lambda: Channels(sparsity=-0.1),
+        Channels,
+        lambda: Channels(sparsity=0.5, macs=0.5),
+        lambda: Channels(ms=0.0),
+        lambda: Channels(sparsity=0.5, multiple=0),
+        lambda: Channels(sparsity=0.5, score="luck"),  # type: ignore[arg-type]
+        lambda: Heads(sparsity=0.5, scope="lamp"),  # type: ignore[arg-type]
+        Heads,
+        lambda: ResidualBlocks(parameters=2.0),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: object) -> None:
