@@ -17,7 +17,6 @@ from torch.nn.utils import parametrize
 
 from gossamer.encoding.node import Encoding, Leaf, Role
 from gossamer.encoding.spec import TensorSpec
-from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.network.inspect import assign, is_plain, owner_of, plain_tree
 from gossamer.network.rebuild import prepare, refresh, removed_modules, small_tree
@@ -224,10 +223,7 @@ def _outside(outer: Encoding, tree: Encoding) -> Encoding:
     if isinstance(outer, View) and isinstance(outer.inner, Kept) and isinstance(tree, View):
         return outer.with_parts({"inner": outer.inner.with_parts({"inner": tree.inner})})
     if isinstance(outer, Concat):
-        if isinstance(tree, Dense):
-            rows = [small_tree(m).dense_shape()[0] for m in outer.members]
-            tree = Concat(tuple(Dense(part, tree.fixed) for part in torch.split(tree.array, rows)))
-        if isinstance(tree, Concat):
-            pairs = zip(outer.members, tree.members, strict=True)
-            return Concat(tuple(_outside(mine, trained) for mine, trained in pairs))
+        assert isinstance(tree, Concat)
+        pairs = zip(outer.members, tree.members, strict=True)
+        return Concat(tuple(_outside(mine, trained) for mine, trained in pairs))
     return tree

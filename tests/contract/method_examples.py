@@ -62,8 +62,12 @@ METHODS: Mapping[str, Method] = {
     "channels-multiple": Channels(sparsity=0.5, multiple=1),
     "channels-batchnorm": Channels(sparsity=0.5, score="batchnorm"),
     "channels-influence": Channels(sparsity=0.5, score="influence"),
+    "channels-taylor": Channels(sparsity=0.5, score="taylor"),
+    "channels-apoz": Channels(sparsity=0.5, score="apoz"),
+    "channels-reconstruction": Channels(sparsity=0.5, score="reconstruction"),
     "channels-merge": Channels(sparsity=0.5, score="merge"),
     "channels-global": Channels(sparsity=0.5, scope="global"),
+    "heads-taylor": Heads(sparsity=0.5, score="taylor", scope="uniform"),
     "heads": Heads(sparsity=0.5),
     "heads-influence": Heads(macs=0.8, score="influence", scope="uniform"),
     "blocks": Blocks(sparsity=0.5),
@@ -128,7 +132,7 @@ class Attending(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.inside(x)
-        return self.fc2(self.attention(x, x, x, need_weights=False)[0])
+        return self.fc2(self.attention(x, x, x, need_weights=False)[0]).mean(1)
 
 
 class Block(nn.Module):

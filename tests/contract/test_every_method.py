@@ -12,7 +12,9 @@ from contract.test_every_encoding import same_bits, same_trees
 from torch import nn
 
 from gossamer.drive import ModelSource, TreeSource, run
+from gossamer.drive.evidence import gather
 from gossamer.drive.one_shot import apply_plan, plan_method
+from gossamer.drive.progress import NoProgress
 from gossamer.encoding import Blocks, Encoding, Kept, Mask, Masked, skeleton_of
 from gossamer.encoding.spec import Kind
 from gossamer.errors import CompositionError, DataError, PlanError
@@ -44,7 +46,12 @@ def result_of(
 ) -> tuple[dict[str, Encoding], list[dict]]:
     """New trees and the JSON of the plan."""
     source = TreeSource(specs(model), trees)
-    planned = plan_method(method.bind(model, example(method, next(model.parameters()).dtype)), source)
+    dtype = next(model.parameters()).dtype
+    bound, given = method.bind(model, example(method, dtype)), data(method, dtype)
+    evidence = {}
+    if bound.needs and given is not None:
+        evidence = gather(model, specs(model), trees, bound.needs, given, progress=NoProgress())
+    planned = plan_method(bound, source, evidence)
     return apply_plan(planned, source), [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
 
 

@@ -18,7 +18,7 @@ import gossamer as gs
 from gossamer.drive import ModelSource, run
 from gossamer.drive.one_shot import Planned
 from gossamer.encoding import Encoding, Kept, skeleton_of
-from gossamer.errors import CompositionError, PlanError
+from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.base import Plan, Site
 from gossamer.methods.prune import Magnitude
 from gossamer.methods.shrink import Channels, channels, measured, target
@@ -246,8 +246,10 @@ def test_targets_and_scores_that_need_data_say_so() -> None:
     for method in (Channels(macs=0.5), Channels(ms=1.0), Channels(sparsity=0.5, score="influence")):
         with pytest.raises(PlanError, match="found no inputs to measure with, expected data"):
             run(wide(), [method])
-    with pytest.raises(PlanError, match="score 'taylor': found no statistics of the layers' inputs"):
+    with pytest.raises(DataError, match="found no data, expected data=… to gather grad from"):
         run(wide(), [Channels(sparsity=0.5, score="taylor")])
+    with pytest.raises(PlanError, match="score 'taylor': found no statistics of the layers' inputs"):
+        planned_with(Channels(sparsity=0.5, score="taylor"), wide(), {})
 
 
 # -- scores --------------------------------------------------------------------------------------------------------

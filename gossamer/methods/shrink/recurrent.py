@@ -120,7 +120,7 @@ def with_stand_ins(model: nn.Module) -> dict[str, Gates]:
     found: dict[str, Gates] = {}
     for name, module in list(model.named_modules()):
         gates = next((n for kind, n in _GATES.items() if type(module) is kind), 0)
-        if not name or not gates or getattr(module, "proj_size", 0):
+        if not name or not gates or getattr(module, "proj_size", False):
             continue
         new: nn.Module
         if isinstance(module, nn.RNNBase):

@@ -153,7 +153,7 @@ def refit(weight: Tensor, keep: Tensor, gram: Tensor) -> Tensor:
     w, g = computable(weight).double().flatten(1), gram.double()
     inner = g[stays][:, stays]
     ridge = 1e-6 * float(g.diagonal().mean().clamp_min(1e-30)) * torch.eye(len(inner), dtype=torch.float64)
-    fitted = torch.linalg.solve(inner + ridge, (w @ g[:, stays]).T).T  # [out, in] @ [in, kept] → [out, kept]
+    fitted: Tensor = torch.linalg.solve(inner + ridge, (w @ g[:, stays]).T).T  # [out, in] @ [in, kept] → [out, kept]
     return fitted.to(weight.dtype).view(weight.shape[0], -1, *weight.shape[2:])
 
 

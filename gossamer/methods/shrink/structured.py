@@ -38,7 +38,7 @@ from gossamer.methods.shrink.target import Bound, Target, keeps, reach
 
 __all__ = ["How", "Structured", "dense_sites"]
 
-_PLAIN = frozenset({Kind.LINEAR, Kind.CONV, Kind.EMBEDDING})
+_WEIGHTS = frozenset({Kind.LINEAR, Kind.CONV, Kind.RECURRENT})
 _RELATIVE = frozenset({"magnitude", "merge", "apoz"})
 
 
@@ -73,7 +73,9 @@ def dense_sites(skeleton: Skeleton) -> tuple[str, ...]:
 class Structured(Method):
     """Common to the methods that remove channels or heads; see `Channels` and `Heads`."""
 
-    kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LINEAR, Kind.CONV, Kind.NORM, Kind.BIAS, Kind.BUFFER})
+    kinds: ClassVar[frozenset[Kind]] = frozenset(
+        {Kind.LINEAR, Kind.CONV, Kind.RECURRENT, Kind.NORM, Kind.BIAS, Kind.BUFFER}
+    )
 
     sparsity: float | None = None
     parameters: float | None = None
@@ -130,7 +132,7 @@ class Structured(Method):
             why = "is tied" if spec.aliases else f"found {skeleton}, expected Dense. {self.advice(skeleton)}"
             return Found((), why)
         reasons = self.network().reasons
-        reason = reasons.get(spec.name, reasons.get("", "") if spec.kind in (Kind.LINEAR, Kind.CONV) else "")
+        reason = reasons.get(spec.name, reasons.get("", "") if spec.kind in _WEIGHTS else "")
         named = not self.only or matches(spec.names, self.only)
         return Found((), reason if named else "")
 
