@@ -48,6 +48,8 @@ class Gradual(Stage):
             if not isinstance(method, Method):
                 raise PlanError(f"Gradual: found {type(method).__name__} among methods, expected pruning methods")
             method.at(0.5)  # refuses a method without degrees now rather than in the middle of training
+        if self.tune.held_out is not None:
+            raise PlanError("Gradual: found held_out in tune, expected it in a Tune entry afterwards")
         if not self.methods or self.updates < 1 or not 0 <= self.ramp <= 1:
             raise PlanError(
                 f"Gradual: found {len(self.methods)} methods, {self.updates} updates, ramp {self.ramp}, "
@@ -92,7 +94,7 @@ class Gradual(Stage):
                 evolve(network, apply_plan(planned, source), optimizer)
                 reached[i] = plan_json(method, planned)
 
-        teacher = state.model if self.tune.distil else None
+        teacher = state.model if self.tune.taught else None
         train(
             network,
             data,

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from gossamer.drive.one_shot import Planned, apply_plan, plan_method
-from gossamer.drive.recipe import Stage, State, plan_json, run_method
+from gossamer.drive.recipe import Stage, State, example_for, plan_json, run_method
 from gossamer.drive.source import TreeSource
 from gossamer.drive.tune import Tune, batches_of, train
 from gossamer.encoding.node import Encoding, Role, Value
@@ -194,7 +194,7 @@ class Latents:
         self._through: dict[str, _Quantizer] = {}
         for method in methods:
             source = TreeSource(self._specs, trees)
-            bound = method.bind(state.model, state.example())
+            bound = method.bind(state.model, example_for(method, state.data))
             planned = plan_method(bound, source, state.evidence(bound))
             made = apply_plan(planned, source)
             for site in planned.sites.values():

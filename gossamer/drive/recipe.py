@@ -58,11 +58,6 @@ class State:
         """The current trees as a source."""
         return TreeSource(self.specs, self.trees)
 
-    def example(self) -> Any:
-        """Inputs of the first batch, or None without data."""
-        batch = None if self.data is None else next(iter(self.data), None)
-        return None if batch is None else inputs_of(batch)
-
     def evidence(self, method: Method) -> Mapping[str, Evidence]:
         """The statistics that a method needs, gathered with the current trees.
 
@@ -141,7 +136,7 @@ def check(
             needs = ", ".join(sorted(looking.needs))
             raise DataError(f"{where}: found no data, expected data=… to gather {needs} from")
         for method in methods:
-            bound = method.bind(model, None)
+            bound = method.bind(model, example_for(method, data))
             reasons, taken = [], False
             for spec in listed:
                 after = set()
@@ -177,9 +172,17 @@ def _plain_shape(spec: TensorSpec) -> tuple[int, ...]:
     return (spec.shape[0] // spec.gates, *spec.shape[1:]) if spec.gates > 1 else spec.shape
 
 
+def example_for(method: Method, data: Iterable[Any] | None) -> Any:
+    """Inputs of the first batch for a method that looks at the network; None for others and without data."""
+    if data is None or type(method).bind is Method.bind:
+        return None
+    batch = next(iter(data), None)
+    return None if batch is None else inputs_of(batch)
+
+
 def run_method(method: Method, state: State) -> None:
     """Plan a method over the current trees and carry the plan out."""
-    bound = method.bind(state.model, state.example())
+    bound = method.bind(state.model, example_for(method, state.data))
     planned = plan_method(bound, state.source(), state.evidence(bound))
     state.trees |= apply_plan(planned, state.source())
     state.plans.append(plan_json(method, planned))
@@ -250,7 +253,7 @@ def fine_tune(tune: Tune | Callable[[nn.Module], None], state: State, title: str
     network = state.network()
     if isinstance(tune, Tune):
         batches = batches_of(state.data, title)
-        teacher = state.model if tune.distil else None
+        teacher = state.model if tune.taught else None
         train(network, batches, tune, teacher=teacher, loss=state.loss, progress=state.progress, title=title)
     else:
         tune(network)

@@ -31,7 +31,7 @@ from gossamer.methods.quantize import (
     Ternary,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
-from gossamer.methods.shrink import Channels
+from gossamer.methods.shrink import Blocks, Channels, Heads
 
 __all__ = ["ENTRIES", "dump_recipe", "load_recipe", "parse_recipe"]
 
@@ -66,6 +66,8 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "factorize.Monarch": Monarch,
         "factorize.LowRankPlusSparse": LowRankPlusSparse,
         "shrink.Channels": Channels,
+        "shrink.Heads": Heads,
+        "shrink.Blocks": Blocks,
         "Gradual": Gradual,
         "QuantizationAware": QuantizationAware,
         "Tune": Tune,
@@ -73,7 +75,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
 _PARTS = (Unstructured, Rows, Columns, Block, NofM)
-_DERIVED = frozenset({"couplings", "foldings", "reasons"})  # found in the network, not written by people
+_DERIVED = frozenset({"bound", "candidates", "foldings", "reasons"})  # found in the network, not written by people
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -194,6 +196,8 @@ def _plain(value: Any) -> Any:
         return {_NAMES[type(value)]: settings}
     if isinstance(value, tuple):
         return [_plain(v) for v in value]
+    if isinstance(value, Mapping):
+        return dict(value)
     return value
 
 

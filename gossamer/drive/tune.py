@@ -1,16 +1,20 @@
-"""Fine-tuning: one plain training loop, with labels, with the dense network as a teacher, or with both."""
+"""Fine-tuning: one plain training loop, with labels, with the dense network as a teacher, or with both; early stop."""
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
+from gossamer.drive.distil import Heard, soft_loss
 from gossamer.drive.progress import Progress
 from gossamer.errors import DataError, PlanError
 
@@ -35,8 +39,9 @@ class Batches(Protocol):
 class Tune:
     """How to fine-tune.
 
-    The loss is (1 − distil) · loss(outputs, targets) + distil · T² · KL(teacher ‖ network) at temperature T; the
-    teacher is the dense network before the recipe.
+    The loss is (1 − distil) · loss(outputs, targets) + distil · T² · KL(teacher ‖ network) at temperature T
+    + hidden_weight · Σ mean squared differences of hidden states + attention_weight · Σ ‖differences of attention
+    maps‖²; the teacher is the dense network before the recipe. With distil 1 batches may be inputs alone.
 
     Args:
         epochs: passes over the data.
@@ -48,8 +53,17 @@ class Tune:
         distil: share of the teacher in the loss, 0 to 1. With 1 targets are not used.
         temperature: T.
         clip: largest gradient norm, or None.
+        hidden: module of the network → module of the teacher whose outputs it should have. Where the widths differ, a
+            linear projection is trained along and thrown away.
+        hidden_weight: of each pair of hidden states.
+        attention: the same, for the positions at which they are large: Σ over channels of a², scaled to length 1.
+        attention_weight: of each pair of attention maps.
+        held_out: batches to judge by after every epoch, or the fraction of the data (the last) that is kept for it;
+            the best weights are put back in the end. None: the last weights stay.
+        patience: stop after so many epochs without a better loss on ``held_out``; None: all epochs.
 
-    Source: Hinton et al. 2015, arXiv 1503.02531.
+    Source: Hinton et al. 2015, arXiv 1503.02531; Romero et al. 2015, FitNets, arXiv 1412.6550 (hidden states);
+    Zagoruyko and Komodakis 2017, arXiv 1612.03928 (attention).
     """
 
     epochs: int = 1
@@ -61,6 +75,12 @@ class Tune:
     distil: float = 0.0
     temperature: float = 2.0
     clip: float | None = None
+    hidden: Mapping[str, str] = field(default_factory=dict)
+    hidden_weight: float = 1.0
+    attention: Mapping[str, str] = field(default_factory=dict)
+    attention_weight: float = 1.0
+    held_out: float | Batches | None = None
+    patience: int | None = None
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0 or self.temperature <= 0:
@@ -71,6 +91,24 @@ class Tune:
             raise PlanError(
                 f"Tune: found {self.optimizer!r}, {self.schedule!r}, expected adam or sgd, cosine or constant"
             )
+        if self.hidden_weight < 0 or self.attention_weight < 0:
+            raise PlanError(
+                f"Tune: found hidden_weight {self.hidden_weight}, attention_weight {self.attention_weight}, "
+                "expected numbers from 0 on"
+            )
+        if isinstance(self.held_out, (int, float)) and not 0 < self.held_out < 1:
+            raise PlanError(f"Tune: held_out: found {self.held_out}, expected a fraction between 0 and 1, or batches")
+        if self.patience is not None and (self.patience < 1 or self.held_out is None):
+            raise PlanError(
+                f"Tune: found patience {self.patience}, held_out {self.held_out}, expected 1 or more with data to judge"
+            )
+        object.__setattr__(self, "hidden", dict(self.hidden))
+        object.__setattr__(self, "attention", dict(self.attention))
+
+    @property
+    def taught(self) -> bool:
+        """Whether the dense network takes part."""
+        return bool(self.distil or self.hidden or self.attention)
 
     def make_optimizer(self, model: nn.Module) -> torch.optim.Optimizer:
         """The optimiser over everything that trains."""
@@ -137,18 +175,43 @@ def train(
     Raises:
         DataError: a batch that is not (inputs, targets), or a loss that is not finite.
     """
-    if tune.distil and teacher is None:
-        raise PlanError("Tune: found distil without a dense network to learn from")
-    model.train()
-    optimizer = tune.make_optimizer(model)
+    if tune.taught and teacher is None:
+        raise PlanError("Tune: found a teacher's loss without a dense network to learn from")
+    data, held_out = _held_out(data, tune.held_out)
+    heard = Heard(model, teacher, tune.hidden, tune.attention) if teacher is not None and tune.taught else None
+    with nullcontext() if heard is None else heard:
+        model.train()
+        optimizer = tune.make_optimizer(model)
+        if heard is not None and (tune.hidden or tune.attention):
+            projections = heard.prepare(_inputs_and_targets(next(iter(data)), tune)[0])
+            if projections:
+                optimizer.add_param_group({"params": projections})
+        _epochs(model, data, held_out, tune, teacher, heard, loss, optimizer, progress, title, before_step)
+    model.eval()
+
+
+def _epochs(
+    model: nn.Module,
+    data: Batches,
+    held_out: Batches | None,
+    tune: Tune,
+    teacher: nn.Module | None,
+    heard: Heard | None,
+    loss: Loss,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    title: str,
+    before_step: Callable[[int, int, torch.optim.Optimizer], None] | None,
+) -> None:
     steps, step = tune.epochs * len(data), 0
+    best, best_state, worse = math.inf, None, 0
     for _ in range(tune.epochs):
         for batch in data:
             if before_step is not None:
                 before_step(step, steps, optimizer)
             for group in optimizer.param_groups:
                 group["lr"] = tune.rate(step, steps)
-            value = _loss(model, batch, tune, teacher, loss)
+            value = _loss(model, batch, tune, teacher, heard, loss)
             if not math.isfinite(float(value.detach())):
                 raise DataError(f"{title}: found loss {float(value.detach())} at step {step}, expected a finite one")
             optimizer.zero_grad(set_to_none=True)
@@ -158,13 +221,74 @@ def train(
             optimizer.step()
             step += 1
             progress.update(title, step, steps)
-    model.eval()
+        if held_out is None:
+            continue
+        model.eval()
+        with torch.no_grad():
+            judged = [float(_loss(model, batch, tune, teacher, heard, loss)) for batch in held_out]
+        model.train()
+        now = sum(judged) / len(judged)
+        if now < best:
+            best, best_state, worse = now, copy.deepcopy(model.state_dict()), 0
+        else:
+            worse += 1
+        if tune.patience is not None and worse >= tune.patience:
+            progress.update(title, steps, steps)
+            break
+    if best_state is not None:
+        model.load_state_dict(best_state)
 
 
-def _loss(model: nn.Module, batch: Any, tune: Tune, teacher: nn.Module | None, loss: Loss) -> Tensor:
-    if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
-        raise DataError(f"found a batch of {type(batch).__name__}, expected (inputs, targets)")
-    inputs, targets = batch
+def _held_out(data: Batches, held_out: float | Batches | None) -> tuple[Batches, Batches | None]:
+    """Data to train with and to judge by.
+
+    Raises:
+        DataError: a fraction of data that cannot be divided, or that leaves nothing.
+    """
+    if held_out is None or not isinstance(held_out, (int, float)):
+        return data, None if held_out is None else batches_of(held_out, "held_out")
+    if isinstance(data, DataLoader) and isinstance(data.sampler, (RandomSampler, SequentialSampler)):
+        count = len(cast(Any, data.dataset))
+        first = count - round(held_out * count)
+        parts = [range(first), range(first, count)]
+        shuffles = isinstance(data.sampler, RandomSampler)
+        made: list[Batches] = [
+            DataLoader(
+                Subset(data.dataset, part),
+                batch_size=data.batch_size,
+                shuffle=shuffles and i == 0 and len(part) > 0,
+                collate_fn=data.collate_fn,
+                num_workers=data.num_workers,
+                generator=data.generator if i == 0 else None,
+            )
+            for i, part in enumerate(parts)
+        ]
+    elif isinstance(data, (list, tuple)):
+        first = len(data) - round(held_out * len(data))
+        made = [data[:first], data[first:]]
+    else:
+        found = type(data).__name__
+        raise DataError(f"held_out: found data of {found}, expected a DataLoader or a list, or held_out=batches")
+    if not (len(made[0]) and len(made[1])):
+        raise DataError(f"held_out: found {held_out} of {len(data)} batches, expected some of them on both sides")
+    return made[0], made[1]
+
+
+def _inputs_and_targets(batch: Any, tune: Tune) -> tuple[Any, Any]:
+    """The parts of a batch; with the teacher's outputs alone in the loss there need not be targets."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        return batch[0], batch[1]
+    if tune.distil == 1 and isinstance(batch, Tensor):
+        return batch, None
+    if tune.distil == 1 and isinstance(batch, (tuple, list)) and len(batch) == 1:
+        return batch[0], None
+    raise DataError(f"found a batch of {type(batch).__name__}, expected (inputs, targets), or inputs with distil=1")
+
+
+def _loss(
+    model: nn.Module, batch: Any, tune: Tune, teacher: nn.Module | None, heard: Heard | None, loss: Loss
+) -> Tensor:
+    inputs, targets = _inputs_and_targets(batch, tune)
     outputs = cast(Tensor, model(inputs))
     if not isinstance(outputs, Tensor) and (loss is F.cross_entropy or tune.distil):
         found = type(outputs).__name__
@@ -174,10 +298,11 @@ def _loss(model: nn.Module, batch: Any, tune: Tune, teacher: nn.Module | None, l
     value = torch.zeros(())
     if tune.distil < 1:
         value = (1 - tune.distil) * loss(outputs, targets)
-    if teacher is not None and tune.distil:
+    if teacher is not None and tune.taught:
         with torch.no_grad():
-            soft = F.log_softmax(cast(Tensor, teacher(inputs)) / tune.temperature, -1)
-        student = F.log_softmax(outputs / tune.temperature, -1)
-        divergence = F.kl_div(student, soft, reduction="batchmean", log_target=True)
-        value = value + tune.distil * tune.temperature**2 * divergence
+            taught = cast(Tensor, teacher(inputs))
+        if tune.distil:
+            value = value + tune.distil * soft_loss(outputs, taught, tune.temperature)
+        if heard is not None and (tune.hidden or tune.attention):
+            value = value + heard.loss(tune.hidden_weight, tune.attention_weight)
     return value

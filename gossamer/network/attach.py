@@ -18,9 +18,9 @@ from torch.nn.utils import parametrize
 
 from gossamer.encoding.node import Encoding, Leaf, Role
 from gossamer.encoding.spec import TensorSpec
-from gossamer.encoding.weights import Kept, View
+from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.network.inspect import assign, is_plain, owner_of, plain_tree
-from gossamer.network.rebuild import resize_modules, small_tree
+from gossamer.network.rebuild import prepare, refresh, removed_modules, small_tree
 
 __all__ = ["Attached", "attach", "attached", "harvest"]
 
@@ -158,14 +158,12 @@ def attach(
     """
     owned: dict[int, tuple[Any, Any]] = {}
     uses = Counter(i for spec in specs if spec.name in trees for i in _leaf_ids(small_tree(trees[spec.name])))
-    resized: dict[str, tuple[int, ...]] = {}
     frozen: list[Attached] = []
+    gone = prepare(model, specs, trees)
     for spec in specs:
-        if spec.name not in trees:
+        if spec.name not in trees or spec.name in gone:
             continue
         tree = small_tree(trees[spec.name])
-        if tree is not trees[spec.name]:
-            resized |= dict.fromkeys(spec.names, tree.dense_shape())
         changed = None if through is None else through.get(spec.name)
         # A plain weight that another tensor's tree shares must be the same parameter there.
         alone = is_plain(tree, spec.dtype) and all(uses[i] == 1 for i in _leaf_ids(tree))
@@ -182,7 +180,7 @@ def attach(
             frozen += [] if old is None or old.requires_grad else [wrapped]
             module._parameters[key] = nn.Parameter(wrapped().detach())
             parametrize.register_parametrization(module, key, wrapped, unsafe=True)
-    resize_modules(model, resized)
+    refresh(model)
     _freeze(model, frozen)
     return model
 
@@ -255,8 +253,12 @@ def harvest(
     copies: dict[int, tuple[Any, Any]] = {}
     wrapped = attached(model)
     found: dict[str, Encoding] = {}
+    removed = () if like is None else removed_modules(model, specs, like)
     for spec in specs:
         outer = None if like is None else like.get(spec.name)
+        if outer is not None and any(spec.name.startswith(f"{module}.") for module in removed):
+            found[spec.name] = outer
+            continue
         if spec.name in wrapped:
             tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().to("cpu", copy=True), copies)
         elif outer is not None and is_constant(outer):
@@ -280,4 +282,8 @@ def _outside(outer: Encoding, tree: Encoding) -> Encoding:
         return outer.with_parts({"inner": tree})
     if isinstance(outer, View) and isinstance(outer.inner, Kept) and isinstance(tree, View):
         return outer.with_parts({"inner": outer.inner.with_parts({"inner": tree.inner})})
+    if isinstance(outer, Concat):
+        assert isinstance(tree, Concat)
+        pairs = zip(outer.members, tree.members, strict=True)
+        return Concat(tuple(_outside(mine, trained) for mine, trained in pairs))
     return tree

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,24 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
-from gossamer.encoding.weights import Kept, View
+from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.errors import CompositionError
+from gossamer.network.attention import FewerHeads, attention_parts, set_heads
 from gossamer.network.inspect import assign, owner_of
 
-__all__ = ["materialise", "resize_modules", "small_tree"]
+__all__ = ["Skipped", "materialise", "prepare", "removed_modules", "small_tree"]
+
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@final
+class Skipped(nn.Module):
+    """Stands where a residual block was: its first input passes."""
+
+    def forward(self, first: Any, *rest: Any, **named: Any) -> Any:
+        """The first input."""
+        del rest, named
+        return first
 
 
 def small_tree(tree: Encoding) -> Encoding:
@@ -24,37 +38,138 @@ def small_tree(tree: Encoding) -> Encoding:
         return tree.inner
     if isinstance(tree, View) and isinstance(tree.inner, Kept):
         return View(tree.inner.inner, tree.order)
+    if isinstance(tree, Concat) and any(isinstance(m, Kept) for m in tree.members):
+        return Concat(tuple(small_tree(m) for m in tree.members))
     return tree
 
 
-def resize_modules(model: nn.Module, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Make the modules' own numbers of features and channels agree with new shapes of their tensors.
+def removed_modules(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> tuple[str, ...]:
+    """Names of the modules of which nothing is kept: the topmost ones that are no mere containers.
+
+    Args:
+        model: of the architecture that ``specs`` describe.
+        specs: what it has.
+        trees: per canonical name.
+    """
+    empty = {n for s in specs if s.name in trees and _is_empty(trees[s.name]) for n in s.names}
+    if not empty:
+        return ()
+    live = {n for s in specs if s.shape for n in s.names} - empty
+    # A scalar, such as a count of batches, cannot lose a dimension: it goes with the module.
+    alive = {owner for name in live for owner in _above(name)}
+    owners = sorted({owner for name in empty for owner in _above(name)} - alive, key=lambda owner: owner.count("."))
+    found: list[str] = []
+    for owner in owners:
+        inside = any(owner.startswith(above + ".") for above in found)
+        if owner and not inside and not isinstance(model.get_submodule(owner), _CONTAINERS):
+            found.append(owner)
+    return tuple(found)
+
+
+def _above(name: str) -> list[str]:
+    parts = name.split(".")[:-1]
+    return [".".join(parts[:i]) for i in range(len(parts) + 1)]
+
+
+def _is_empty(tree: Encoding) -> bool:
+    small = small_tree(tree)
+    return small is not tree and bool(small.dense_shape()) and 0 in small.dense_shape()
+
+
+def prepare(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> frozenset[str]:
+    """Make the modules agree with shrunk weights, before those are put in: numbers of channels, heads, groups, blocks.
 
     Args:
         model: changed in place.
-        shapes: new shape per tensor name (every alias).
+        specs: what it had.
+        trees: per canonical name.
+
+    Returns:
+        Canonical names of the tensors that are gone with their blocks.
 
     Raises:
         CompositionError: a module whose size is not known to follow from its weight.
     """
-    for name, shape in shapes.items():
+    removed = removed_modules(model, specs, trees)
+    for name in removed:
         owner, key = owner_of(name)
-        module = model.get_submodule(owner)
-        if key != "weight":
-            continue
-        if isinstance(module, nn.Linear):
-            module.out_features, module.in_features = shape
-        elif isinstance(module, _ConvTransposeNd) and module.groups == 1:
-            module.in_channels, module.out_channels = shape[:2]
-        elif isinstance(module, _ConvNd) and module.groups == 1:
-            module.out_channels, module.in_channels = shape[:2]
-        elif isinstance(module, _NormBase):
-            module.num_features = shape[0]
-        elif isinstance(module, nn.Embedding):
-            module.num_embeddings, module.embedding_dim = shape
-        else:
-            kind = type(module).__name__
-            raise CompositionError(f"{name}: found a shrunk weight in {kind}, expected a layer whose size follows it")
+        setattr(model.get_submodule(owner), key, Skipped())
+    gone = frozenset(s.name for s in specs if any(s.name.startswith(f"{module}.") for module in removed))
+    shrunk = {
+        name: trees[s.name]
+        for s in specs
+        if s.name in trees and s.name not in gone and small_tree(trees[s.name]) is not trees[s.name]
+        for name in s.names
+    }
+    if shrunk:
+        heads = [p for p in attention_parts(model) if p.rows[0] in shrunk]
+        by_module: dict[str, dict[str, Encoding]] = {}
+        for name, tree in shrunk.items():
+            owner, key = owner_of(name)
+            by_module.setdefault(owner, {})[key] = tree
+        for owner, held in by_module.items():
+            _resize(owner, model.get_submodule(owner), held)
+        for part in heads:
+            rows = small_tree(shrunk[part.rows[0]]).dense_shape()[0]
+            if rows % (part.head_dim * part.blocks[0]):
+                raise CompositionError(f"{part.rows[0]}: found {rows} rows, expected whole heads of {part.head_dim}")
+            left = rows // (part.head_dim * part.blocks[0])
+            module = model.get_submodule(part.module)
+            if left != part.heads and isinstance(module, nn.MultiheadAttention):
+                FewerHeads.of(module, left)
+            elif left != part.heads:
+                set_heads(module, part, left)
+    return gone
+
+
+def _resize(owner: str, module: nn.Module, held: Mapping[str, Encoding]) -> None:
+    """Numbers of features and channels of one module, from the trees of its own shrunk tensors."""
+    shapes = {key: small_tree(tree).dense_shape() for key, tree in held.items()}
+    shape = shapes.get("weight", shapes.get("running_mean", ()))
+    if isinstance(module, nn.RNNBase):
+        module.input_size = shapes.get("weight_ih_l0", (0, module.input_size))[1]
+        module.hidden_size = shapes.get("weight_hh_l0", (0, module.hidden_size))[1]
+    elif isinstance(module, nn.RNNCellBase):
+        module.input_size = shapes.get("weight_ih", (0, module.input_size))[1]
+        module.hidden_size = shapes.get("weight_hh", (0, module.hidden_size))[1]
+    elif isinstance(module, nn.MultiheadAttention) or not shape:
+        return
+    elif isinstance(module, nn.Linear):
+        module.out_features, module.in_features = shape
+    elif isinstance(module, _ConvTransposeNd) and module.groups == 1:
+        module.in_channels, module.out_channels = shape[:2]
+    elif isinstance(module, _ConvNd) and not isinstance(module, _ConvTransposeNd):
+        module.groups = _live_groups(owner, held["weight"], module.groups)
+        module.out_channels, module.in_channels = shape[0], shape[1] * module.groups
+    elif isinstance(module, _NormBase):
+        module.num_features = shape[0]
+    elif isinstance(module, (nn.LayerNorm, nn.RMSNorm)) and len(shape) == 1:
+        module.normalized_shape = cast(Any, shape)
+    elif isinstance(module, nn.GroupNorm):
+        if module.num_groups > 1:
+            module.num_groups = _live_groups(owner, held["weight"], module.num_groups)
+        module.num_channels = shape[0]
+    elif isinstance(module, nn.PReLU):
+        module.num_parameters = shape[0]
+    elif isinstance(module, nn.Embedding):
+        module.num_embeddings, module.embedding_dim = shape
+    else:
+        kind = type(module).__name__
+        raise CompositionError(
+            f"{owner}.weight: found a shrunk weight in {kind}, expected a layer whose size follows it"
+        )
+
+
+def _live_groups(owner: str, tree: Encoding, groups: int) -> int:
+    """How many groups of rows still have some; those must have equally many."""
+    kept = tree.kept_indices(0) if isinstance(tree, Kept) else None
+    if groups == 1 or kept is None:
+        return groups
+    per_group = torch.bincount(kept // (tree.dense_shape()[0] // groups), minlength=groups)
+    live = per_group[per_group > 0]
+    if len(set(live.tolist())) != 1:
+        raise CompositionError(f"{owner}.weight: found {per_group.tolist()} rows left in its groups, expected equal")
+    return live.numel()
 
 
 def materialise(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> nn.Module:
@@ -68,19 +183,24 @@ def materialise(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[st
     Returns:
         The model.
     """
-    resized: dict[str, tuple[int, ...]] = {}
+    gone = prepare(model, specs, trees)
     with torch.no_grad():
         for spec in specs:
-            if spec.name not in trees:
+            if spec.name not in trees or spec.name in gone:
                 continue
-            tree = trees[spec.name]
-            small = small_tree(tree)
+            small = small_tree(trees[spec.name])
             dense = small.to_dense().detach().to(spec.dtype)
             assign(model, spec.names, dense.clone() if _aliases_a_leaf(small, dense) else dense)
-            if small is not tree:
-                resized |= dict.fromkeys(spec.names, tuple(dense.shape))
-    resize_modules(model, resized)
+    refresh(model)
     return model
+
+
+def refresh(model: nn.Module) -> None:
+    """Recurrent layers keep a list of their weights beside their parameters: make it the present ones."""
+    for module in model.modules():
+        if isinstance(module, nn.RNNBase):
+            names = module._flat_weights_names
+            module._flat_weights = [getattr(module, name, None) for name in names]
 
 
 def _aliases_a_leaf(tree: Encoding, dense: Tensor) -> bool:

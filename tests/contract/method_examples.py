@@ -21,7 +21,7 @@ from gossamer.methods.quantize import (
     Ternary,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
-from gossamer.methods.shrink import Channels
+from gossamer.methods.shrink import Blocks, Channels, Heads
 
 STRUCTURES = {"weights": Unstructured(), "rows": Rows(), "columns": Columns(), "blocks": Block(3, 5)}
 
@@ -95,6 +95,20 @@ METHODS: Mapping[str, Method] = {
     "translation": Translation(tolerance=0.05),
     "translation-tiles": Translation(tolerance=0.05, tiles=(1, 2)),
     "channels": Channels(sparsity=0.5),
+    "channels-parameters": Channels(parameters=0.6),
+    "channels-multiple": Channels(sparsity=0.5, multiple=1),
+    "channels-batchnorm": Channels(sparsity=0.5, score="batchnorm"),
+    "channels-influence": Channels(sparsity=0.5, score="influence"),
+    "channels-taylor": Channels(sparsity=0.5, score="taylor"),
+    "channels-apoz": Channels(sparsity=0.5, score="apoz"),
+    "channels-reconstruction": Channels(sparsity=0.5, score="reconstruction"),
+    "channels-merge": Channels(sparsity=0.5, score="merge"),
+    "channels-global": Channels(sparsity=0.5, scope="global"),
+    "heads-taylor": Heads(sparsity=0.5, score="taylor", scope="uniform"),
+    "heads": Heads(sparsity=0.5),
+    "heads-influence": Heads(macs=0.8, score="influence", scope="uniform"),
+    "blocks": Blocks(sparsity=0.5),
+    "blocks-parameters": Blocks(parameters=0.7),
 }
 
 
@@ -123,6 +137,8 @@ def usual(method: Method) -> str:
     """A weight of the network that the method handles."""
     if isinstance(method, (Channels, FoldBatchNorm)):
         return "fc1.weight"
+    if isinstance(method, (Heads, Blocks)):
+        return "attention.in_proj_weight" if isinstance(method, Heads) else "blocks.0.conv.weight"
     return "conv1d.weight" if isinstance(method, (Tucker2, CP)) else "linear.weight"
 
 
@@ -190,22 +206,78 @@ def weights_of(method: Method) -> tuple[str, ...]:
 
 def choosable(method: Method) -> tuple[str, ...]:
     """Weights that it can change on their own."""
-    if isinstance(method, Channels):
-        return ("fc1.weight",)
+    if isinstance(method, STRUCTURED):
+        return (usual(method),)
     if isinstance(method, Tie):
         return ("conv1d.weight", "conv1d2.weight")
     return ("linear.weight",) if isinstance(method, (Translation, TensorTrain, Monarch)) else ("conv1d.weight",)
+
+
+class Attending(nn.Module):
+    """Attention between two linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inside = nn.Linear(5, 12)
+        self.attention = nn.MultiheadAttention(12, 4, batch_first=True)
+        self.fc2 = nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.inside(x)
+        return self.fc2(self.attention(x, x, x, need_weights=False)[0]).mean(1)
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 6, 3, padding=1)
+        self.batch = nn.BatchNorm2d(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(x + self.batch(self.conv(x)))
+
+
+class Residual(nn.Module):
+    """Two residual blocks between a convolution and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(2, 6, 3)
+        self.blocks = nn.Sequential(Block(), Block())
+        self.fc2 = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
+
+
+STRUCTURED = (Channels, Heads, Blocks)
+
+
+def example(method: Method, dtype: torch.dtype = torch.float32) -> Tensor | None:
+    """Inputs for the network of a method that needs to run it."""
+    if not isinstance(method, STRUCTURED):
+        return None
+    shape = (3, 4, 5) if isinstance(method, Heads) else (3, 2, 8, 8)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+def data(method: Method, dtype: torch.dtype = torch.float32) -> list[tuple[Tensor, Tensor]] | None:
+    """The same as one batch."""
+    inputs = example(method, dtype)
+    return None if inputs is None else [(inputs, torch.zeros(len(inputs), dtype=torch.int64))]
 
 
 def network(method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
     """A network with random weights that the method can handle."""
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        kinds: dict[type[Method], type[nn.Module]] = {
+        kinds: dict[type, type[nn.Module]] = {
             Channels: Chain,
             FoldBatchNorm: Chain,
             Tie: Twins,
             Translation: Shifts,
+            Heads: Attending,
+            Blocks: Residual,
         }
         model = kinds.get(type(method), Zoo)().eval()
         for module in model.modules():

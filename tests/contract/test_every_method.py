@@ -7,12 +7,24 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from contract.method_examples import METHODS, Zoo, choosable, network, usual, weights_of
+from contract.method_examples import (
+    METHODS,
+    STRUCTURED,
+    Zoo,
+    choosable,
+    data,
+    example,
+    network,
+    usual,
+    weights_of,
+)
 from contract.test_every_encoding import same_bits, same_trees
 from torch import nn
 
 from gossamer.drive import ModelSource, TreeSource, run
+from gossamer.drive.evidence import gather
 from gossamer.drive.one_shot import apply_plan, plan_method
+from gossamer.drive.progress import NoProgress
 from gossamer.encoding import Blocks, Encoding, Kept, Mask, Masked, skeleton_of
 from gossamer.encoding.spec import Kind
 from gossamer.errors import CompositionError, DataError, PlanError
@@ -31,7 +43,8 @@ from gossamer.methods.quantize import (
     Ternary,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
-from gossamer.methods.shrink import Channels
+from gossamer.methods.shrink import Blocks as ResidualBlocks
+from gossamer.methods.shrink import Channels, Heads
 from gossamer.network import specs, tensors
 
 FACTORIZE = (SVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
@@ -55,7 +68,12 @@ def result_of(
 ) -> tuple[dict[str, Encoding], list[dict]]:
     """New trees and the JSON of the plan."""
     source = TreeSource(specs(model), trees)
-    planned = plan_method(method.bind(model, None), source)
+    dtype = next(model.parameters()).dtype
+    bound, given = method.bind(model, example(method, dtype)), data(method, dtype)
+    evidence = {}
+    if bound.needs and given is not None:
+        evidence = gather(model, specs(model), trees, bound.needs, given, progress=NoProgress())
+    planned = plan_method(bound, source, evidence)
     return apply_plan(planned, source), [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
 
 
@@ -74,7 +92,7 @@ def test_every_method_of_the_package_has_an_example() -> None:
 def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Method, dtype: torch.dtype) -> None:
     model = network(method, dtype)
     before = trees_of(model)
-    bound = method.bind(model, None)
+    bound = method.bind(model, example(method, dtype))
     after, _ = result_of(method, model, before)
     assert after
     for spec in specs(model):
@@ -87,9 +105,7 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
         for path in bound.find(spec, skeleton_of(before[spec.name])).paths:
             promised = bound.produces(skeleton_of(before[spec.name].at(path)))
             found = skeleton_of(tree.at(path))
-            if isinstance(
-                method, (Channels, CP)
-            ):  # which dimensions lose channels, and how many there are: not promised
+            if isinstance(method, (*STRUCTURED, CP)):  # which dimensions lose channels, how many: not promised
                 assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
             elif isinstance(method, Tie):  # the first of a pair stays what it was, the second becomes a sum
                 assert found in (promised, DENSE)
@@ -97,8 +113,11 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
                 assert found in (promised, skeleton_of(before[spec.name].at(path)))
             else:
                 assert found == promised
-    trainable = run(model, [method]).network()
+    trainable = run(model, [method], data=data(method, dtype)).network()
+    gone = {n for n, t in after.items() if isinstance(t, Kept) and 0 in t.inner.dense_shape()}
     for spec in specs(model):
+        if spec.name in gone or spec.name.endswith("num_batches_tracked"):  # with their block
+            continue
         module, _, name = spec.name.rpartition(".")
         assert getattr(trainable.get_submodule(module), name).dtype == spec.dtype
 
@@ -135,10 +154,14 @@ def test_the_plan_is_json(method: Method) -> None:
 def test_only_weights_are_touched_unless_named(method: Method) -> None:
     model = network(method)
     after, _ = result_of(method, model, trees_of(model))
-    if isinstance(method, Channels):
+    if isinstance(method, Channels) and method.scope == "uniform" and method.score != "batchnorm":
         assert set(after) == {s.name for s in specs(model)} - {"fc2.bias", "batch.num_batches_tracked"}
     elif isinstance(method, FoldBatchNorm):
         assert set(after) == {s.name for s in specs(model) if s.name.startswith(("conv.", "batch."))}
+    elif isinstance(method, Heads):
+        assert set(after) == {"attention.in_proj_weight", "attention.in_proj_bias", "attention.out_proj.weight"}
+    elif isinstance(method, STRUCTURED):
+        assert not any(name.startswith(("fc2.bias", "stem")) for name in after)
     else:
         assert set(after) <= set(weights_of(method))
         mine = weights_of(method)
@@ -156,6 +179,23 @@ def test_only_and_skip_choose_tensors(method: Method) -> None:
             result_of(FoldBatchNorm(skip="conv.*"), model, trees_of(model))
         return
     names = choosable(method)
+    if isinstance(method, Heads):  # it has one attention only
+        chosen, _ = result_of(type(method)(**{**vars(method), "only": names}), model, trees_of(model))
+        assert len(chosen) == 3
+        with pytest.raises(CompositionError, match="matches no layer"):
+            result_of(type(method)(**{**vars(method), "skip": names}), model, trees_of(model))
+        return
+    if isinstance(method, Channels) and method.score == "batchnorm":  # one of its layers has one
+        chosen, _ = result_of(type(method)(**{**vars(method), "only": "conv.weight"}), model, trees_of(model))
+        batch = {f"batch.{key}" for key in ("weight", "bias", "running_mean", "running_var")}
+        assert set(chosen) == {"conv.weight", "conv.bias", "fc1.weight"} | batch
+        return
+    if isinstance(method, ResidualBlocks):
+        chosen, _ = result_of(ResidualBlocks(sparsity=1.0, only=names), model, trees_of(model))
+        others, _ = result_of(ResidualBlocks(sparsity=1.0, skip=names), model, trees_of(model))
+        assert {n.rpartition(".")[0] for n in chosen} == {"blocks.0.conv", "blocks.0.batch"}
+        assert {n.rpartition(".")[0] for n in others} == {"blocks.1.conv", "blocks.1.batch"}
+        return
     only = type(method)(**{**vars(method), "only": names})
     skip = type(method)(**{**vars(method), "skip": names})
     chosen, _ = result_of(only, model, trees_of(model))
@@ -171,6 +211,9 @@ def test_only_and_skip_choose_tensors(method: Method) -> None:
 @every_method
 def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
     """Dense, freely masked, N:M and block-masked weights: accepted exactly if a rule says so, with its skeleton."""
+    if isinstance(method, (Heads, ResidualBlocks)):
+        assert [rule.accepts for rule in method.rules()] == [DENSE]
+        return
     model = network(method)
     given = {
         "dense": trees_of(model),
@@ -178,7 +221,7 @@ def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
         "2:4": {**trees_of(model), **(run(model, [METHODS["magnitude-2:4"]]).trees if isinstance(model, Zoo) else {})},
         "rows": {**trees_of(model), **run(model, [METHODS["magnitude-rows-uniform"]]).trees},
     }
-    bound = method.bind(model, None)
+    bound = method.bind(model, example(method))
     for name, trees in given.items():
         tree = trees[usual(method)]
         skeleton = skeleton_of(tree)
@@ -295,14 +338,14 @@ def test_weights_that_are_not_numbers_are_refused_by_name(method: Method, bad: f
     with torch.no_grad():
         tensors(model)[name].view(-1)[3] = bad
     with pytest.raises(DataError, match=rf"'{name}'.*1 NaN or infinite"):
-        run(model, [method])
+        run(model, [method], data=data(method))
 
 
 @every_method
 def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
     nothing = type(method)(**{**vars(method), "only": "no.such.tensor"})
     with pytest.raises(CompositionError, match=f"{type(method).__name__} matches no layer"):
-        run(network(method), [nothing])
+        run(network(method), [nothing], data=data(method))
 
 
 @pytest.mark.parametrize(
@@ -388,6 +431,14 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: Translation(tolerance=0.1, input_grid=(0, 4)),
         lambda: Translation(tolerance=0.1, stride=0),
         lambda: Translation(tolerance=0.1, tiles=(1,)),  # type: ignore[arg-type]
+        Channels,
+        lambda: Channels(sparsity=0.5, macs=0.5),
+        lambda: Channels(ms=0.0),
+        lambda: Channels(sparsity=0.5, multiple=0),
+        lambda: Channels(sparsity=0.5, score="luck"),  # type: ignore[arg-type]
+        lambda: Heads(sparsity=0.5, scope="lamp"),  # type: ignore[arg-type]
+        Heads,
+        lambda: ResidualBlocks(parameters=2.0),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make: object) -> None:

@@ -147,10 +147,10 @@ def test_dtype_follows_the_network() -> None:
 
 
 def test_a_shrunk_weight_in_a_layer_of_unknown_size_is_refused() -> None:
-    net = nn.Sequential(nn.LayerNorm(4))
+    net = nn.Sequential(nn.Bilinear(2, 2, 4))
     keep = Mask.of(torch.tensor([True, True, False, False]))
-    trees: dict[str, Encoding] = {"0.weight": Kept(Dense(torch.ones(2)), (keep,), (1,))}
-    with pytest.raises(CompositionError, match=r"0\.weight: found a shrunk weight in LayerNorm"):
+    trees: dict[str, Encoding] = {"0.weight": Kept(Dense(torch.ones(2, 2, 2)), (keep, None, None), (1, 1, 1))}
+    with pytest.raises(CompositionError, match=r"0\.weight: found a shrunk weight in Bilinear"):
         materialise(copy.deepcopy(net), specs(net), trees)
     with pytest.raises(CompositionError, match=r"0\.weight"):
         attach(net, specs(net), trees)

@@ -1,5 +1,7 @@
 """Down-sizing: a smaller dense network for the same task."""
 
+from gossamer.methods.shrink.blocks import Blocks
 from gossamer.methods.shrink.channels import Channels
+from gossamer.methods.shrink.heads import Heads
 
-__all__ = ["Channels"]
+__all__ = ["Blocks", "Channels", "Heads"]

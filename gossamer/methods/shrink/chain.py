@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -11,7 +10,9 @@ from torch import fx, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-__all__ = ["Coupling", "Member", "chain"]
+from gossamer.methods.shrink.coupling import Coupling, Member, run_of
+
+__all__ = ["chain"]
 
 _ELEMENTWISE = (
     *(nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.ELU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Hardtanh, nn.Hardswish),
@@ -31,36 +32,6 @@ _FUNCTIONS: tuple[Callable[..., Any], ...] = (
 )
 _METHODS = ("relu", "tanh", "sigmoid", "contiguous")
 _FLATTENS = (torch.flatten,)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A tensor dimension that belongs to a coupling.
-
-    Args:
-        tensor: name.
-        dim: output-first dimension.
-        repeat: consecutive indices per channel.
-    """
-
-    tensor: str
-    dim: int
-    repeat: int = 1
-
-
-@dataclass(frozen=True)
-class Coupling:
-    """Channels of one layer and every tensor dimension that loses them with it.
-
-    Args:
-        producer: the weight whose rows are the channels.
-        channels: how many there are.
-        members: all tensor dimensions, the producer's included.
-    """
-
-    producer: str
-    channels: int
-    members: tuple[Member, ...]
 
 
 def chain(model: nn.Module) -> tuple[tuple[Coupling, ...], dict[str, str]]:
@@ -105,9 +76,9 @@ def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], call
     if getattr(layer, "groups", 1) != 1:
         return "grouped convolutions are not handled here"
     channels = cast(int, layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
-    members = [Member(f"{name}.weight", 0)]
+    members = [run_of(f"{name}.weight", 0, channels)]
     if layer.bias is not None:
-        members.append(Member(f"{name}.bias", 0))
+        members.append(run_of(f"{name}.bias", 0, channels))
     flat = False
     here = node
     while True:
@@ -127,7 +98,7 @@ def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], call
                 return "a normalisation is used more than once or after flattening"
             held = {**target._parameters, **target._buffers}
             per_channel = ("weight", "bias", "running_mean", "running_var")
-            members += [Member(f"{here.target}.{k}", 0) for k in per_channel if held.get(k) is not None]
+            members += [run_of(f"{here.target}.{k}", 0, channels) for k in per_channel if held.get(k) is not None]
         elif (isinstance(target, nn.Flatten) and target.start_dim == 1 and target.end_dim == -1) or _flattens(here):
             flat = True
         elif isinstance(layer, nn.Linear) and (isinstance(target, _POOLS) or here.target in _POOLINGS):
@@ -154,7 +125,8 @@ def _join(
         return f"{consumer}, which reads it, works on another dimension"
     if inputs % channels or (inputs != channels and (not flat or isinstance(producer, nn.Linear))):
         return f"{consumer}, which reads it, has {inputs} inputs, expected {channels} or, flattened, a multiple"
-    return Coupling(members[0].tensor, channels, (*members, Member(f"{consumer}.weight", 1, inputs // channels)))
+    reader = run_of(f"{consumer}.weight", 1, channels, inputs // channels)
+    return Coupling((members[0].tensor,), channels, (*members, reader))
 
 
 def _asks_size(node: fx.Node) -> bool:

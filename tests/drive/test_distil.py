@@ -1,0 +1,222 @@
+"""Learning from the dense network inside and out, without labels, and stopping early."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
+
+import gossamer as gs
+from gossamer.drive.distil import attention_map, hidden_loss
+from gossamer.drive.progress import NoProgress
+from gossamer.drive.recipe_file import dump_recipe, parse_recipe
+from gossamer.drive.tune import Tune, train
+from gossamer.errors import DataError, PlanError
+from gossamer.methods.prune import Magnitude
+from gossamer.methods.shrink import Channels
+
+
+def net(hidden: int = 8, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(5, hidden), nn.ReLU(), nn.Linear(hidden, 3))
+
+
+def inputs(count: int = 8) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randn(16, 5, generator=generator) for _ in range(count)]
+
+
+def labelled(count: int = 8) -> list[tuple[Tensor, Tensor]]:
+    return [(x, (x[:, 0] > 0).long()) for x in inputs(count)]
+
+
+@pytest.mark.parametrize("form", ["tensors", "singles", "pairs"])
+def test_with_the_teacher_alone_batches_need_no_labels(form: str) -> None:
+    data = {"tensors": inputs(), "singles": [(x,) for x in inputs()], "pairs": labelled()}[form]
+    teacher = net()
+    small = gs.compress(teacher, [Channels(sparsity=0.5), Tune(epochs=12, lr=3e-2, distil=1.0)], data=data)
+    before = gs.compress(teacher, [Channels(sparsity=0.5)])
+
+    def apart(other: nn.Module) -> float:
+        x = torch.cat(inputs())
+        with torch.no_grad():
+            return float(
+                F.kl_div(other(x).log_softmax(-1), teacher(x).log_softmax(-1), reduction="batchmean", log_target=True)
+            )
+
+    assert apart(small.dense()) < 0.5 * apart(before.dense())
+
+
+def test_with_labels_in_the_loss_batches_without_are_refused() -> None:
+    with pytest.raises(DataError, match=r"found a batch of Tensor, expected \(inputs, targets\), or inputs with dis"):
+        gs.compress(net(), [Tune(distil=0.5)], data=inputs())
+
+
+def test_hidden_states_are_learned_through_a_projection_that_is_thrown_away() -> None:
+    teacher, student = net(8, 0), net(4, 1)
+    names = set(student.state_dict())
+    tune = Tune(epochs=20, lr=2e-2, distil=1.0, hidden={"1": "1"}, hidden_weight=10.0)
+
+    def best_fit(model: nn.Sequential) -> float:
+        x = torch.cat(inputs())
+        with torch.no_grad():
+            mine, theirs = model[:2](x), teacher[:2](x)
+            mine = torch.cat([mine, torch.ones(len(mine), 1)], 1)
+            return float((mine @ torch.linalg.pinv(mine) @ theirs - theirs).square().mean())
+
+    before = best_fit(student)
+    train(student, inputs(), tune, teacher=teacher.eval(), progress=NoProgress())
+    assert best_fit(student) < 0.7 * before
+    assert set(student.state_dict()) == names
+    assert not student[1]._forward_hooks
+    assert not teacher[1]._forward_hooks
+
+
+def test_equal_widths_need_no_projection_and_the_loss_is_the_mean_square() -> None:
+    a, b = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    assert float(hidden_loss(a, b, None)) == pytest.approx(float((a - b).square().mean()))
+    wide = nn.Linear(3, 5)
+    c = torch.randn(2, 5, 4, 4)
+    expected = (F.conv2d(a, wide.weight[:, :, None, None], wide.bias) - c).square().mean()
+    assert float(hidden_loss(a, c, wide).detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+def test_attention_maps_are_energies_per_position_of_length_one() -> None:
+    a = torch.randn(2, 3, 4, 5)
+    expected = F.normalize(a.square().sum(1).view(2, 20), dim=1)
+    torch.testing.assert_close(attention_map(a), expected)
+    torch.testing.assert_close(attention_map(a.flatten(2).transpose(1, 2)), expected)
+
+
+def test_attention_transfer_brings_the_maps_together_whatever_the_widths() -> None:
+    def convs(width: int, seed: int) -> nn.Sequential:
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Conv2d(1, width, 3), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, 2))
+
+    teacher, student = convs(6, 0).eval(), convs(3, 1)
+    data = [torch.randn(8, 1, 6, 6, generator=torch.Generator().manual_seed(i)) for i in range(4)]
+
+    def apart() -> float:
+        x = torch.cat(data)
+        with torch.no_grad():
+            return float((attention_map(student[:2](x)) - attention_map(teacher[:2](x))).square().sum())
+
+    before = apart()
+    tune = Tune(epochs=15, lr=2e-2, distil=1.0, attention={"1": "1"}, attention_weight=50.0)
+    train(student, data, tune, teacher=teacher, progress=NoProgress())
+    assert apart() < 0.7 * before
+
+
+def test_pairs_that_cannot_be_compared_are_named() -> None:
+    cases: list[tuple[dict[str, str], type[Exception], str]] = [
+        ({"9": "1"}, PlanError, "found no module '9' in the network"),
+        ({"1": "nine"}, PlanError, "found no module 'nine' in the teacher"),
+    ]
+    for hidden, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            train(net(), inputs(), Tune(distil=1.0, hidden=hidden), teacher=net(), progress=NoProgress())
+    student = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(32, 2))
+    teacher = nn.Sequential(nn.Conv2d(1, 2, 3, stride=2), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(DataError, match=r"'0' learns from '0': found \(2, 2, 4, 4\) and \(2, 2, 2, 2\)"):
+        train(
+            student,
+            [torch.zeros(2, 1, 6, 6)],
+            Tune(distil=1.0, hidden={"0": "0"}),
+            teacher=teacher,
+            progress=NoProgress(),
+        )
+
+
+class Worse:
+    """Labels that turn round after the first epoch: what is learned then is wrong on what is held out."""
+
+    def __init__(self) -> None:
+        self.epochs = 0
+
+    def __len__(self) -> int:
+        return 70
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for x, y in labelled(70):
+            yield x, y if self.epochs == 0 else 1 - y
+        self.epochs += 1
+
+
+def test_patience_stops_and_the_best_weights_come_back() -> None:
+    data, held_out = Worse(), labelled(3)
+    model = net()
+    tune = Tune(epochs=20, lr=2e-2, schedule="constant", patience=3, held_out=held_out)
+    train(model, data, tune, progress=NoProgress())
+    assert data.epochs == 4
+    once = net()
+    train(once, labelled(70), Tune(epochs=1, lr=2e-2, schedule="constant"), progress=NoProgress())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), once.parameters(), strict=True))
+
+
+def test_attached_networks_get_their_best_leaves_back() -> None:
+    data = Worse()
+    tune = Tune(epochs=9, lr=2e-2, schedule="constant", patience=2, held_out=labelled(3))
+    small = gs.compress(net(), [Magnitude(sparsity=0.5), tune], data=data)
+    once = gs.compress(
+        net(), [Magnitude(sparsity=0.5), Tune(epochs=1, lr=2e-2, schedule="constant")], data=labelled(70)
+    )
+    for name, tensor in once.state_dict().items():
+        assert torch.equal(small.state_dict()[name], tensor)
+
+
+def test_a_fraction_of_lists_and_loaders_is_kept_out_of_training() -> None:
+    x, y = torch.cat(inputs()), torch.cat([y for _, y in labelled()])
+    seen: list[Tensor] = []
+
+    class Watch(nn.Sequential):
+        def forward(self, batch: Tensor) -> Tensor:
+            if self.training:
+                seen.append(batch)
+            return super().forward(batch)
+
+    for data in (labelled(), DataLoader(TensorDataset(x, y), batch_size=16, shuffle=True)):
+        seen.clear()
+        train(Watch(*net()), data, Tune(epochs=2, held_out=0.25, patience=2), progress=NoProgress())
+        trained = torch.cat(seen)
+        first, last = x[:96], x[96:]
+        assert len(trained) == 2 * 96
+        assert all(bool((trained == row).all(1).any()) for row in first)
+        assert not any(bool((trained == row).all(1).any()) for row in last)
+    with pytest.raises(DataError, match="held_out: found data of Worse"):
+        train(net(), Worse(), Tune(held_out=0.25), progress=NoProgress())
+    with pytest.raises(DataError, match=r"held_out: found 0\.01 of 8 batches"):
+        train(net(), labelled(), Tune(held_out=0.01), progress=NoProgress())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"patience": 2}, {"held_out": 1.0}, {"held_out": 0.2, "patience": 0}, {"hidden_weight": -1.0}],
+)
+def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(PlanError):
+        Tune(**settings)  # type: ignore[arg-type]
+
+
+def test_gradual_pruning_does_not_stop_early() -> None:
+    with pytest.raises(PlanError, match="Gradual: found held_out"):
+        gs.Gradual(methods=(Magnitude(sparsity=0.5),), tune=Tune(held_out=0.1))
+
+
+def test_the_settings_go_through_a_recipe_file() -> None:
+    tune = Tune(distil=0.5, hidden={"layer.0": "layer.1"}, attention={"a": "b"}, held_out=0.1, patience=2)
+    import yaml
+
+    again = parse_recipe(yaml.safe_load(dump_recipe([tune])))
+    assert again == [tune]
+
+
+def test_the_teacher_does_not_change() -> None:
+    teacher = net()
+    before = copy.deepcopy(teacher.state_dict())
+    train(net(4, 2), inputs(), Tune(distil=1.0, hidden={"1": "1"}), teacher=teacher, progress=NoProgress())
+    assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())

@@ -1,0 +1,286 @@
+"""Attention heads and residual blocks removed: the small network is the one without them, in the original's file."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from methods.shrinkable import IMAGE, SEQUENCE, Attending, Attention, batch, encoder, labelled, random_network
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gossamer as gs
+from gossamer.drive import run
+from gossamer.encoding import Kept
+from gossamer.errors import CompositionError, PlanError
+from gossamer.methods.shrink import Blocks, Channels, Heads
+from gossamer.methods.shrink.blocks import residual_blocks
+from gossamer.network import attach, harvest, materialise
+from gossamer.network.attention import FewerHeads, attention_parts
+from gossamer.network.rebuild import Skipped
+
+
+class SelfAttention(nn.Module):
+    """Named as in BERT, the output projection beside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_attention_heads, self.attention_head_size, self.all_head_size = 4, 3, 12
+        self.query, self.key, self.value = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.view(*y.shape[:2], self.num_attention_heads, self.attention_head_size).transpose(1, 2)
+
+        mixed = F.scaled_dot_product_attention(split(self.query(x)), split(self.key(x)), split(self.value(x)))
+        return mixed.transpose(1, 2).reshape(*x.shape[:2], self.all_head_size)
+
+
+class Bert(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.self = SelfAttention()
+        self.output = nn.Module()
+        self.output.dense = nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.output.dense(self.self(x))
+
+
+ATTENTIONS: dict[str, Any] = {
+    "torch": lambda: Attending(nn.MultiheadAttention(12, 4, batch_first=True)),
+    "torch, other widths, no biases": lambda: Attending(
+        nn.MultiheadAttention(12, 4, batch_first=True, bias=False, kdim=12, vdim=12)
+    ),
+    "separate": lambda: Attending(Attention()),
+    "bert": lambda: Attending(Bert()),
+    "encoder": encoder,
+}
+
+
+@pytest.mark.parametrize("name", ATTENTIONS)
+@settings(max_examples=3)
+@given(sparsity=st.sampled_from([0.25, 0.5, 1.0]), seed=st.integers(0, 3))
+def test_without_heads_the_network_is_the_one_in_which_they_are_zero(name: str, sparsity: float, seed: int) -> None:
+    net, x = random_network(ATTENTIONS[name], seed), batch(SEQUENCE)
+    state = run(net, [Heads(sparsity=sparsity)], data=labelled(x))
+    small = materialise(copy.deepcopy(net), state.specs, state.trees)
+    masked = copy.deepcopy(net)
+    masked.load_state_dict({n: t.to_dense() for n, t in state.trees.items()})
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-4, atol=1e-5)
+    left = max(1, 4 - round(4 * sparsity))
+    heads = [getattr(m, n) for m in small.modules() for n in ("num_heads", "num_attention_heads") if hasattr(m, n)]
+    assert heads == [left]
+    trainable = attach(copy.deepcopy(net), state.specs, state.trees)
+    torch.testing.assert_close(trainable.eval()(x), small(x), rtol=1e-4, atol=1e-5)
+    trainable.train()(x).sum().backward()
+    again = harvest(trainable, state.specs, state.trees)
+    assert all(torch.equal(again[n].to_dense(), t.to_dense()) for n, t in state.trees.items())
+
+
+def test_the_weakest_heads_go_whole() -> None:
+    net = random_network(ATTENTIONS["torch"], 0)
+    weight = net.attention.in_proj_weight.detach()  # type: ignore[union-attr,operator]
+    norms = weight.view(3, 4, 3, 12).square().sum((0, 2, 3))
+    tree = run(net, [Heads(sparsity=0.5)]).trees["attention.in_proj_weight"]
+    assert isinstance(tree, Kept)
+    index = tree.kept_indices(0)
+    assert index is not None
+    best = sorted(norms.argsort(descending=True)[:2].tolist())
+    assert index.tolist() == [block * 12 + h * 3 + i for block in range(3) for h in best for i in range(3)]
+
+
+def test_influence_of_a_head_is_what_the_outputs_lose() -> None:
+    net, x = random_network(ATTENTIONS["separate"], 1), batch(SEQUENCE)
+    with torch.no_grad():
+        net.attention.out_proj.weight[:, 3:6] = 0  # type: ignore[union-attr,index,operator]
+        net.attention.q_proj.weight[3:6] *= 100  # type: ignore[union-attr,index,operator]
+    tree = run(net, [Heads(sparsity=0.25, score="influence")], data=labelled(x)).trees["attention.out_proj.weight"]
+    assert isinstance(tree, Kept)
+    assert tree.kept_indices(1).tolist() == [0, 1, 2, 6, 7, 8, 9, 10, 11]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("mask", ["none", "bool", "float", "per head", "padding"])
+def test_all_heads_kept_compute_what_torch_does(batch_first: bool, mask: str) -> None:
+    torch.manual_seed(0)
+    net = nn.MultiheadAttention(12, 4, batch_first=batch_first).eval()
+    same = copy.deepcopy(net)
+    FewerHeads.of(same, 4)
+    x = torch.randn(2, 5, 12) if batch_first else torch.randn(5, 2, 12)
+    y = torch.randn(2, 6, 12) if batch_first else torch.randn(6, 2, 12)
+    given: dict[str, Any] = {
+        "none": {},
+        "bool": {"attn_mask": torch.rand(5, 6) > 0.7},
+        "float": {"attn_mask": torch.randn(5, 6)},
+        "per head": {"attn_mask": torch.randn(8, 5, 6)},
+        "padding": {"key_padding_mask": torch.arange(6).expand(2, 6) > 3},
+    }[mask]
+    for need in (True, False):
+        expected, weights = net(x, y, y, need_weights=need, **given)
+        found, ours = same(x, y, y, need_weights=need, **given)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        assert (weights is None) == (ours is None)
+        if weights is not None:
+            torch.testing.assert_close(ours, weights, rtol=1e-4, atol=1e-5)
+
+
+def test_an_unbatched_sequence_works_too() -> None:
+    net = nn.MultiheadAttention(12, 4).eval()
+    same = copy.deepcopy(net)
+    FewerHeads.of(same, 4)
+    x = torch.randn(5, 12)
+    for mine, theirs in zip(same(x, x, x), net(x, x, x), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_attentions_with_extra_keys_or_shared_ones_are_not_taken_for_plain() -> None:
+    net = nn.ModuleDict({"a": nn.MultiheadAttention(12, 4, add_bias_kv=True), "b": Attention()})
+    net["b"].k_proj = nn.Linear(12, 6)
+    assert list(attention_parts(net)) == []
+    with pytest.raises(CompositionError, match="Heads matches no layer"):
+        run(nn.Sequential(nn.Linear(3, 2)), [Heads(sparsity=0.5)])
+
+
+def test_heads_and_channels_and_saving_compose(tmp_path: Path) -> None:
+    net, x = random_network(encoder, 0), batch(SEQUENCE)
+    small = gs.compress(net, [Heads(sparsity=0.5), Channels(sparsity=0.5, only="*linear1*")], data=labelled(x))
+    small.save(tmp_path / "small.gsm")
+    again = gs.load(tmp_path / "small.gsm", into=encoder).dense()
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), small.dense()(x), rtol=0, atol=0)
+    assert again[1].linear1.out_features == 8  # type: ignore[index,union-attr]
+
+
+# -- blocks --------------------------------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    def __init__(self, into: int, out: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(into, out, 3, padding=1, bias=False), nn.BatchNorm2d(out)
+        self.path = nn.Sequential(nn.Conv2d(out, out, 1), nn.ReLU(), nn.Conv2d(out, out, 1))
+        self.shortcut = nn.Identity() if into == out else nn.Conv2d(into, out, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.path(F.relu(self.norm(self.conv(x)))) + self.shortcut(x))
+
+
+class Stage(nn.Module):
+    """More than a container: it pools."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = Block(6, 6), Block(6, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.max_pool2d(self.two(self.one(x)), 2)
+
+
+class ResNet(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(1, 4, 3, padding=1)
+        self.first = nn.Sequential(Block(4, 4), Block(4, 4))
+        self.wider = Block(4, 6)
+        self.stage = Stage()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stage(self.wider(self.first(F.relu(self.stem(x)))))
+        return self.fc(x.mean((2, 3)))
+
+
+def skip(net: nn.Module, *blocks: str) -> nn.Module:
+    made = copy.deepcopy(net)
+    for block in blocks:
+        owner, _, key = block.rpartition(".")
+        setattr(made.get_submodule(owner), key, Skipped())
+    return made
+
+
+def test_blocks_are_the_innermost_modules_that_their_input_is_added_to() -> None:
+    net = random_network(ResNet, 0)
+    found, reasons = residual_blocks(net, batch(IMAGE))
+    assert found == ("first.0", "first.1", "stage.one", "stage.two")
+    assert "shape" in reasons["wider"]
+    plain = nn.Sequential(nn.ModuleDict({"a": nn.Linear(5, 5)})["a"], nn.Linear(5, 5))
+    assert residual_blocks(plain, batch((5,)))[0] == ()
+
+
+def test_transformer_layers_are_blocks() -> None:
+    layers = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(12, 4, 16, batch_first=True), 3, enable_nested_tensor=False
+    ).eval()
+    x = batch((4, 12))
+    assert residual_blocks(layers, x)[0] == ("layers.0", "layers.1", "layers.2")
+    state = run(layers, [Blocks(sparsity=0.34)], data=labelled(x))
+    small = materialise(copy.deepcopy(layers), state.specs, state.trees).eval()
+    assert sum(isinstance(m, Skipped) for m in small.layers) == 1  # type: ignore[union-attr]
+    assert "without the block the network fails" in state.skipped["layers.0"]  # torch reads its attributes
+    assert small(x).shape == x.shape
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_the_rebuilt_network_is_the_one_in_which_the_blocks_are_skipped(count: int, tmp_path: Path) -> None:
+    net, x = random_network(ResNet, count), batch(IMAGE)
+    small = gs.compress(net, [Blocks(sparsity=count / 4)], data=labelled(x))
+    found = residual_blocks(net, x)[0]
+    gone = [b for b in found if not bool(small.trees[f"{b}.conv.weight"].to_dense().any())]
+    assert len(gone) == min(count, 3)  # the stage keeps one of its blocks
+    expected = skip(net, *gone)(x)
+    torch.testing.assert_close(small.dense()(x), expected)
+    small.save(tmp_path / "small.gsm")
+    again = gs.load(tmp_path / "small.gsm", into=ResNet)
+    torch.testing.assert_close(again.dense()(x), expected)
+    assert all(again.trees[s.name].dense_shape() == s.shape for s in again.specs)
+    trained = again.trainable()
+    torch.testing.assert_close(trained.eval()(x), expected)
+    trained(x).sum().backward()
+    harvested = again.harvest(trained)
+    torch.testing.assert_close(harvested.dense()(x), expected)
+    if count == 2:
+        torch.testing.assert_close(again.lower(x)(x), expected.detach(), rtol=1e-4, atol=1e-5)
+
+
+def test_the_block_that_changes_the_outputs_least_goes_first() -> None:
+    net, x = random_network(ResNet, 1), batch(IMAGE)
+    before = net(x).detach()
+    blocks = residual_blocks(net, x)[0]
+    changes = {b: float((skip(net, b)(x).detach() - before).square().sum()) for b in blocks}
+    state = run(net, [Blocks(sparsity=0.25)], data=labelled(x))
+    gone = {b for b in blocks if not bool(state.trees[f"{b}.conv.weight"].to_dense().any())}
+    assert gone == {min(changes, key=changes.__getitem__)}
+
+
+@pytest.mark.parametrize("unit", ["parameters", "macs"])
+def test_blocks_go_until_the_target_is_met(unit: str) -> None:
+    net, x = random_network(ResNet, 1), batch(IMAGE)
+    small = gs.compress(net, [Blocks(**{unit: 0.8})], data=labelled(x)).dense()  # type: ignore[arg-type]
+    assert any(isinstance(m, Skipped) for m in small.modules())
+    if unit == "parameters":
+        assert sum(p.numel() for p in small.parameters()) <= 0.8 * sum(p.numel() for p in net.parameters())
+    with pytest.raises(PlanError, match="with all removed that can be"):
+        run(net, [Blocks(parameters=0.01)], data=labelled(x))
+
+
+def test_blocks_then_channels_compose_and_without_data_blocks_are_refused() -> None:
+    net, x = random_network(ResNet, 1), batch(IMAGE)
+    state = run(net, [Blocks(sparsity=0.5), Channels(sparsity=0.5, only="wider.conv.weight")], data=labelled(x))
+    assert state.network().eval()(x).shape == (3, 3)
+    with pytest.raises(PlanError, match="Blocks: found no inputs to measure with"):
+        run(net, [Blocks(sparsity=0.5)])
+
+
+def test_a_block_tied_to_something_outside_stays() -> None:
+    net, x = random_network(ResNet, 1), batch(IMAGE)
+    net.first[0].conv.weight = net.first[1].conv.weight  # type: ignore[index,union-attr]
+    state = run(net, [Blocks(sparsity=1.0)], data=labelled(x))
+    assert bool(state.trees["first.0.conv.weight"].to_dense().any())
+    assert "tied" in state.skipped["first.0.conv.weight"]
