@@ -136,7 +136,8 @@ def check(
         if trains and training:
             batches_of(data, where)
         methods = (entry,) if isinstance(entry, Method) else entry.inside() if isinstance(entry, Stage) else ()
-        looking = next((m for m in methods if m.needs and data is None), None)
+        looks = isinstance(entry, Method) or training  # the dry run of a stage does without
+        looking = next((m for m in methods if m.needs and data is None and looks), None)
         if looking is not None:
             needs = ", ".join(sorted(looking.needs))
             raise DataError(f"{where}: found no data, expected data=… to gather {needs} from")
@@ -177,10 +178,10 @@ def _plain_shape(spec: TensorSpec) -> tuple[int, ...]:
     return (spec.shape[0] // spec.gates, *spec.shape[1:]) if spec.gates > 1 else spec.shape
 
 
-def run_method(method: Method, state: State) -> None:
-    """Plan a method over the current trees and carry the plan out."""
+def run_method(method: Method, state: State, evidence: Mapping[str, Evidence] | None = None) -> None:
+    """Plan a method over the current trees and carry the plan out; without evidence what it needs is gathered."""
     bound = method.bind(state.model, state.example())
-    planned = plan_method(bound, state.source(), state.evidence(bound))
+    planned = plan_method(bound, state.source(), state.evidence(bound) if evidence is None else evidence)
     state.trees |= apply_plan(planned, state.source())
     state.plans.append(plan_json(method, planned))
     for site, why in planned.skipped.items():

@@ -17,7 +17,21 @@ from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.factorize import SVD
-from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
+from gossamer.methods.prune import (
+    Block,
+    Columns,
+    HardThreshold,
+    KernelPattern,
+    LatencyTable,
+    Magnitude,
+    Movement,
+    NofM,
+    Random,
+    Rows,
+    Sensitivity,
+    Taylor,
+    Unstructured,
+)
 from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
 from gossamer.methods.shrink import Channels
@@ -28,11 +42,18 @@ __all__ = ["ENTRIES", "dump_recipe", "load_recipe", "parse_recipe"]
 ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
     {
         "prune.Magnitude": Magnitude,
+        "prune.Random": Random,
+        "prune.Taylor": Taylor,
+        "prune.Movement": Movement,
+        "prune.HardThreshold": HardThreshold,
         "prune.Unstructured": Unstructured,
         "prune.Rows": Rows,
         "prune.Columns": Columns,
         "prune.Block": Block,
         "prune.NofM": NofM,
+        "prune.KernelPattern": KernelPattern,
+        "prune.Sensitivity": Sensitivity,
+        "prune.LatencyTable": LatencyTable,
         "share.KMeans": KMeans,
         "quantize.RoundToNearest": RoundToNearest,
         "factorize.SVD": SVD,
@@ -42,8 +63,8 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
     }
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
-_PARTS = (Unstructured, Rows, Columns, Block, NofM)
-_DERIVED = frozenset({"couplings", "reasons"})  # found in the network, not written by people
+_PARTS = (Unstructured, Rows, Columns, Block, NofM, KernelPattern, Sensitivity, LatencyTable)
+_DERIVED = frozenset({"couplings", "reasons", "ramped", "weight_uses"})  # found in the network, not written by people
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -124,12 +145,16 @@ def _value(found: object, hint: Any, where: str) -> Any:
     if isinstance(found, list):
         if any(_named(x) for x in found):
             return tuple(_build(x, where) for x in found)
-        found = tuple(found)
+        found = _tuples(found)
     try:
         return TypeAdapter(hint, config=ConfigDict(arbitrary_types_allowed=True)).validate_python(found, strict=True)
     except ValidationError as error:
         wanted = str(hint).replace("typing.", "")
         raise PlanError(f"{where}: found {str(found)[:60]!r}, expected {wanted}") from error
+
+
+def _tuples(found: object) -> object:
+    return tuple(_tuples(member) for member in found) if isinstance(found, list) else found
 
 
 def _named(found: object) -> bool:

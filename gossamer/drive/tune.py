@@ -121,6 +121,7 @@ def train(
     progress: Progress,
     title: str = "fine-tuning",
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None = None,
+    after_backward: Callable[[], None] | None = None,
 ) -> None:
     """Train ``model`` in place; it is left in eval mode.
 
@@ -133,6 +134,7 @@ def train(
         progress: where to say how far it is.
         title: what to say.
         before_step: called with (step, steps, optimiser) before every step; may change the network's topology.
+        after_backward: called when a step's gradients are there, before they are clipped and used.
 
     Raises:
         DataError: a batch that is not (inputs, targets), or a loss that is not finite.
@@ -153,6 +155,8 @@ def train(
                 raise DataError(f"{title}: found loss {float(value.detach())} at step {step}, expected a finite one")
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
+            if after_backward is not None:
+                after_backward()
             if tune.clip is not None:
                 nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], tune.clip)
             optimizer.step()

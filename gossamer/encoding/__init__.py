@@ -2,11 +2,11 @@
 
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
-from gossamer.encoding.patterns import NM, Blocks, Mask
+from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
 from gossamer.encoding.skeleton import Skeleton, skeleton_of
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Dense, Grouping
-from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View, link
+from gossamer.encoding.weights import Concat, Kept, Masked, Permuted, Ref, Scaled, Sum, View, link
 
 __all__ = [
     "CP",
@@ -21,6 +21,7 @@ __all__ = [
     "Encoding",
     "Grouping",
     "Kept",
+    "KernelShapes",
     "Kind",
     "Leaf",
     "LowRank",
@@ -28,6 +29,7 @@ __all__ = [
     "Masked",
     "Monarch",
     "Pattern",
+    "Permuted",
     "Ref",
     "Role",
     "Scaled",

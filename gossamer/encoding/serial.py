@@ -21,9 +21,9 @@ from torch import Tensor
 
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.node import Encoding, Leaf, Pattern, Value
-from gossamer.encoding.patterns import NM, Blocks, Mask
+from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
 from gossamer.encoding.values import Affine, Codebook, Dense
-from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View
+from gossamer.encoding.weights import Concat, Kept, Masked, Permuted, Ref, Scaled, Sum, View
 from gossamer.errors import FormatError
 
 __all__ = ["KINDS", "Flat", "flatten", "unflatten"]
@@ -35,6 +35,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
         for kind in (
             *(Dense, Affine, Codebook, Mask, Blocks, NM, Masked, Kept, Sum, Scaled, View, Concat, Ref),
             *(LowRank, Tucker, CP, TensorTrain, Monarch),
+            *(KernelShapes, Permuted),
         )
     }
 )
@@ -262,7 +263,7 @@ def _result_dtype(node: Encoding) -> torch.dtype:
         if isinstance(part, Encoding) and name.partition(".")[0] not in expected_pattern:
             below.append(_result_dtype(part))
     same = len(set(below)) == 1
-    if same and isinstance(node, (Masked, Kept, View)):
+    if same and isinstance(node, (Masked, Kept, View, Permuted)):
         return below[0]
     if not same or below[0] not in (torch.float32, torch.float64):
         raise FormatError(f"{type(node).__name__}: found parts of {below}, expected floats of one dtype")

@@ -17,11 +17,13 @@ from gossamer.encoding import (
     Concat,
     Dense,
     Encoding,
+    KernelShapes,
     Kept,
     LowRank,
     Mask,
     Masked,
     Monarch,
+    Permuted,
     Scaled,
     Sum,
     TensorTrain,
@@ -144,6 +146,25 @@ def masked_rows(m: Maker) -> Example:
     return Example(Masked(where, m.dense(8)), (3, 2, 2), 3 + 8 * m.width)
 
 
+def masked_kernel_shapes(m: Maker) -> Example:
+    shapes = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.uint8)
+    choice = torch.tensor([0, 2, 1, 1, 0, 0], dtype=torch.uint8)  # five kernels of two weights, one is gone
+    where = KernelShapes(choice, shapes, (3, 2, 2, 2))
+    return Example(Masked(where, m.dense(10)), (3, 2, 2, 2), 6 * 2 + 12 + 10 * m.width)
+
+
+def permuted(m: Maker) -> Example:
+    choice = m.symbols(6, 6).to(torch.int16)
+    inner = Masked(NM(choice, (3, 8), 2, 4), m.dense(12))
+    tree = Permuted.of(inner, torch.tensor([3, 1, 7, 0, 2, 6, 5, 4]))
+    return Example(tree, (3, 8), 6 * 3 + 12 * m.width + 8 * 3)
+
+
+def permuted_clustered_conv(m: Maker) -> Example:
+    inner, bits = m.clustered(2, 3, 2)
+    return Example(Permuted.of(inner, torch.tensor([5, 0, 4, 1, 3, 2])), (2, 3, 2), bits + 6 * 3)
+
+
 def masked_affine_grouped(m: Maker) -> Example:
     where = m.mask(5, 7)
     live = m.live(where)
@@ -246,5 +267,6 @@ MAKERS: tuple[Callable[[Maker], Example], ...] = (
     *(masked_ragged_blocks, masked_rows, masked_affine_grouped, masked_codebook, masked_codebook_grouped),
     *(low_rank, low_rank_of_clustered, sum_of_low_rank_and_sparse, view_of_masked, concat, kept_rows_and_pixels),
     *(kept_filled, scaled, scaled_one_side, tucker_two, cp, tensor_train, monarch, shared_codebook),
+    *(masked_kernel_shapes, permuted, permuted_clustered_conv),
     everything_at_once,
 )

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 
 import pytest
 import torch
-from contract.method_examples import METHODS, WEIGHTS, Zoo, network
+from contract.method_examples import LATENCY, METHODS, WEIGHTS, Zoo, network
 from contract.test_every_encoding import same_bits, same_trees
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.drive import ModelSource, TreeSource, run
 from gossamer.drive.one_shot import apply_plan, plan_method
@@ -18,11 +19,21 @@ from gossamer.encoding.spec import Kind
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.base import DENSE, MASKED, Method
 from gossamer.methods.factorize import SVD
-from gossamer.methods.prune import Magnitude
+from gossamer.methods.prune import (
+    HardThreshold,
+    KernelPattern,
+    LatencyTable,
+    Magnitude,
+    Movement,
+    NofM,
+    Scored,
+    Sensitivity,
+    Taylor,
+)
 from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
 from gossamer.methods.shrink import Channels
-from gossamer.network import specs, tensors
+from gossamer.network import attach, specs, tensors
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 half_too = pytest.mark.parametrize(
@@ -35,12 +46,22 @@ def trees_of(model: nn.Module) -> dict[str, Encoding]:
     return {spec.name: source.read(spec.name) for spec in source.specs()}
 
 
+def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
+    """Made-up gradients for every place in every tree."""
+    found = {}
+    for name, tree in trees.items():
+        for path, node in tree.nodes():
+            signed = torch.randn(node.dense_shape(), generator=torch.Generator().manual_seed(len(path)))
+            found[name + ("#" + path if path else "")] = {"grad": signed, "grad_sq": signed.square(), "movement": signed}
+    return found
+
+
 def result_of(
     method: Method, model: nn.Module, trees: Mapping[str, Encoding]
 ) -> tuple[dict[str, Encoding], list[dict]]:
     """New trees and the JSON of the plan."""
     source = TreeSource(specs(model), trees)
-    planned = plan_method(method.bind(model, None), source)
+    planned = plan_method(method.bind(model, None), source, gathered(trees))
     return apply_plan(planned, source), [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
 
 
@@ -75,7 +96,7 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
                 assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
             else:
                 assert found == promised
-    trainable = run(model, [method]).network()
+    trainable = attach(copy.deepcopy(model), specs(model), {**before, **after})
     for spec in specs(model):
         module, _, name = spec.name.rpartition(".")
         assert getattr(trainable.get_submodule(module), name).dtype == spec.dtype
@@ -148,8 +169,10 @@ def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
         "rows": {**trees_of(model), **run(model, [METHODS["magnitude-rows-uniform"]]).trees},
     }
     bound = method.bind(model, None)
+    kernels = isinstance(method, Scored) and isinstance(method.structure, KernelPattern)
+    weight = "fc1.weight" if isinstance(method, Channels) else "conv2d.weight" if kernels else "linear.weight"
     for name, trees in given.items():
-        tree = trees["fc1.weight" if isinstance(method, Channels) else "linear.weight"]
+        tree = trees[weight]
         skeleton = skeleton_of(tree)
         accepted = any(rule.accepts.accepts(skeleton) for rule in method.rules())
         assert accepted == (
@@ -158,9 +181,9 @@ def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
         if isinstance(method, Channels) or not accepted:
             continue
         after, _ = result_of(method, model, trees)
-        assert skeleton_of(after["linear.weight"]) == bound.produces(skeleton), name
+        assert skeleton_of(after[weight]) == bound.produces(skeleton), name
         if isinstance(tree, Masked):
-            assert not bool((after["linear.weight"].to_dense() != 0)[~tree.where.mask()].any()), name
+            assert not bool((after[weight].to_dense() != 0)[~tree.where.mask()].any()), name
 
 
 def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_becomes_a_free_mask() -> None:
@@ -257,6 +280,20 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: Magnitude(sparsity=float("nan")),
         lambda: Magnitude(sparsity=0.5, structure=METHODS["magnitude-2:4"].structure),  # type: ignore[attr-defined]
         lambda: Magnitude(sparsity=0.5, scope="galactic"),  # type: ignore[arg-type]
+        lambda: Magnitude(sparsity=0.5, macs=0.5),
+        lambda: Magnitude(budget_bytes=0),
+        lambda: Magnitude(macs=1.5),
+        lambda: Magnitude(ms=1.0),
+        lambda: Magnitude(sparsity=0.5, latency=LATENCY),
+        lambda: Magnitude(structure=KernelPattern(), scope="global"),
+        lambda: Movement(sparsity=0.5, scope="lamp"),
+        lambda: Movement(sparsity=0.5, structure=KernelPattern()).at(0.0),
+        lambda: Taylor(sparsity=0.5, form="third"),  # type: ignore[arg-type]
+        lambda: HardThreshold(threshold=-1.0),
+        lambda: HardThreshold(threshold=1.0, structure=NofM(2, 4)),
+        lambda: KernelPattern(entries=0),
+        lambda: Sensitivity((("w", ((0.9, 1.0), (0.5, 2.0))),)),
+        lambda: LatencyTable((("w", ((0.5, 1.0),)),)),
         lambda: KMeans(bits=0),
         lambda: KMeans(bits=9),
         lambda: KMeans(bits=2, group_size=0),
