@@ -67,7 +67,9 @@ def sensitivity(
     for spec in specs(network):
         probe = make(sparsities[0])
         if probe.needs:
-            raise PlanError(f"sensitivity: found {type(probe).__name__}, expected a method that needs the weights alone")
+            raise PlanError(
+                f"sensitivity: found {type(probe).__name__}, expected a method that needs the weights alone"
+            )
         if not probe.find(spec, DENSE).paths:
             continue
         weight = current[spec.name]

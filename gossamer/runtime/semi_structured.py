@@ -41,7 +41,8 @@ def to_semi_structured(tree: Encoding, dtype: torch.dtype = torch.float16) -> Se
     The result is what ``SparseSemiStructuredTensorCUTLASS`` packs. Kept weights that are zero keep their place.
 
     Args:
-        tree: `Masked` over `NM` 2:4, or a `Permuted` of one; seen as a matrix, rows a multiple of 32 and columns of 16.
+        tree: `Masked` over `NM` 2:4, or a `Permuted` of one; seen as a matrix, rows and columns multiples of 32
+            (torch itself wants at least 64 columns).
         dtype: float16 or bfloat16. (For float32 the hardware has 1:2 instead.)
 
     Raises:
@@ -61,9 +62,9 @@ def to_semi_structured(tree: Encoding, dtype: torch.dtype = torch.float16) -> Se
         raise CompositionError(f"to_semi_structured: found {dtype}, expected float16 or bfloat16")
     shape = inner.dense_shape()
     rows, columns = shape[0], inner.where.positions().numel() * 2 // max(1, shape[0])
-    if rows % _TILE or columns % (4 * _META) or not rows or not columns:
+    if rows % _TILE or columns % (8 * _META) or not rows or not columns:
         found = f"{rows} × {columns}"
-        raise CompositionError(f"to_semi_structured: found a matrix of {found}, expected multiples of 32 × 16")
+        raise CompositionError(f"to_semi_structured: found a matrix of {found}, expected multiples of 32 × 32")
     positions = inner.where.positions()
     values = inner.value.values(positions).detach().to(dtype).view(rows, columns // 2)
     places = (positions.long() % 4).view(-1, 2)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import prod
 from typing import final
 
@@ -62,7 +63,7 @@ class Sensitivity:
         segments = [
             ((b[1] - a[1]) / (a[0] - b[0]), i, order, key)
             for order, (key, hull) in enumerate(hulls.items())
-            for i, (a, b) in enumerate(zip(hull, hull[1:], strict=False))
+            for i, (a, b) in enumerate(pairwise(hull))
         ]
         sparsity = {key: hull[0][2] for key, hull in hulls.items()}
         for _, i, _, key in sorted(segments):
@@ -74,7 +75,9 @@ class Sensitivity:
             left -= share * (a[0] - b[0])
         if left > 1e-6 * max(1.0, abs(budget.allowed(sites))):
             reached = max(points[-1][0] for _, points in self.curves)
-            raise PlanError(f"Sensitivity: found curves up to sparsity {reached:g}, expected some that reach the budget")
+            raise PlanError(
+                f"Sensitivity: found curves up to sparsity {reached:g}, expected some that reach the budget"
+            )
         return {s.key: _units(s, budget, 1 - sparsity[s.key]) for s in sites}
 
     def _traded(self, site: Site, budget: Budget) -> list[tuple[float, float, float]]:

@@ -56,8 +56,8 @@ class Budget(ABC):
         limit = self.limit(full)
         if limit < least:
             raise PlanError(
-                f"{type(self).__name__}: found a budget of {limit:g}, expected at least {least:g}, which is due with no "
-                "weight kept at all"
+                f"{type(self).__name__}: found a budget of {limit:g}, expected at least {least:g}, due with no weight "
+                "kept at all"
             )
         return limit if self.ramped == 1.0 else full - self.ramped * (full - limit)
 
@@ -122,7 +122,9 @@ class Macs(Budget):
         for name, times in self.per_weight:
             if name == site.spec.name:
                 return kept * (self.structure.size(site.shape) * times)
-        raise PlanError(f"macs: {site.spec.name}: found a layer that the example inputs do not run, expected skip= of it")
+        raise PlanError(
+            f"macs: {site.spec.name}: found a layer that the example inputs do not run, expected skip= of it"
+        )
 
     def limit(self, full: float) -> float:
         """A share of everything."""

@@ -38,13 +38,13 @@ class Budgeted(Scored, ABC):
     Args:
         sparsity: fraction of weights that become zero, 0 to 1.
         budget_bytes: instead: bytes of all kept values and their positions before entropy coding.
-        macs: instead: share of the layers' multiplications that stays, 0 to 1; needs the network (`bind`) and an example.
+        macs: instead: share of the layers' multiplications that stays, 0 to 1; needs example inputs (`bind`).
         ms: instead: milliseconds of the layers together, by ``latency``.
         latency: measured times, for ``ms``.
-        scope: how the budget is divided: "uniform" (one density), "global" (one threshold over all tensors), "lamp" (one
-            threshold over s² / Σ s'², the sum over the units of the same tensor with s' ≥ s: a tensor's last units are
-            worth the most, which spares small tensors), "er" and "erk" (densities by `erdos_renyi`, those above 1 capped
-            and the rest raised), or a `Sensitivity`.
+        scope: how the budget is divided: "uniform" (one density), "global" (one threshold over all tensors), "lamp"
+            (one threshold over s² / Σ s'², the sum over the units of the same tensor with s' ≥ s: a tensor's last units
+            are worth the most, which spares small tensors), "er" and "erk" (densities by `erdos_renyi`, those above 1
+            capped and the rest raised), or a `Sensitivity`.
         structure: what lives or dies together. `NofM` takes no budget, `KernelPattern` may do without.
     """
 
@@ -85,10 +85,8 @@ class Budgeted(Scored, ABC):
 
     def bind(self, model: nn.Module, example: Tensor | None) -> Method:
         """Count how often the network uses each weight, for ``macs``."""
-        if self.macs is None or self.weight_uses is not None:
+        if self.macs is None or self.weight_uses is not None or example is None:
             return self
-        if example is None:
-            raise PlanError(f"{type(self).__name__}: macs: found no example inputs, expected data=…")
         return dataclasses.replace(self, weight_uses=uses_of(model, example))
 
     def at(self, progress: float) -> Method:
@@ -96,8 +94,8 @@ class Budgeted(Scored, ABC):
         share = 1 - (1 - progress) ** 3
         if progress == 0.0 and self.structure.complete and self.needs:
             raise PlanError(
-                f"{type(self).__name__}: found {self.structure} in a schedule that has no scores at its start, expected "
-                "a structure that can start from everything, such as Unstructured()"
+                f"{type(self).__name__}: found {self.structure} in a schedule that has no scores at its start, "
+                "expected a structure that can start from everything, such as Unstructured()"
             )
         if self.sparsity is not None:
             return dataclasses.replace(self, sparsity=self.sparsity * share)
@@ -153,7 +151,7 @@ class Budgeted(Scored, ABC):
             return Bytes(structure=self.structure, ramped=self.ramped, budget_bytes=self.budget_bytes)
         if self.macs is not None:
             if self.weight_uses is None:
-                raise PlanError(f"{type(self).__name__}: macs: found no network, expected bind(model, example) first")
+                raise PlanError(f"{type(self).__name__}: macs: found no example inputs, expected data=…")
             return Macs(structure=self.structure, ramped=self.ramped, macs=self.macs, per_weight=self.weight_uses)
         if self.ms is not None and self.latency is not None:
             return Milliseconds(structure=self.structure, ramped=self.ramped, ms=self.ms, table=self.latency)

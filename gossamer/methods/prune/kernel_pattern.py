@@ -94,7 +94,7 @@ class KernelPattern(Structure):
             bool [shapes, kernel size], most frequent first; int64 [kernels].
         """
         top = kernels.argsort(dim=1, descending=True, stable=True)[:, : self.entries].sort(dim=1).values
-        natural, counts = top.unique(dim=0, return_counts=True)  # in lexicographic order
+        natural, counts = torch.unique(top, dim=0, return_counts=True)  # in lexicographic order
         frequent = natural[counts.argsort(descending=True, stable=True)[: self.patterns]]
         shapes = torch.zeros(len(frequent), kernels.shape[1], dtype=torch.bool).scatter_(1, frequent, True)
         # A sum over the shape's entries in their order, the same on every machine, which a matrix product is not.

@@ -46,8 +46,8 @@ class LatencyTable:
 
     Example:
         >>> table = LatencyTable((("fc.weight", ((0.1, 1.0), (0.5, 3.0), (1.0, 2.0))),))
-        >>> table.ms("fc.weight", torch.tensor([0.3, 0.75])).tolist()
-        [2.0, 2.0]
+        >>> table.ms("fc.weight", torch.tensor([0.25, 0.5])).tolist()
+        [1.375, 2.0]
     """
 
     layers: tuple[tuple[str, Curve], ...]

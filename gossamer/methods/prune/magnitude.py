@@ -22,7 +22,8 @@ class Magnitude(Budgeted):
     one weight are ranked by their root mean square. What is dead already stays dead.
 
     Args:
-        sparsity: fraction of weights that become zero, 0 to 1, or one of the other budgets of `Budgeted`; none for `NofM`.
+        sparsity: fraction of weights that become zero, 0 to 1, or one of the other budgets of `Budgeted`;
+            none for `NofM`.
         structure: what lives or dies together.
         scope: how the budget is divided among tensors, see `Budgeted`.
 

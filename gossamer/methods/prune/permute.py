@@ -78,7 +78,8 @@ def _deal(turned: Tensor, order: Tensor, pairs: Tensor, n: int, m: int) -> bool:
     changed = False
     subsets, which = _subsets(m)
     at_once = max(1, _ELEMENTS // max(1, rows * subsets.numel()))
-    for some in pairs.split(at_once):
+    for start in range(0, len(pairs), at_once):
+        some = pairs[start : start + at_once]
         places = torch.cat([some[:, :1] * m + inside, some[:, 1:] * m + inside], 1)  # [pairs, 2m]
         mine = order[places]
         found = turned[mine.reshape(-1)].view(*mine.shape, rows)
