@@ -84,7 +84,9 @@ class Gradual(Stage):
             raise PlanError(f"Gradual: found {self.updates} updates in {ramp_steps} steps, expected fewer")
         methods = tuple(m.bind(state.model, state.example()) for m in self.methods)
         for method in methods:
-            run_method(method.at(first / self.updates), state, nothing_yet(state.trees, method.needs) if needs else None)
+            run_method(
+                method.at(first / self.updates), state, nothing_yet(state.trees, method.needs) if needs else None
+            )
         reached = dict(zip(range(len(methods)), state.plans[-len(self.methods) :], strict=True))
         del state.plans[-len(self.methods) :]
         network = state.network()

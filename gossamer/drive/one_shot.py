@@ -42,8 +42,8 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
     Args:
         method: bound to the network.
         source: of the trees.
-        evidence: statistics per tensor, in coordinates of the whole tensor (see `gossamer.drive.evidence`), or per site,
-            in its own (see `gossamer.drive.steps`).
+        evidence: statistics per tensor, in coordinates of the whole tensor (`gossamer.drive.evidence`), or per site,
+            in its own (`gossamer.drive.steps`).
 
     Raises:
         CompositionError: no site at all; the message says why for the first tensor that was meant.

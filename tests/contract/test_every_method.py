@@ -52,7 +52,11 @@ def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
     for name, tree in trees.items():
         for path, node in tree.nodes():
             signed = torch.randn(node.dense_shape(), generator=torch.Generator().manual_seed(len(path)))
-            found[name + ("#" + path if path else "")] = {"grad": signed, "grad_sq": signed.square(), "movement": signed}
+            found[name + ("#" + path if path else "")] = {
+                "grad": signed,
+                "grad_sq": signed.square(),
+                "movement": signed,
+            }
     return found
 
 

@@ -49,19 +49,18 @@ def site_of(name: str, shape: tuple[int, ...]) -> Site:
     return Site(TensorSpec(name, shape, torch.float32, Kind.LINEAR), "", shape)
 
 
+def gathered(evidence: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    return {name: dict.fromkeys(("grad", "grad_sq", "movement"), found) for name, found in evidence.items()}
+
+
 def pruned(method: Scored, weights: Mapping[str, Tensor | Encoding], evidence: Mapping[str, Tensor]) -> dict[str, Any]:
     """Results without the refusal of layers that die altogether."""
     source = source_of(weights)
-
-    def gathered(site: Site, weight: Encoding) -> dict[str, Tensor]:
-        del weight
-        return dict.fromkeys(("grad", "grad_sq", "movement"), evidence[site.key])
-
-    planned = plan_method(method, source, gathered)
+    everything = gathered(evidence)
+    planned = plan_method(method, source, everything)
     steps = {step.targets[0]: int(step.entry["keep"]) for step in planned.plan.steps}
     return {
-        key: method.select(site, source.read(key), steps[key], gathered(site, source.read(key)))
-        for key, site in planned.sites.items()
+        key: method.select(site, source.read(key), steps[key], everything[key]) for key, site in planned.sites.items()
     }
 
 
@@ -131,11 +130,7 @@ def test_structures_stay_within_the_budget_by_less_than_a_unit_of_each_tensor(
 
 
 def planned_entries(method: Budgeted, weights: Mapping[str, Tensor], evidence: Mapping[str, Tensor]) -> dict[str, int]:
-    def gathered(site: Site, weight: Encoding) -> dict[str, Tensor]:
-        del weight
-        return dict.fromkeys(("grad", "grad_sq", "movement"), evidence[site.key])
-
-    planned = plan_method(method, source_of(weights), gathered)
+    planned = plan_method(method, source_of(weights), gathered(evidence))
     return {step.targets[0]: int(step.entry["keep"]) for step in planned.plan.steps}
 
 
@@ -198,7 +193,7 @@ def test_taylor_keeps_what_autograd_says_matters(form: Any) -> None:
     expected = (w * sum(grads)).abs() if form == "first" else w * w * sum(g * g for g in grads)
     source = source_of({"w": w})
     method = Taylor(sparsity=0.6, form=form)
-    tree = apply_plan(plan_method(method, source, lambda *_: evidence), source, lambda *_: evidence)["w"]  # type: ignore[arg-type,return-value]
+    tree = apply_plan(plan_method(method, source, {"w": evidence}), source)["w"]  # type: ignore[dict-item]
     assert isinstance(tree, Masked)
     assert sorted(expected.flatten().topk(8).indices.tolist()) == tree.where.positions().tolist()
     # To first order the score is the change of the loss when the weight alone moves towards zero.
