@@ -56,7 +56,7 @@ METHODS: Mapping[str, Method] = {
     "magnitude-sensitivity": Magnitude(sparsity=0.6, scope=SENSITIVITY),
     "magnitude-bytes": Magnitude(budget_bytes=4000, scope="global"),
     "magnitude-macs": Magnitude(macs=0.5, scope="erk", weight_uses=tuple((n, i) for i, n in enumerate(NAMES))),
-    "magnitude-ms": Magnitude(ms=2.5, latency=LATENCY, scope="global"),
+    "magnitude-ms": Magnitude(ms=4.0, latency=LATENCY, scope="lamp"),
     "magnitude-2:4-permuted": Magnitude(structure=NofM(2, 4, permute=True)),
     "magnitude-kernel-patterns": Magnitude(structure=KernelPattern(2, 3)),
     "magnitude-kernel-patterns-fewer-kernels": Magnitude(sparsity=0.6, structure=KernelPattern(2, 3), scope="global"),
