@@ -8,8 +8,9 @@ from typing import final
 import torch
 
 from gossamer.drive.one_shot import apply_plan, plan_method
-from gossamer.drive.recipe import Stage, State, plan_json, run_method
+from gossamer.drive.recipe import Stage, State, example_for, plan_json, run_method
 from gossamer.drive.source import TreeSource
+from gossamer.drive.steps import FROM_STEPS, StepEvidence, nothing_yet
 from gossamer.drive.tune import Tune, batches_of, train
 from gossamer.errors import PlanError
 from gossamer.methods.base import Method
@@ -26,6 +27,10 @@ class Gradual(Stage):
 
     At the u-th of U updates each method runs as ``method.at(u / U)``, for magnitude pruning
     sparsity · (1 − (1 − u/U)³). Survivors keep their optimiser state; what is pruned does not come back.
+
+    The first update comes before the first step, the last as long before the end of the ramp as updates are apart. If
+    a method ranks by what training steps show (movement, gradients), every update comes one interval later, with the
+    evidence of the steps since the one before.
 
     Args:
         methods: pruning methods, run in order at every update.
@@ -69,30 +74,39 @@ class Gradual(Stage):
         """Attach, train with updates on the way, read back."""
         if not state.training:
             for method in self.methods:
-                run_method(method, state)
+                run_method(method, state, nothing_yet(state.trees, method.needs))
             return
         data = batches_of(state.data, "gradual pruning")
         ramp_steps = max(1, round(self.ramp * self.tune.epochs * len(data)))
-        at_step = {round(u * ramp_steps / self.updates): u + 1 for u in range(1, self.updates)}
-        if max(at_step, default=0) >= self.tune.epochs * len(data):
+        needs = frozenset(n for method in self.methods for n in method.needs) & FROM_STEPS
+        # Update number 1 comes before training, or after the first steps where those give the evidence for it.
+        first = 0 if needs else 1
+        at_step = {round(u * ramp_steps / self.updates): u + first for u in range(1, self.updates + 1 - first)}
+        if max(at_step, default=0) >= self.tune.epochs * len(data) or (needs and 0 in at_step):
             raise PlanError(f"Gradual: found {self.updates} updates in {ramp_steps} steps, expected fewer")
-        for method in self.methods:
-            run_method(method.at(1 / self.updates), state)
-        reached = dict(zip(range(len(self.methods)), state.plans[-len(self.methods) :], strict=True))
+        methods = tuple(m.bind(state.model, example_for(m, state.data)) for m in self.methods)
+        for method in methods:
+            run_method(
+                method.at(first / self.updates), state, nothing_yet(state.trees, method.needs) if needs else None
+            )
+        reached = dict(zip(range(len(methods)), state.plans[-len(self.methods) :], strict=True))
         del state.plans[-len(self.methods) :]
         network = state.network()
+        steps_say = StepEvidence(network, [s.name for s in state.specs], needs)
 
         def before_step(step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
             del steps
             if step not in at_step:
                 return
-            for i, method in enumerate(self.methods):
+            evidence = steps_say.evidence()
+            for i, method in enumerate(methods):
                 trees = {name: holder.tree for name, holder in attached(network).items()}
                 specs = tuple(s for s in state.specs if s.name in trees)
                 source = TreeSource(specs, trees)
-                planned = plan_method(method.at(at_step[step] / self.updates), source)
+                planned = plan_method(method.at(at_step[step] / self.updates), source, evidence)
                 evolve(network, apply_plan(planned, source), optimizer)
                 reached[i] = plan_json(method, planned)
+            steps_say.reset()
 
         teacher = state.model if self.tune.taught else None
         train(
@@ -104,6 +118,7 @@ class Gradual(Stage):
             progress=state.progress,
             title="gradual pruning",
             before_step=before_step,
+            after_backward=steps_say.gather if needs else None,
         )
         state.take(network)
         state.plans += [{**plan, "updates": self.updates} for plan in reached.values()]

@@ -78,7 +78,8 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
     Args:
         method: bound to the network.
         source: of the trees.
-        evidence: statistics per tensor, in coordinates of the whole tensor; see `gossamer.drive.evidence`.
+        evidence: statistics per tensor, in coordinates of the whole tensor (`gossamer.drive.evidence`), or per site,
+            in its own (`gossamer.drive.steps`).
 
     Raises:
         CompositionError: no site at all; the message says why for the first tensor that was meant.
@@ -110,7 +111,7 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
         if method.observes:
             for site in sites:
                 tree = source.read(site.spec.name)
-                handed = tree.hand_down_to(site.path, (evidence or {}).get(site.spec.name, {}))
+                handed = _handed(tree, site, evidence or {})
                 summaries[site.key] = method.observe(site, tree.at(site.path), handed, ask)
         result = method.plan(sites, summaries, ask)
         if isinstance(result, Plan):
@@ -122,6 +123,12 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
             return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {}, seen.same)
         ask = result
     raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
+
+
+def _handed(tree: Encoding, site: Site, evidence: Mapping[str, Evidence]) -> Evidence:
+    if site.key in evidence:
+        return evidence[site.key]
+    return tree.hand_down_to(site.path, evidence.get(site.spec.name, {}))
 
 
 def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
@@ -141,7 +148,7 @@ def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
     for step in planned.plan.steps:
         sites = [planned.sites[t] for t in step.targets]
         weights = {s.key: tree(s.spec.name).at(s.path) for s in sites}
-        handed = {s.key: tree(s.spec.name).hand_down_to(s.path, planned.evidence.get(s.spec.name, {})) for s in sites}
+        handed = {s.key: _handed(tree(s.spec.name), s, planned.evidence) for s in sites}
         new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, handed)
         for site in sites:
             _refuse_dead(planned.method, site, weights[site.key], new[site.key])

@@ -131,7 +131,8 @@ def check(
         if trains and training:
             batches_of(data, where)
         methods = (entry,) if isinstance(entry, Method) else entry.inside() if isinstance(entry, Stage) else ()
-        looking = next((m for m in methods if m.needs and data is None), None)
+        looks = isinstance(entry, Method) or training  # the dry run of a stage does without
+        looking = next((m for m in methods if m.needs and data is None and looks), None)
         if looking is not None:
             needs = ", ".join(sorted(looking.needs))
             raise DataError(f"{where}: found no data, expected data=… to gather {needs} from")
@@ -173,17 +174,17 @@ def _plain_shape(spec: TensorSpec) -> tuple[int, ...]:
 
 
 def example_for(method: Method, data: Iterable[Any] | None) -> Any:
-    """Inputs of the first batch for a method that looks at the network; None for others and without data."""
-    if data is None or type(method).bind is Method.bind:
+    """Inputs of the first batch for a method that runs the network to bind to it; None for others and without data."""
+    if data is None or not method.runs_network:
         return None
     batch = next(iter(data), None)
     return None if batch is None else inputs_of(batch)
 
 
-def run_method(method: Method, state: State) -> None:
-    """Plan a method over the current trees and carry the plan out."""
+def run_method(method: Method, state: State, evidence: Mapping[str, Evidence] | None = None) -> None:
+    """Plan a method over the current trees and carry the plan out; without evidence what it needs is gathered."""
     bound = method.bind(state.model, example_for(method, state.data))
-    planned = plan_method(bound, state.source(), state.evidence(bound))
+    planned = plan_method(bound, state.source(), state.evidence(bound) if evidence is None else evidence)
     state.trees |= apply_plan(planned, state.source())
     state.plans.append(plan_json(method, planned))
     for site, why in planned.skipped.items():

@@ -19,7 +19,21 @@ from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
-from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
+from gossamer.methods.prune import (
+    Block,
+    Columns,
+    HardThreshold,
+    KernelPattern,
+    LatencyTable,
+    Magnitude,
+    Movement,
+    NofM,
+    Random,
+    Rows,
+    Sensitivity,
+    Taylor,
+    Unstructured,
+)
 from gossamer.methods.quantize import (
     Cast,
     FoldBatchNorm,
@@ -39,12 +53,19 @@ __all__ = ["ENTRIES", "dump_recipe", "load_recipe", "parse_recipe"]
 ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
     {
         "prune.Magnitude": Magnitude,
+        "prune.Random": Random,
+        "prune.Taylor": Taylor,
+        "prune.Movement": Movement,
+        "prune.HardThreshold": HardThreshold,
         "prune.Unstructured": Unstructured,
         "prune.Rows": Rows,
         "prune.Columns": Columns,
         "prune.Block": Block,
         "prune.NofM": NofM,
         "code.Delta": Delta,
+        "prune.KernelPattern": KernelPattern,
+        "prune.Sensitivity": Sensitivity,
+        "prune.LatencyTable": LatencyTable,
         "share.KMeans": KMeans,
         "share.ProductQuantization": ProductQuantization,
         "share.Hashing": Hashing,
@@ -74,8 +95,9 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
     }
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
-_PARTS = (Unstructured, Rows, Columns, Block, NofM)
-_DERIVED = frozenset({"bound", "candidates", "foldings", "reasons"})  # found in the network, not written by people
+_PARTS = (Unstructured, Rows, Columns, Block, NofM, KernelPattern, Sensitivity, LatencyTable)
+# found in the network, not written by people
+_DERIVED = frozenset({"bound", "candidates", "foldings", "reasons", "ramped", "weight_uses"})
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -159,6 +159,7 @@ def train(
     progress: Progress,
     title: str = "fine-tuning",
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None = None,
+    after_backward: Callable[[], None] | None = None,
 ) -> None:
     """Train ``model`` in place; it is left in eval mode.
 
@@ -171,6 +172,7 @@ def train(
         progress: where to say how far it is.
         title: what to say.
         before_step: called with (step, steps, optimiser) before every step; may change the network's topology.
+        after_backward: called when a step's gradients are there, before they are clipped and used.
 
     Raises:
         DataError: a batch that is not (inputs, targets), or a loss that is not finite.
@@ -186,7 +188,9 @@ def train(
             projections = heard.prepare(_inputs_and_targets(next(iter(data)), tune)[0])
             if projections:
                 optimizer.add_param_group({"params": projections})
-        _epochs(model, data, held_out, tune, teacher, heard, loss, optimizer, progress, title, before_step)
+        _epochs(
+            model, data, held_out, tune, teacher, heard, loss, optimizer, progress, title, before_step, after_backward
+        )
     model.eval()
 
 
@@ -202,6 +206,7 @@ def _epochs(
     progress: Progress,
     title: str,
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None,
+    after_backward: Callable[[], None] | None,
 ) -> None:
     steps, step = tune.epochs * len(data), 0
     best, best_state, worse = math.inf, None, 0
@@ -216,6 +221,8 @@ def _epochs(
                 raise DataError(f"{title}: found loss {float(value.detach())} at step {step}, expected a finite one")
             optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
+            if after_backward is not None:
+                after_backward()
             if tune.clip is not None:
                 nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], tune.clip)
             optimizer.step()

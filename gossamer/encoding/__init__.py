@@ -6,12 +6,12 @@ from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
 from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
-from gossamer.encoding.patterns import NM, Blocks, Mask
+from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
 from gossamer.encoding.skeleton import Skeleton, skeleton_of
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Constant, Dense, Grouping
 from gossamer.encoding.vectors import VectorCodebook
-from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View, link
+from gossamer.encoding.weights import Concat, Kept, Masked, Permuted, Ref, Scaled, Sum, View, link
 
 __all__ = [
     "CP",
@@ -32,6 +32,7 @@ __all__ = [
     "Hashed",
     "Kept",
     "KernelBasis",
+    "KernelShapes",
     "Kind",
     "Leaf",
     "LowRank",
@@ -40,6 +41,7 @@ __all__ = [
     "Monarch",
     "NormalLevels",
     "Pattern",
+    "Permuted",
     "PowerLevels",
     "Ref",
     "Role",

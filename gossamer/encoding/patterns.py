@@ -1,4 +1,4 @@
-"""Where live values are: free masks, N of M, and blocks (of which rows and columns are the extremes)."""
+"""Where live values are: free masks, N of M, blocks (of which rows and columns are the extremes), kernel shapes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from gossamer.encoding.node import Category, Codec, Pattern, Role, leaf, require
 from gossamer.errors import PlanError
 
-__all__ = ["NM", "Blocks", "Mask", "pack_bits", "unpack_bits"]
+__all__ = ["NM", "Blocks", "KernelShapes", "Mask", "pack_bits", "unpack_bits"]
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -229,3 +229,57 @@ class NM(Pattern):
             low, high = int(self.choice.min()), int(self.choice.max())
             total = comb(self.m, self.n)
             require(low >= 0 and high < total, self, f"choice {low} to {high}", f"0 to {total - 1}")
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class KernelShapes(Pattern):
+    """Convolution kernels that each live in one of a few shapes; an empty shape is a kernel that is gone.
+
+    Args:
+        choice: uint8 [kernels], which shape each kernel has; kernels in row-major order of the first two dimensions.
+        shapes: uint8 [shapes, kernel size], 1 where a weight is kept; 1 to 256 shapes.
+        weight_shape: [out, in, *kernel], at least three dimensions.
+
+    Source: Niu et al. 2020, PatDNN, arXiv 2001.00138, section 3.
+    """
+
+    choice: Tensor = field(metadata=leaf(Role.INDEX, Codec.SYMBOLS, Category.POSITIONS))
+    shapes: Tensor = field(metadata=leaf(Role.INDEX, Codec.SYMBOLS, Category.POSITIONS))
+    weight_shape: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        require(len(self.weight_shape) >= 3, self, f"weight_shape {self.weight_shape}", "[out, in, *kernel]")
+        for name, tensor in (("choice", self.choice), ("shapes", self.shapes)):
+            require(tensor.dtype == torch.uint8, self, f"{name} of {tensor.dtype}", "uint8")
+        kernels, size = prod(self.weight_shape[:2]), prod(self.weight_shape[2:])
+        require(tuple(self.choice.shape) == (kernels,), self, f"choice of {tuple(self.choice.shape)}", f"[{kernels}]")
+        found = tuple(self.shapes.shape)
+        good = len(found) == 2 and 1 <= found[0] <= 256 and found[1] == size
+        require(good, self, f"shapes of {found}", f"[1 to 256, {size}]")
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the weight."""
+        return self.weight_shape
+
+    def leaf_bits(self, field: str) -> int:
+        """⌈log2 shapes⌉ per kernel, one bit per place of a shape."""
+        if field == "choice":
+            return self.choice.numel() * (len(self.shapes) - 1).bit_length()
+        return self.shapes.numel()
+
+    @cached_property
+    def _positions(self) -> Tensor:
+        kept = self.shapes.bool()[self.choice.long()]  # [kernels, kernel size]
+        return kept.reshape(-1).nonzero().squeeze(1).int()
+
+    def positions(self) -> Tensor:
+        """Flat positions of kept weights, int32, ascending."""
+        return self._positions
+
+    def validate(self) -> None:
+        """Choices are numbers of shapes, and shapes are made of zeros and ones."""
+        largest = int(self.choice.max()) if self.choice.numel() else 0
+        require(largest < len(self.shapes), self, f"choice {largest}", f"below {len(self.shapes)}")
+        largest = int(self.shapes.max()) if self.shapes.numel() else 0
+        require(largest <= 1, self, f"shapes with {largest}", "0 and 1")

@@ -25,10 +25,10 @@ from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
 from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Encoding, Leaf, Pattern, Value, computable
-from gossamer.encoding.patterns import NM, Blocks, Mask
+from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
 from gossamer.encoding.values import Affine, Codebook, Constant, Dense
 from gossamer.encoding.vectors import VectorCodebook
-from gossamer.encoding.weights import Concat, Kept, Masked, Ref, Scaled, Sum, View
+from gossamer.encoding.weights import Concat, Kept, Masked, Permuted, Ref, Scaled, Sum, View
 from gossamer.errors import FormatError
 
 __all__ = ["KINDS", "Flat", "flatten", "unflatten"]
@@ -43,6 +43,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
             *(Delta, External),
             *(VectorCodebook, Hashed, KernelBasis, Convolutional),
             *(Constant, NormalLevels, PowerLevels),
+            *(KernelShapes, Permuted),
         )
     }
 )
@@ -280,7 +281,7 @@ def _result_dtype(node: Encoding, known: Mapping[int, torch.dtype]) -> torch.dty
         if isinstance(part, Encoding) and not generated and name.partition(".")[0] not in expected_pattern:
             below.append(known[id(part)])
     same = len(set(below)) == 1
-    if same and isinstance(node, (Masked, Kept, View)):
+    if same and isinstance(node, (Masked, Kept, View, Permuted)):
         return below[0]
     if not same or below[0] not in (torch.float32, torch.float64):
         raise FormatError(f"{type(node).__name__}: found parts of {below}, expected floats of one dtype")

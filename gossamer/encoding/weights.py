@@ -1,4 +1,4 @@
-"""Weights made of other weights: masked, kept, summed, scaled, turned, joined."""
+"""Weights made of other weights: masked, kept, summed, scaled, turned, reordered, joined."""
 
 from __future__ import annotations
 
@@ -10,11 +10,23 @@ from typing import final
 import torch
 from torch import Tensor
 
-from gossamer.encoding.node import INPUT_STATISTICS, Category, Encoding, Pattern, Value, child, computable, require
+from gossamer.encoding.node import (
+    INPUT_STATISTICS,
+    Category,
+    Codec,
+    Encoding,
+    Pattern,
+    Role,
+    Value,
+    child,
+    computable,
+    leaf,
+    require,
+)
 from gossamer.encoding.patterns import Mask
 from gossamer.errors import CompositionError
 
-__all__ = ["Concat", "Kept", "Masked", "Ref", "Scaled", "Sum", "View"]
+__all__ = ["Concat", "Kept", "Masked", "Permuted", "Ref", "Scaled", "Sum", "View"]
 
 
 @final
@@ -255,6 +267,71 @@ class View(Encoding):
         """Evidence is kept in output-first coordinates already."""
         del field
         return evidence
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Permuted(Encoding):
+    """w[:, order[j]] = inner[:, j], seen as a matrix [out, rest]: the columns of ``inner`` lie in another order.
+
+    N:M groups of ``inner`` then join columns that are not neighbours in w.
+
+    Args:
+        inner: [out, *rest].
+        order: int16 (int32 from 2¹⁵ columns on) [Π rest], the place in w of each column of ``inner``.
+
+    Source: Pool and Yu 2021, "Channel permutations for N:M sparsity", NeurIPS.
+    """
+
+    inner: Encoding = field(metadata=child(weight=True))
+    order: Tensor = field(metadata=leaf(Role.INDEX, Codec.SYMBOLS, Category.POSITIONS))
+
+    def __post_init__(self) -> None:
+        shape = self.inner.dense_shape()
+        columns = prod(shape[1:])
+        require(len(shape) >= 2, self, f"inner of shape {shape}", "[out, *rest]")
+        expected = torch.int16 if columns < 1 << 15 else torch.int32
+        require(self.order.dtype == expected, self, f"order of {self.order.dtype}", f"{expected}")
+        require(tuple(self.order.shape) == (columns,), self, f"order of {tuple(self.order.shape)}", f"[{columns}]")
+
+    @classmethod
+    def of(cls, inner: Encoding, order: Tensor) -> Permuted:
+        """With the order, any integers, in the dtype that its length asks for."""
+        return cls(inner, order.to(torch.int16 if len(order) < 1 << 15 else torch.int32))
+
+    def dense_shape(self) -> tuple[int, ...]:
+        """Shape of the inner weight."""
+        return self.inner.dense_shape()
+
+    def leaf_bits(self, field: str) -> int:
+        """⌈log2 columns⌉ per column."""
+        del field
+        return self.order.numel() * (self.order.numel() - 1).bit_length() if self.order.numel() else 0
+
+    def to_dense(self) -> Tensor:
+        """The weight with its columns in place."""
+        return self.inner.to_dense().flatten(1)[:, self.order.long().argsort()].view(self.dense_shape())
+
+    def hand_down(self, field: str, evidence: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The inner weight sees the inputs in its order."""
+        if field != "inner":
+            return {}
+        order, shape = self.order.long(), self.dense_shape()
+        turned = {}
+        for name, found in evidence.items():
+            if name == "gram":
+                turned[name] = found[order][:, order]
+            elif tuple(found.shape) == shape:
+                turned[name] = found.flatten(1)[:, order].view(shape)
+            else:
+                turned[name] = found[order] if found.numel() == len(order) else found
+        return turned
+
+    def validate(self) -> None:
+        """Every column once."""
+        places = self.order.long().sort().values
+        good = torch.equal(places, torch.arange(len(places)))
+        require(good, self, "an order with columns twice or none", f"a permutation of {len(places)}")
 
 
 @final

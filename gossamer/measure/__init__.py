@@ -3,5 +3,6 @@
 from gossamer.measure.accuracy import Accuracy, accuracy
 from gossamer.measure.latency import Timing, interleaved
 from gossamer.measure.ledger import Ledger, TensorAccount, ledger_of
+from gossamer.measure.sensitivity import sensitivity
 
-__all__ = ["Accuracy", "Ledger", "TensorAccount", "Timing", "accuracy", "interleaved", "ledger_of"]
+__all__ = ["Accuracy", "Ledger", "TensorAccount", "Timing", "accuracy", "interleaved", "ledger_of", "sensitivity"]

@@ -140,6 +140,11 @@ class Method(ABC):
         """Names of the statistics that it wants as evidence, see `gossamer.drive.evidence`; empty: weights suffice."""
         return frozenset()
 
+    @property
+    def runs_network(self) -> bool:
+        """Whether `bind` runs the network on example inputs; drivers take a batch only then."""
+        return False
+
     def bind(self, model: nn.Module, example: Tensor | None) -> Method:
         """The method made concrete for one network; only structured methods need its graph."""
         del model, example

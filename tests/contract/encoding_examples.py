@@ -22,11 +22,13 @@ from gossamer.encoding import (
     Hashed,
     Kept,
     KernelBasis,
+    KernelShapes,
     LowRank,
     Mask,
     Masked,
     Monarch,
     NormalLevels,
+    Permuted,
     PowerLevels,
     Scaled,
     Sum,
@@ -149,6 +151,25 @@ def masked_ragged_blocks(m: Maker) -> Example:
 def masked_rows(m: Maker) -> Example:
     where = Blocks.of(torch.tensor([[True], [False], [True]]), (3, 2, 2), (1, 4))
     return Example(Masked(where, m.dense(8)), (3, 2, 2), 3 + 8 * m.width)
+
+
+def masked_kernel_shapes(m: Maker) -> Example:
+    shapes = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.uint8)
+    choice = torch.tensor([0, 2, 1, 1, 0, 0], dtype=torch.uint8)  # five kernels of two weights, one is gone
+    where = KernelShapes(choice, shapes, (3, 2, 2, 2))
+    return Example(Masked(where, m.dense(10)), (3, 2, 2, 2), 6 * 2 + 12 + 10 * m.width)
+
+
+def permuted(m: Maker) -> Example:
+    choice = m.symbols(6, 6).to(torch.int16)
+    inner = Masked(NM(choice, (3, 8), 2, 4), m.dense(12))
+    tree = Permuted.of(inner, torch.tensor([3, 1, 7, 0, 2, 6, 5, 4]))
+    return Example(tree, (3, 8), 6 * 3 + 12 * m.width + 8 * 3)
+
+
+def permuted_clustered_conv(m: Maker) -> Example:
+    inner, bits = m.clustered(2, 3, 2)
+    return Example(Permuted.of(inner, torch.tensor([5, 0, 4, 1, 3, 2])), (2, 3, 2), bits + 6 * 3)
 
 
 def masked_affine_grouped(m: Maker) -> Example:
@@ -325,5 +346,6 @@ MAKERS: tuple[Callable[[Maker], Example], ...] = (
     *(vector_codebook, vector_codebook_of_kernels, hashed, predicted, predicted_convolution),
     *(toeplitz, convolutional_strided, convolutional_in_tiles),
     *(constant, normal_levels, normal_levels_ragged_groups, power_levels, masked_levels, masked_power_levels),
+    *(masked_kernel_shapes, permuted, permuted_clustered_conv),
     everything_at_once,
 )

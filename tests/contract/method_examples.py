@@ -9,7 +9,22 @@ from torch import Tensor, nn
 
 from gossamer.methods.base import Method
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
-from gossamer.methods.prune import Block, Columns, Magnitude, NofM, Rows, Unstructured
+from gossamer.methods.prune import (
+    Block,
+    Columns,
+    HardThreshold,
+    KernelPattern,
+    LatencyTable,
+    Magnitude,
+    Movement,
+    NofM,
+    Random,
+    Rows,
+    Scored,
+    Sensitivity,
+    Taylor,
+    Unstructured,
+)
 from gossamer.methods.quantize import (
     Cast,
     FoldBatchNorm,
@@ -25,6 +40,15 @@ from gossamer.methods.shrink import Blocks, Channels, Heads
 
 STRUCTURES = {"weights": Unstructured(), "rows": Rows(), "columns": Columns(), "blocks": Block(3, 5)}
 
+NAMES = (
+    *("linear.weight", "conv1d.weight", "conv2d.weight", "up.weight", "embedding.weight"),
+    *("lstm.weight_ih_l0", "lstm.weight_hh_l0"),
+)
+SENSITIVITY = Sensitivity(
+    tuple((name, ((0.4, 0.1 * i), (0.8, 0.5 * i + 0.1), (1.0, 3.0 * i + 1.0))) for i, name in enumerate(NAMES))
+)
+LATENCY = LatencyTable(tuple((name, ((0.1, 0.2), (0.5, 0.6), (1.0, 1.0))) for name in NAMES))
+
 METHODS: Mapping[str, Method] = {
     **{
         f"magnitude-{name}-uniform": Magnitude(sparsity=0.5, structure=structure)
@@ -36,6 +60,24 @@ METHODS: Mapping[str, Method] = {
     },
     "magnitude-2:4": Magnitude(structure=NofM(2, 4)),
     "magnitude-none": Magnitude(sparsity=0.0),
+    "magnitude-lamp": Magnitude(sparsity=0.5, scope="lamp"),
+    "magnitude-er": Magnitude(sparsity=0.7, scope="er"),
+    "magnitude-erk": Magnitude(sparsity=0.7, scope="erk"),
+    "magnitude-sensitivity": Magnitude(sparsity=0.6, scope=SENSITIVITY),
+    "magnitude-bytes": Magnitude(budget_bytes=4000, scope="global"),
+    "magnitude-macs": Magnitude(macs=0.5, scope="erk", weight_uses=tuple((n, i) for i, n in enumerate(NAMES))),
+    "magnitude-ms": Magnitude(ms=4.0, latency=LATENCY, scope="lamp"),
+    "magnitude-2:4-permuted": Magnitude(structure=NofM(2, 4, permute=True)),
+    "magnitude-kernel-patterns": Magnitude(structure=KernelPattern(2, 3)),
+    "magnitude-kernel-patterns-fewer-kernels": Magnitude(sparsity=0.6, structure=KernelPattern(2, 3), scope="global"),
+    "random": Random(sparsity=0.5, seed=3),
+    "random-rows": Random(sparsity=0.5, structure=Rows()),
+    "taylor": Taylor(sparsity=0.5),
+    "taylor-fisher": Taylor(sparsity=0.5, form="fisher", scope="lamp"),
+    "movement": Movement(sparsity=0.5, scope="global"),
+    "movement-blocks": Movement(sparsity=0.5, structure=Block(3, 5)),
+    "hard-threshold": HardThreshold(threshold=0.05),
+    "hard-threshold-relative": HardThreshold(threshold=0.5, relative=True, structure=Block(1, 2)),
     **{f"kmeans-{bits}": KMeans(bits=bits) for bits in (1, 4, 8)},
     "kmeans-grouped": KMeans(bits=2, group_size=8),
     "kmeans-network-wide": KMeans(bits=5, network_wide=True),
@@ -127,10 +169,7 @@ class Zoo(nn.Module):
         self.batch = nn.BatchNorm2d(24)
 
 
-WEIGHTS = (
-    *("linear.weight", "conv1d.weight", "conv2d.weight", "up.weight", "embedding.weight"),
-    *("lstm.weight_ih_l0", "lstm.weight_hh_l0"),
-)
+WEIGHTS = NAMES
 
 
 def usual(method: Method) -> str:
@@ -139,6 +178,8 @@ def usual(method: Method) -> str:
         return "fc1.weight"
     if isinstance(method, (Heads, Blocks)):
         return "attention.in_proj_weight" if isinstance(method, Heads) else "blocks.0.conv.weight"
+    if isinstance(method, Scored) and isinstance(method.structure, KernelPattern):
+        return "conv2d.weight"
     return "conv1d.weight" if isinstance(method, (Tucker2, CP)) else "linear.weight"
 
 

@@ -168,6 +168,9 @@ def test_indices_zero_points_and_buffers_never_train() -> None:
         ("Mask", "bits_packed"): Role.INDEX,
         ("Blocks", "bits_packed"): Role.INDEX,
         ("NM", "choice"): Role.INDEX,
+        ("KernelShapes", "choice"): Role.INDEX,
+        ("KernelShapes", "shapes"): Role.INDEX,
+        ("Permuted", "order"): Role.INDEX,
     }
 
 

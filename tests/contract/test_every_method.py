@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Mapping
 
 import pytest
 import torch
 from contract.method_examples import (
+    LATENCY,
     METHODS,
     STRUCTURED,
     Zoo,
@@ -19,7 +21,7 @@ from contract.method_examples import (
     weights_of,
 )
 from contract.test_every_encoding import same_bits, same_trees
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.drive import ModelSource, TreeSource, run
 from gossamer.drive.evidence import gather
@@ -31,7 +33,16 @@ from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.base import DENSE, MASKED, Method
 from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
-from gossamer.methods.prune import Magnitude
+from gossamer.methods.prune import (
+    HardThreshold,
+    KernelPattern,
+    LatencyTable,
+    Magnitude,
+    Movement,
+    NofM,
+    Sensitivity,
+    Taylor,
+)
 from gossamer.methods.quantize import (
     Cast,
     FoldBatchNorm,
@@ -45,7 +56,7 @@ from gossamer.methods.quantize import (
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Blocks as ResidualBlocks
 from gossamer.methods.shrink import Channels, Heads
-from gossamer.network import specs, tensors
+from gossamer.network import attach, specs, tensors
 
 FACTORIZE = (SVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
 
@@ -63,16 +74,32 @@ def trees_of(model: nn.Module) -> dict[str, Encoding]:
     return {spec.name: source.read(spec.name) for spec in source.specs()}
 
 
+def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
+    """Made-up gradients for every place in every tree."""
+    found = {}
+    for name, tree in trees.items():
+        for path, node in tree.nodes():
+            signed = torch.randn(node.dense_shape(), generator=torch.Generator().manual_seed(len(path)))
+            found[name + ("#" + path if path else "")] = {
+                "grad": signed,
+                "grad_sq": signed.square(),
+                "movement": signed,
+            }
+    return found
+
+
 def result_of(
     method: Method, model: nn.Module, trees: Mapping[str, Encoding]
 ) -> tuple[dict[str, Encoding], list[dict]]:
     """New trees and the JSON of the plan."""
     source = TreeSource(specs(model), trees)
     dtype = next(model.parameters()).dtype
-    bound, given = method.bind(model, example(method, dtype)), data(method, dtype)
-    evidence = {}
-    if bound.needs and given is not None:
-        evidence = gather(model, specs(model), trees, bound.needs, given, progress=NoProgress())
+    bound, batches = method.bind(model, example(method, dtype)), data(method, dtype)
+    evidence: Mapping[str, Mapping[str, Tensor]] = {}
+    if bound.needs and batches is not None:
+        evidence = gather(model, specs(model), trees, bound.needs, batches, progress=NoProgress())
+    elif bound.needs:
+        evidence = gathered(trees)
     planned = plan_method(bound, source, evidence)
     return apply_plan(planned, source), [{"targets": list(s.targets), **s.entry} for s in planned.plan.steps]
 
@@ -113,7 +140,7 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
                 assert found in (promised, skeleton_of(before[spec.name].at(path)))
             else:
                 assert found == promised
-    trainable = run(model, [method], data=data(method, dtype)).network()
+    trainable = attach(copy.deepcopy(model), specs(model), {**before, **after})
     gone = {n for n, t in after.items() if isinstance(t, Kept) and 0 in t.inner.dense_shape()}
     for spec in specs(model):
         if spec.name in gone or spec.name.endswith("num_batches_tracked"):  # with their block
@@ -338,14 +365,20 @@ def test_weights_that_are_not_numbers_are_refused_by_name(method: Method, bad: f
     with torch.no_grad():
         tensors(model)[name].view(-1)[3] = bad
     with pytest.raises(DataError, match=rf"'{name}'.*1 NaN or infinite"):
-        run(model, [method], data=data(method))
+        if method.needs and data(method) is None:  # run would ask for data first
+            result_of(method, model, trees_of(model))
+        else:
+            run(model, [method], data=data(method))
 
 
 @every_method
 def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
     nothing = type(method)(**{**vars(method), "only": "no.such.tensor"})
     with pytest.raises(CompositionError, match=f"{type(method).__name__} matches no layer"):
-        run(network(method), [nothing], data=data(method))
+        if method.needs and data(method) is None:  # run would ask for data first
+            result_of(nothing, network(method), trees_of(network(method)))
+        else:
+            run(network(method), [nothing], data=data(method))
 
 
 @pytest.mark.parametrize(
@@ -356,6 +389,20 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: Magnitude(sparsity=float("nan")),
         lambda: Magnitude(sparsity=0.5, structure=METHODS["magnitude-2:4"].structure),  # type: ignore[attr-defined]
         lambda: Magnitude(sparsity=0.5, scope="galactic"),  # type: ignore[arg-type]
+        lambda: Magnitude(sparsity=0.5, macs=0.5),
+        lambda: Magnitude(budget_bytes=0),
+        lambda: Magnitude(macs=1.5),
+        lambda: Magnitude(ms=1.0),
+        lambda: Magnitude(sparsity=0.5, latency=LATENCY),
+        lambda: Magnitude(structure=KernelPattern(), scope="global"),
+        lambda: Movement(sparsity=0.5, scope="lamp"),
+        lambda: Movement(sparsity=0.5, structure=KernelPattern()).at(0.0),
+        lambda: Taylor(sparsity=0.5, form="third"),  # type: ignore[arg-type]
+        lambda: HardThreshold(threshold=-1.0),
+        lambda: HardThreshold(threshold=1.0, structure=NofM(2, 4)),
+        lambda: KernelPattern(entries=0),
+        lambda: Sensitivity((("w", ((0.9, 1.0), (0.5, 2.0))),)),
+        lambda: LatencyTable((("w", ((0.5, 1.0),)),)),
         lambda: KMeans(bits=0),
         lambda: KMeans(bits=9),
         lambda: KMeans(bits=2, group_size=0),

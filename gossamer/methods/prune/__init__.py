@@ -1,6 +1,32 @@
-"""Sparsification: fewer non-zeros. A pruning method is score × structure × budget × schedule."""
+"""Sparsification: fewer non-zeros. A pruning method is score × structure × allocation × budget × schedule."""
 
+from gossamer.methods.prune.allocate import Sensitivity
+from gossamer.methods.prune.budgeted import Budgeted
+from gossamer.methods.prune.kernel_pattern import KernelPattern
+from gossamer.methods.prune.latency import LatencyTable
 from gossamer.methods.prune.magnitude import Magnitude
+from gossamer.methods.prune.movement import Movement
+from gossamer.methods.prune.random import Random
+from gossamer.methods.prune.scored import Scored
 from gossamer.methods.prune.structure import Block, Columns, NofM, Rows, Structure, Unstructured
+from gossamer.methods.prune.taylor import Taylor
+from gossamer.methods.prune.threshold import HardThreshold
 
-__all__ = ["Block", "Columns", "Magnitude", "NofM", "Rows", "Structure", "Unstructured"]
+__all__ = [
+    "Block",
+    "Budgeted",
+    "Columns",
+    "HardThreshold",
+    "KernelPattern",
+    "LatencyTable",
+    "Magnitude",
+    "Movement",
+    "NofM",
+    "Random",
+    "Rows",
+    "Scored",
+    "Sensitivity",
+    "Structure",
+    "Taylor",
+    "Unstructured",
+]

@@ -34,19 +34,40 @@ class Structure(ABC):
         """Elements per unit, on average."""
 
     @abstractmethod
-    def score(self, scores: Tensor) -> Tensor:
-        """Mean score per unit.
+    def score(self, scores: Tensor, *, rms: bool) -> Tensor:
+        """One score per unit.
 
         Args:
-            scores: float32, shape of the weight, ≥ 0; −1 marks weights that are dead already.
+            scores: float32, shape of the weight; −∞ marks weights that are dead already.
+            rms: root mean square of the unit's scores rather than their mean; dead ones count as zero.
 
         Returns:
-            float32 [units]; −1 where every weight of the unit is dead.
+            float32 [units]; −∞ where every weight of the unit is dead.
         """
 
     @abstractmethod
-    def pattern(self, kept: Tensor, shape: tuple[int, ...]) -> Pattern:
-        """The pattern in which the units ``kept`` (bool [units]) live."""
+    def pattern(
+        self, kept: Tensor, shape: tuple[int, ...], scores: Tensor | None = None, *, rms: bool = False
+    ) -> Pattern:
+        """The pattern in which the units ``kept`` (bool [units]) live; ``scores`` where they shape the units."""
+
+    @property
+    def refills(self) -> bool:
+        """Whether dead weights come back, with the value zero, where a unit has fewer live ones than it holds."""
+        return False
+
+    @property
+    def complete(self) -> bool:
+        """Whether the structure says by itself how many weights live, so that no budget is needed."""
+        return False
+
+    def total(self, shape: tuple[int, ...]) -> int:
+        """Elements of a weight that a sparsity is a share of."""
+        return self.units(shape) * self.size(shape)
+
+    def position_bits(self, shape: tuple[int, ...]) -> int:
+        """Bits of the positions, before entropy coding: one per unit."""
+        return self.units(shape)
 
     def refuses(self, shape: tuple[int, ...]) -> str:
         """Why a weight of that shape cannot be partitioned so; empty: it can."""
@@ -67,8 +88,9 @@ class _Single(Structure, ABC):
         del shape
         return 1
 
-    def score(self, scores: Tensor) -> Tensor:
+    def score(self, scores: Tensor, *, rms: bool) -> Tensor:
         """The scores themselves."""
+        del rms
         return scores.reshape(-1)
 
 
@@ -81,8 +103,11 @@ class Unstructured(_Single):
         """`Mask`."""
         return Mask
 
-    def pattern(self, kept: Tensor, shape: tuple[int, ...]) -> Pattern:
+    def pattern(
+        self, kept: Tensor, shape: tuple[int, ...], scores: Tensor | None = None, *, rms: bool = False
+    ) -> Pattern:
         """A free mask."""
+        del scores, rms
         return Mask.of(kept.view(shape))
 
 
@@ -111,23 +136,28 @@ class _Grid(Structure, ABC):
         """Elements of a block on average: those at the edges may hang over."""
         return max(1, round(prod(shape) / max(1, self.units(shape))))
 
-    def score(self, scores: Tensor) -> Tensor:
-        """Mean of the squares over the block's weights (dead ones count as zero)."""
+    def score(self, scores: Tensor, *, rms: bool) -> Tensor:
+        """Mean, or root mean square, over the block's weights (dead ones count as zero)."""
         shape = tuple(scores.shape)
         height, width = self.block(shape)
         down, across = self.grid(shape)
         rows, columns = shape[0], prod(shape[1:])
-        padded = torch.full((down * height, across * width), -1.0, dtype=scores.dtype)
+        padded = torch.full((down * height, across * width), -torch.inf, dtype=scores.dtype)
         padded[:rows, :columns] = scores.reshape(rows, columns)
         blocks = padded.view(down, height, across, width).transpose(1, 2).reshape(down * across, height * width)
         exists = torch.zeros(down * height, across * width)
         exists[:rows, :columns] = 1.0
         count = exists.view(down, height, across, width).transpose(1, 2).reshape(down * across, -1).sum(1)
-        mean = blocks.clamp_min(0).double().square().sum(1).div(count).sqrt().float()
-        return torch.where((blocks < 0).all(1), -1.0, mean)
+        dead = blocks.isinf()
+        live = blocks.masked_fill(dead, 0.0).double()
+        mean = live.square().sum(1).div(count).sqrt() if rms else live.sum(1).div(count)
+        return torch.where(dead.all(1), -torch.inf, mean.float())
 
-    def pattern(self, kept: Tensor, shape: tuple[int, ...]) -> Pattern:
+    def pattern(
+        self, kept: Tensor, shape: tuple[int, ...], scores: Tensor | None = None, *, rms: bool = False
+    ) -> Pattern:
         """Blocks."""
+        del scores, rms
         return Blocks.of(kept.view(self.grid(shape)), shape, self.block(shape))
 
     def refuses(self, shape: tuple[int, ...]) -> str:
@@ -186,10 +216,12 @@ class NofM(_Single):
     Args:
         n: kept.
         m: of so many, 1 to 16.
+        permute: first reorder the columns so that groups keep more (see `permutation`); the order is stored.
     """
 
     n: int
     m: int
+    permute: bool = False
 
     def __post_init__(self) -> None:
         if not (1 <= self.m <= 16 and 0 <= self.n <= self.m):
@@ -199,8 +231,21 @@ class NofM(_Single):
         """`NM`."""
         return NM
 
-    def pattern(self, kept: Tensor, shape: tuple[int, ...]) -> Pattern:
+    @property
+    def refills(self) -> bool:
+        """A group with fewer than N live weights is filled up."""
+        return True
+
+    @property
+    def complete(self) -> bool:
+        """N of M live."""
+        return True
+
+    def pattern(
+        self, kept: Tensor, shape: tuple[int, ...], scores: Tensor | None = None, *, rms: bool = False
+    ) -> Pattern:
         """N of M."""
+        del scores, rms
         return NM.of(kept.view(shape), self.n, self.m)
 
     def refuses(self, shape: tuple[int, ...]) -> str:

@@ -79,6 +79,11 @@ class Blocks(Method):
         """How much goes."""
         return Target(sparsity=self.sparsity, parameters=self.parameters, macs=self.macs, ms=self.ms)
 
+    @property
+    def runs_network(self) -> bool:
+        """Cuts are tried and measured before they are believed."""
+        return self.bound is None
+
     def bind(self, model: nn.Module, example: Any) -> Method:
         """Find the residual blocks of this network by running it."""
         if self.bound is not None:

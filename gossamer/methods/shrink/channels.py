@@ -77,6 +77,11 @@ class Channels(Structured):
         """As set."""
         return How(self.score, self.scope, self.multiple)
 
+    @property
+    def runs_network(self) -> bool:
+        """Cuts are tried and measured before they are believed."""
+        return self.bound is None
+
     def bind(self, model: nn.Module, example: Any) -> Method:
         """Find the layers of this network whose channels can go."""
         if self.bound is not None:

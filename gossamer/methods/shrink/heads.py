@@ -65,6 +65,11 @@ class Heads(Structured):
         """As set; the number of heads is not rounded."""
         return How(self.score, self.scope, 1)
 
+    @property
+    def runs_network(self) -> bool:
+        """Cuts are tried and measured before they are believed."""
+        return self.bound is None
+
     def bind(self, model: nn.Module, example: Any) -> Method:
         """Find the attentions of this network."""
         if self.bound is not None:
