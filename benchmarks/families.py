@@ -43,7 +43,6 @@ from gossamer.store import write_safetensors
 
 THREADS = 2
 _LATENCY_SECONDS = 0.5
-_SECONDS_AROUND = 4.0  # per row: coding, writing, reading, latencies
 
 
 def main() -> int:
@@ -70,7 +69,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="few rows on small parts of the data, under 3 minutes")
     parser.add_argument("--only", default="*", metavar="GLOB", help="rows to run, as network/method/setting")
     parser.add_argument("--validate", action="store_true", help="measure on held-out training data, to choose settings")
-    parser.add_argument("--minutes", type=float, default=60.0, help="start no row after this; the rest is listed")
+    parser.add_argument("--minutes", type=float, default=60.0, help="time limit; rows left are listed as missing")
     given = parser.parse_args()
     if given.zoo is None and not given.quick:
         parser.error("--zoo is needed unless --quick")
@@ -109,9 +108,10 @@ class _Todo:
     def seconds(self) -> float:
         """Estimate of what is not kept yet."""
         new = [row for row, kept, key in self.rows if not _row_file(kept, key).is_file()]
-        each = self.subject.measure_seconds + _SECONDS_AROUND
-        rows = sum(each + epochs(row.recipe) * self.subject.epoch_seconds for row in new)
-        return rows + (0 if self.weights.is_file() else self.subject.dense_seconds + self.subject.measure_seconds)
+        s = self.subject
+        each = s.measure_seconds + s.file_seconds + s.latency_seconds
+        rows = sum(each + epochs(row.recipe) * s.epoch_seconds for row in new)
+        return rows + (0 if self.weights.is_file() else s.dense_seconds + s.measure_seconds)
 
 
 def _row_file(kept: Rows, key: str) -> Path:
@@ -135,7 +135,7 @@ class Run:
     Args:
         zoo: the data.
         begin: when it began.
-        seconds: after which no row is started any more.
+        seconds: for all of it; no row is started when the time left is needed for latencies.
     """
 
     def __init__(self, zoo: Zoo, begin: float, seconds: float) -> None:
@@ -151,7 +151,7 @@ class Run:
         keyed = []
         for row in rows:
             kept = Rows(self._place, code_hash(*ROW_CODE, *network.code, *methods_code(row.recipe)))
-            keyed.append((row, kept, f"{network.name}-{row.method}-{stamp(row.setting, row.recipe)}"))
+            keyed.append((row, kept, f"{network.name}-{stamp(row.method, row.setting, row.recipe)}"))
         return _Todo(subject, Rows(self._place, code_hash(*DENSE_CODE, *network.code)), tuple(keyed))
 
     def make(self, todos: list[_Todo]) -> None:
@@ -169,8 +169,9 @@ class Run:
 
     def _row(self, subject: Subject, dense: nn.Module, before: float, row: Row, kept: Rows, key: str) -> None:
         label = {"network": subject.name, "family": row.family, "method": row.method, "setting": row.setting}
-        finished = _row_file(kept, key).is_file()
-        if not finished and time.perf_counter() - self._begin > self._seconds:
+        latencies = sum(m.subject.latency_seconds for m in self._made)
+        late = time.perf_counter() - self._begin + latencies > self._seconds
+        if late and not _row_file(kept, key).is_file():
             self.missing.append({**label, "why": "out of time"})
             return
         try:

@@ -31,6 +31,8 @@ class Subject:
         dense_seconds: what ``dense`` takes on two cores that do nothing else, for the estimate.
         epoch_seconds: of fine-tuning on one pass over ``batches``.
         measure_seconds: of one ``measure``.
+        file_seconds: of coding, writing and reading one file.
+        latency_seconds: of timing one row.
     """
 
     name: str
@@ -44,6 +46,8 @@ class Subject:
     dense_seconds: float
     epoch_seconds: float
     measure_seconds: float
+    file_seconds: float = 1.0
+    latency_seconds: float = 3.0
 
     def lost(self, dense_value: float, value: float) -> float:
         """Percentage points lost against the dense network; negative: gained."""
