@@ -52,7 +52,7 @@ def lenet_5_subject(zoo: Zoo) -> Subject:
 
 def resnet_subject(zoo: Zoo) -> Subject:
     """Three stages of one basic block each."""
-    training = _Training(Tune(epochs=4, lr=4e-3, warmup=0.2, weight_decay=1e-2), 128, flip=True, epoch_seconds=18.0)
+    training = _Training(Tune(epochs=5, lr=4e-3, warmup=0.2, weight_decay=1e-2), 128, flip=True, epoch_seconds=18.0)
     return _subject("ResNet", resnet, training, zoo)
 
 

@@ -52,4 +52,4 @@ class Subject:
     def lost(self, dense_value: float, value: float) -> float:
         """Percentage points lost against the dense network; negative: gained."""
         better = -1 if self.metric == "phoneme-error" else 1
-        return 100 * better * (dense_value - value)
+        return 100 * better * (dense_value - value) + 0.0  # never -0.0
