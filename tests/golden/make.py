@@ -22,21 +22,27 @@ from gossamer.encoding import (
     Codebook,
     Concat,
     Constant,
+    Convolutional,
     Dense,
     Encoding,
+    Hashed,
     Kept,
+    KernelBasis,
+    KernelShapes,
     Kind,
     LowRank,
     Mask,
     Masked,
     Monarch,
     NormalLevels,
+    Permuted,
     PowerLevels,
     Scaled,
     Sum,
     TensorSpec,
     TensorTrain,
     Tucker,
+    VectorCodebook,
     View,
 )
 from gossamer.store import write_container
@@ -156,8 +162,32 @@ def levels() -> Trees:
     }
 
 
+def structured() -> Trees:
+    """Vectors, hashes, predictions, translations, permutations and kernel shapes."""
+    n = Numbers(5)
+    shapes = torch.tensor([[1, 0, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]], dtype=torch.uint8)
+    choice = torch.tensor([0, 2, 1, 1, 0, 0], dtype=torch.uint8)
+    nm = Masked(NM(n.symbols(6, 6).to(torch.int16), (3, 8), 2, 4), Dense(n.floats(12)))
+    basis = KernelBasis(6, (1, 4, 5), (0.0, 1.5, 2), 0.01, 3, (20,))
+    return {
+        "vectors": VectorCodebook(n.symbols(5, 4, 3), Dense(n.floats(1, 5, 2)), (6,)),
+        "hashed": Hashed(Dense(n.floats(7)), (4, 3, 2), 0xFFFF_FFFF_FFFF_FFFF),
+        "predicted": LowRank(Dense(n.floats(2, 6)), basis),
+        "toeplitz": Convolutional(Dense(n.floats(1, 1, 1, 8)), (1, 5), (1, 4), offset=(0, -4)),
+        "tiles": Convolutional(Dense(n.floats(8, 1, 2, 2)), (3, 4), (4, 5), tiles=(2, 2)),
+        "permuted": Permuted.of(nm, torch.tensor([3, 1, 7, 0, 2, 6, 5, 4])),
+        "kernels": Masked(KernelShapes(choice, shapes, (3, 2, 2, 2)), Dense(n.floats(10))),
+    }
+
+
 # Kinds that came later have files of their own: those that are there are never written again.
-GOLDEN: dict[str, Callable[[], Trees]] = {"pruned": pruned, "factors": factors, "joined": joined, "levels": levels}
+GOLDEN: dict[str, Callable[[], Trees]] = {
+    "pruned": pruned,
+    "factors": factors,
+    "joined": joined,
+    "levels": levels,
+    "structured": structured,
+}
 
 
 def specs_of(trees: Trees) -> tuple[TensorSpec, ...]:
