@@ -137,10 +137,10 @@ class Magnitude(Method):
         """Number of units, and the ranks of the live ones piece by piece, so that no copy of the weight is made."""
         if isinstance(self.structure, Unstructured) and self.scope != "lamp":
             live = live_values(weight)[1]
-            return self.structure.units(site.shape), (rank(p.float().abs()) for p in live.split(PIECE))
+            return self.structure.units(site.shape), (rank(p.float().abs()) for p in torch.split(live, PIECE))
         scores = self.structure.score(self._scores(site, weight))
         ranks = rank(_lamp(scores) if self.scope == "lamp" else scores)
-        return ranks.numel(), (p[p >= 0] for p in ranks.split(PIECE))
+        return ranks.numel(), (p[p >= 0] for p in torch.split(ranks, PIECE))
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """How many units each site keeps."""

@@ -36,7 +36,7 @@ class Pieces:
     ranks: Callable[[Tensor], Tensor]
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (self.ranks(piece) for piece in self.values.split(PIECE))
+        return (self.ranks(piece) for piece in torch.split(self.values, PIECE))
 
 
 def best(pieces: Pieces, keep: int) -> Tensor:

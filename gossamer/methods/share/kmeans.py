@@ -173,7 +173,7 @@ def _points(values: Tensor, entries: int) -> tuple[np.ndarray[Any, Any], np.ndar
     if values.numel() >= _MANY:
         count = np.zeros(_BINS, dtype=np.int64)
         total = np.zeros(_BINS)
-        for piece in values.split(_PIECE):
+        for piece in torch.split(values, _PIECE):
             numbers = piece.float()
             bins = ((numbers.view(torch.int32) >> 16) & (_BINS - 1)).numpy()
             count += np.bincount(bins, minlength=_BINS)
