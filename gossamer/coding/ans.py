@@ -60,8 +60,8 @@ def ans_encode(parts: Sequence[Part]) -> bytes:
     """One ANS stream of several parts.
 
     Args:
-        parts: in the order in which they will be read: (indices [n], any integer dtype or bool, frequencies [k] int64). A part
-            with k = 1 is free.
+        parts: in the order in which they will be read: (indices [n] of any integer dtype or bool, frequencies [k]
+            int64). A part with k = 1 is free.
 
     Returns:
         The stream: words in little-endian order, zero bytes at the end cut off.

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from gossamer.drive.source import Source
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
-from gossamer.methods.base import Ask, Method, Plan, Site
+from gossamer.methods.base import Ask, Method, Plan, Site, Step, Summary
 
-__all__ = ["Planned", "apply_plan", "plan_method"]
+__all__ = ["Each", "Planned", "apply_plan", "apply_step", "find_sites", "plan_method"]
+
+T = TypeVar("T")
 
 _MAX_ROUNDS = 8
 
@@ -34,16 +37,62 @@ class Planned:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
 
-def plan_method(method: Method, source: Source) -> Planned:
+class Each(Protocol):
+    """Does the same work for each of many tensors and gives the results in their order, as `map` does."""
+
+    def __call__(self, work: Callable[[str], T], names: Sequence[str], /) -> Iterable[T]:
+        """``work(name)`` for each name."""
+
+
+def plan_method(method: Method, source: Source, each: Each = map, plan: Plan | None = None) -> Planned:
     """Find the method's sites and let it plan.
+
+    Args:
+        method: bound to the network.
+        source: read once per tensor with sites and round.
+        each: how to go over the tensors, one after the other or on several cores.
+        plan: what the method decided in an earlier run over the same source; then nothing is observed.
 
     Raises:
         CompositionError: no site at all; the message says why for the first tensor that was meant.
     """
+    sites, skipped = find_sites(method, source)
+    by_name: dict[str, list[Site]] = {}
+    for site in sites:
+        by_name.setdefault(site.spec.name, []).append(site)
+    name = type(method).__name__
+    ask: Ask | None = None
+
+    def observe(tensor: str) -> dict[str, Summary]:
+        tree = source.read(tensor)
+        return {s.key: method.observe(s, tree.at(s.path), {}, ask) for s in by_name[tensor]}
+
+    for _ in range(_MAX_ROUNDS):
+        summaries: dict[str, Summary] = {}
+        if method.observes and plan is None:
+            for some in each(observe, tuple(by_name)):
+                summaries |= some
+        result = method.plan(sites, summaries, ask) if plan is None else plan
+        if isinstance(result, Plan):
+            if not result.steps:
+                why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
+                raise CompositionError(f"{name} changes no layer{why}")
+            targets = {t for step in result.steps for t in step.targets}
+            return Planned(method, result, {s.key: s for s in sites if s.key in targets}, {**result.skipped, **skipped})
+        ask = result
+    raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
+
+
+def find_sites(method: Method, source: Source) -> tuple[list[Site], dict[str, str]]:
+    """Where a method acts, and why not elsewhere; no weight is read where the source can tell without.
+
+    Raises:
+        CompositionError: no site at all.
+    """
     sites: list[Site] = []
     skipped: dict[str, str] = {}
     for spec in source.specs():
-        tree = source.read(spec.name)
+        tree = source.outlined(spec.name)
         found = method.find(spec, skeleton_of(tree))
         if found.reason:
             skipped[spec.name] = found.reason
@@ -54,27 +103,12 @@ def plan_method(method: Method, source: Source) -> Planned:
                 skipped[site.key] = reason
             else:
                 sites.append(site)
-    name = type(method).__name__
     if not sites:
         names = ", ".join(s.name for s in source.specs()[:4])
         nothing = f": found only={method.only!r}, expected names like {names}" if method.only else f" of {names} …"
         why = next((f": {k}: {r}" for k, r in skipped.items()), nothing)
-        raise CompositionError(f"{name} matches no layer{why}")
-    ask: Ask | None = None
-    for _ in range(_MAX_ROUNDS):
-        summaries = {}
-        if method.observes:
-            for site in sites:
-                summaries[site.key] = method.observe(site, source.read(site.spec.name).at(site.path), {}, ask)
-        result = method.plan(sites, summaries, ask)
-        if isinstance(result, Plan):
-            if not result.steps:
-                why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
-                raise CompositionError(f"{name} changes no layer{why}")
-            targets = {t for step in result.steps for t in step.targets}
-            return Planned(method, result, {s.key: s for s in sites if s.key in targets}, {**result.skipped, **skipped})
-        ask = result
-    raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
+        raise CompositionError(f"{type(method).__name__} matches no layer{why}")
+    return sites, skipped
 
 
 def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
@@ -92,13 +126,29 @@ def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
         return changed[name] if name in changed else source.read(name)
 
     for step in planned.plan.steps:
-        sites = [planned.sites[t] for t in step.targets]
-        weights = {s.key: tree(s.spec.name).at(s.path) for s in sites}
-        new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, {s.key: {} for s in sites})
-        for site in sites:
-            _refuse_dead(planned.method, site, weights[site.key], new[site.key])
-            changed[site.spec.name] = tree(site.spec.name).put(site.path, new[site.key])
+        changed |= apply_step(planned, step, tree)
     return changed
+
+
+def apply_step(planned: Planned, step: Step, tree: Callable[[str], Encoding]) -> dict[str, Encoding]:
+    """Carry one step out.
+
+    Args:
+        planned: whose step it is.
+        step: the step.
+        tree: present tree of a tensor by name.
+
+    Returns:
+        The new trees of the step's tensors.
+    """
+    sites = [planned.sites[t] for t in step.targets]
+    trees = {s.spec.name: tree(s.spec.name) for s in sites}
+    weights = {s.key: trees[s.spec.name].at(s.path) for s in sites}
+    new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, {s.key: {} for s in sites})
+    for site in sites:
+        _refuse_dead(planned.method, site, weights[site.key], new[site.key])
+        trees[site.spec.name] = trees[site.spec.name].put(site.path, new[site.key])
+    return trees
 
 
 def _refuse_dead(method: Method, site: Site, old: Encoding, new: Encoding) -> None:

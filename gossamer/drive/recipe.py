@@ -107,7 +107,7 @@ def check(
     """
     listed = specs(model)
     # Where values decide whether a site is changed at all, the tensor may be either afterwards.
-    possible = {s.name: {Skeleton(View, (("inner", DENSE),)) if s.output_first else DENSE} for s in listed}
+    possible = plain_skeletons(listed)
     for number, entry in enumerate(recipe, 1):
         where = f"recipe entry {number} ({type(entry).__name__})"
         if not isinstance(entry, (Method, Stage, Tune)):
@@ -117,26 +117,39 @@ def check(
             batches_of(data, where)
         methods = (entry,) if isinstance(entry, Method) else entry.inside() if isinstance(entry, Stage) else ()
         for method in methods:
-            bound = method.bind(model, None)
-            reasons, taken = [], False
-            for spec in listed:
-                after = set()
-                for skeleton in possible[spec.name]:
-                    found = bound.find(spec, skeleton)
-                    reasons += [f"{spec.name}: {found.reason}"] if found.reason else []
-                    made = skeleton
-                    for path in found.paths:
-                        whole = path in ("", "/inner") and skeleton.kind in (Dense, View)
-                        if not (whole and bound.refuses(Site(spec, path, _output_first(spec)))):
-                            taken = True
-                            made = made.put(path, bound.produces(skeleton.at(path)))
-                    after |= {made, skeleton} if bound.leaves_some else {made}
-                possible[spec.name] = after
-            if not taken:
-                names = ", ".join(s.name for s in listed[:4])
-                nothing = f"found only={method.only!r}, expected names like {names}" if method.only else names
-                why = (reasons or [nothing])[0]
-                raise CompositionError(f"{where}: {type(method).__name__} matches no layer: {why}")
+            check_method(where, method.bind(model, None), listed, possible)
+
+
+def plain_skeletons(listed: Iterable[TensorSpec]) -> dict[str, set[Skeleton]]:
+    """What each tensor is before anything was done."""
+    return {s.name: {Skeleton(View, (("inner", DENSE),)) if s.output_first else DENSE} for s in listed}
+
+
+def check_method(where: str, bound: Method, listed: Sequence[TensorSpec], possible: dict[str, set[Skeleton]]) -> None:
+    """Refuse a method that will match nothing; else put what it may leave into ``possible``.
+
+    Raises:
+        CompositionError: says why for the first tensor that was meant.
+    """
+    reasons, taken = [], False
+    for spec in listed:
+        after = set()
+        for skeleton in possible[spec.name]:
+            found = bound.find(spec, skeleton)
+            reasons += [f"{spec.name}: {found.reason}"] if found.reason else []
+            made = skeleton
+            for path in found.paths:
+                whole = path in ("", "/inner") and skeleton.kind in (Dense, View)
+                if not (whole and bound.refuses(Site(spec, path, _output_first(spec)))):
+                    taken = True
+                    made = made.put(path, bound.produces(skeleton.at(path)))
+            after |= {made, skeleton} if bound.leaves_some else {made}
+        possible[spec.name] = after
+    if not taken:
+        names = ", ".join(s.name for s in listed[:4])
+        nothing = f"found only={bound.only!r}, expected names like {names}" if bound.only else names
+        why = (reasons or [nothing])[0]
+        raise CompositionError(f"{where}: {type(bound).__name__} matches no layer: {why}")
 
 
 def _output_first(spec: TensorSpec) -> tuple[int, ...]:

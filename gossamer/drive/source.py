@@ -1,4 +1,4 @@
-"""Where trees come from: a network in memory, trees that are there already. Files follow behind the same protocol."""
+"""Where trees come from: a network in memory, trees that are there already; `checkpoint` has those on disk."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import Kind, TensorSpec
@@ -21,7 +21,7 @@ _STORABLE = frozenset(
     | {torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool}
 )
 
-__all__ = ["ModelSource", "Source", "TreeSource"]
+__all__ = ["ModelSource", "Source", "TreeSource", "plain_tree"]
 
 
 class Source(ABC):
@@ -34,6 +34,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, name: str) -> Encoding:
         """The tree of one tensor, output dimension first inside."""
+
+    def outlined(self, name: str) -> Encoding:
+        """A tree of the same skeleton and shapes, whose numbers do not matter; where it can be, nothing is read."""
+        return self.read(name)
 
 
 @final
@@ -61,9 +65,14 @@ class ModelSource(Source):
         if spec.kind is not Kind.BUFFER and not is_finite(tensor):
             bad = int((~tensor.isfinite()).sum())
             raise DataError(f"tensor {name!r}: found {bad} NaN or infinite of {tensor.numel()} values, expected none")
-        if spec.output_first:
-            return View(Dense(tensor.permute(spec.output_first).contiguous()), spec.output_first)
-        return Dense(tensor, fixed=spec.kind is Kind.BUFFER)
+        return plain_tree(spec, tensor)
+
+
+def plain_tree(spec: TensorSpec, tensor: Tensor) -> Encoding:
+    """A tensor as a tree: `Dense`, or a `View` of it where the network has the input dimension first."""
+    if spec.output_first:
+        return View(Dense(tensor.permute(spec.output_first).contiguous()), spec.output_first)
+    return Dense(tensor, fixed=spec.kind is Kind.BUFFER)
 
 
 @final

@@ -24,7 +24,7 @@ from gossamer.store.layout import BLANK_SUM, INDEX, LARGE_FROM, POOLED_BELOW, SM
 from gossamer.store.pieces import Piece, code_tensor, shared_leaves
 from gossamer.store.safetensors_file import header_bytes
 
-__all__ = ["PieceWriter", "is_large", "write_container"]
+__all__ = ["PieceWriter", "is_large", "write_container", "write_pieces"]
 
 Arrays = dict[str, tuple[str, tuple[int, ...], int]]
 
@@ -61,12 +61,24 @@ def write_container(
     shared = shared_leaves(linked)
     pieces = (code_tensor(name, tree, shared) for name, tree in linked.items())
     if not is_large(specs):
-        return write_atomically(Path(path), _compact(specs, list(pieces), notes))
+        return write_pieces(path, specs, list(pieces), notes)
     with replacing(Path(path)) as file:
         writer = PieceWriter(file, specs)
         for piece in pieces:
             writer.add(piece)
         return writer.finish(notes)
+
+
+def write_pieces(
+    path: str | Path, specs: Sequence[TensorSpec], pieces: Sequence[Piece], notes: Mapping[str, Json] | None = None
+) -> int:
+    """Write a small container from all of its pieces, atomically.
+
+    Returns:
+        Bytes written.
+    """
+    refuse_names(specs)
+    return write_atomically(Path(path), _compact(specs, pieces, notes))
 
 
 def refuse_names(specs: Sequence[TensorSpec]) -> None:
