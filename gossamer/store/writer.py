@@ -137,7 +137,7 @@ def reserved_bytes(specs: Sequence[TensorSpec]) -> int:
     arrays: Arrays = {s.name: ("U8", (most,), most) for s in specs}
     arrays[SMALL] = ("U8", (most,), most)
     wide = len(str(most)) + len(str(len(specs) + 2))  # offsets add up
-    return len(_sealed_header(arrays, b"")) + 3 * (wide + 1) + 8
+    return -(-(len(_sealed_header(arrays, b"")) + 3 * (wide + 1)) // 8) * 8
 
 
 @final
