@@ -201,8 +201,8 @@ def run(root: Path, sparsity: float, bits: int) -> dict[str, Any]:
     tensors = 1 + 9 * int(os.environ["STREAMING_LAYERS"])
     resumed = kill_and_resume(folder, recipe, root / "resumed.gsm", 0.5, tensors)
 
-    def same(name: str) -> bool:
-        return filecmp.cmp(root / "streamed.gsm", root / f"{name}.gsm", shallow=False)
+    def same(one: str, other: str) -> bool:
+        return filecmp.cmp(root / f"{one}.gsm", root / f"{other}.gsm", shallow=False)
 
     return {
         "cpu": cpu_name(),
@@ -217,10 +217,9 @@ def run(root: Path, sparsity: float, bits: int) -> dict[str, Any]:
         "in_memory": memory,
         "with_network": with_network,
         "resumed": resumed,
-        "speed_of_in_memory": round(memory["seconds"] / one["seconds"], 3),
-        "same_bytes": same("memory"),
-        "same_bytes_with_network": same("network"),
-        "same_bytes_resumed": same("resumed"),
+        "speed_of_in_memory": round(memory["seconds"] / with_network["seconds"], 3),
+        "same_bytes_as_in_memory": same("network", "memory"),  # the same order of tensors: the network's
+        "same_bytes_resumed": same("streamed", "resumed"),
     }
 
 

@@ -37,8 +37,9 @@ def _checked(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def _offsets(x: Array) -> tuple[Array, int]:
-    """Symbols as distances from their minimum: ([n] uint64, or uint8 where symbols are unsigned bytes; minimum)."""
+    """Symbols as distances from their minimum: ([n] uint64, or uint8 where symbols are unsigned bytes or bool; minimum)."""
     flat = x.ravel()
+    flat = flat.view(np.uint8) if flat.dtype == np.bool_ else flat
     low = int(flat.min()) if len(flat) else 0
     if flat.dtype == np.uint8:
         return (flat - np.uint8(low) if low else flat), low

@@ -41,7 +41,7 @@ Json = Any
 T = TypeVar("T")
 
 THREADS = 2
-IN_FLIGHT = 192 << 20  # bytes of float32 weights that are worked on at once; what is made of them doubles it
+IN_FLIGHT = 144 << 20  # bytes of float32 weights that are worked on at once; what is made of them doubles it
 _CHECK_PIECE = 1 << 22
 
 

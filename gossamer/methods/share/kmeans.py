@@ -34,6 +34,7 @@ from gossamer.methods.base import (
 __all__ = ["KMeans", "lloyd"]
 
 _BINS = 1 << 16
+_FINE_BINS = 1 << 20
 _MANY = 1 << 18  # from so many values of one codebook on, it is fitted to a histogram of them
 _PIECE = 1 << 20
 _SHARED = "codebook"
@@ -46,8 +47,8 @@ class KMeans(Method):
     """Cluster the weights of a tensor; store an index per weight and the centroids.
 
     Minimises Σ (w − c[index])² over the live weights. Pruned weights stay zero and cost no index. A codebook of 2¹⁸
-    weights or more, and one for the network, is fitted to the means and counts of 2¹⁶ bins (the upper 16 bits of the
-    float32 value, 0.8% wide); every weight still goes to its nearest centroid.
+    weights or more is fitted to the means and counts of 2²⁰ bins (the upper 20 bits of the float32 value, 0.05% wide),
+    one for the network to those of 2¹⁶ (0.8% wide); every weight still goes to its nearest centroid.
 
     Args:
         bits: 1 to 8; 2**bits centroids at most.
@@ -169,15 +170,15 @@ def index_groups(values: Tensor, positions: Tensor | None, grouping: Grouping) -
 
 
 def _points(values: Tensor, entries: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Points and their masses, float64, that stand for the values: the values, or of many the means of 2¹⁶ bins."""
+    """Points and their masses, float64, that stand for the values: the values, or of many the means of 2²⁰ bins."""
     if values.numel() >= _MANY:
-        count = np.zeros(_BINS, dtype=np.int64)
-        total = np.zeros(_BINS)
+        count = np.zeros(_FINE_BINS, dtype=np.int64)
+        total = np.zeros(_FINE_BINS)
         for piece in torch.split(values, _PIECE):
             numbers = piece.float()
-            bins = ((numbers.view(torch.int32) >> 16) & (_BINS - 1)).numpy()
-            count += np.bincount(bins, minlength=_BINS)
-            total += np.bincount(bins, weights=numbers.numpy(), minlength=_BINS)
+            bins = ((numbers.view(torch.int32) >> 12) & (_FINE_BINS - 1)).numpy()
+            count += np.bincount(bins, minlength=_FINE_BINS)
+            total += np.bincount(bins, weights=numbers.numpy(), minlength=_FINE_BINS)
         used = count > 0
         if int(used.sum()) > entries:  # else there may be no more different values than centroids: they stay exact
             return total[used] / count[used], count[used].astype(np.float64)
