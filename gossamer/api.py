@@ -24,8 +24,9 @@ from gossamer.measure.ledger import Ledger, ledger_of
 from gossamer.network.attach import attach, harvest
 from gossamer.network.inspect import specs
 from gossamer.network.rebuild import materialise
-from gossamer.store.container import read_container, write_container
+from gossamer.store.container import read_container
 from gossamer.store.weights import read_weights
+from gossamer.store.writer import write_container
 
 if TYPE_CHECKING:
     from gossamer.runtime.lower import Lowered

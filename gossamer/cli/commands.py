@@ -24,7 +24,7 @@ from gossamer.store.json_file import write_json
 from gossamer.store.safetensors_file import dense_file_bytes, write_safetensors
 from gossamer.store.weights import load_weights_into
 
-__all__ = ["bench_file", "compress_file", "decompress_file", "inspect_file"]
+__all__ = ["bench_file", "compress_file", "decompress_file", "inspect_file", "show_plan"]
 
 
 def compress_file(
@@ -52,7 +52,7 @@ def compress_file(
     dense_bytes = dense_file_bytes(dict(model.state_dict()))
     if dry_run:
         state = run(model, steps, training=False)
-        _show_plan(console, state.plans, state.skipped)
+        show_plan(console, state.plans, state.skipped)
         console.print("Dry run: nothing was trained, nothing was written.")
         write_json(json_file, {"plan": state.plans, "skipped": state.skipped, "dense_bytes": dense_bytes})
         return
@@ -61,7 +61,7 @@ def compress_file(
     with TerminalProgress(enabled=False if quiet else None) as progress:
         small = gs.compress(model, steps, data=batches, progress=progress)
     small.notes["recipe"] = dump_recipe(steps)
-    _show_plan(console, small.notes["plan"], small.skipped)
+    show_plan(console, small.notes["plan"], small.skipped)
     written = small.save(output, plan=keep_plan)
     gs.load(output, into=factory_of(network))
     console.print(
@@ -72,7 +72,8 @@ def compress_file(
     write_json(json_file, {**document, "file": str(output), "file_bytes": written, "ratio": dense_bytes / written})
 
 
-def _show_plan(console: Console, plans: list[dict[str, Any]], skipped: dict[str, str]) -> None:
+def show_plan(console: Console, plans: list[dict[str, Any]], skipped: dict[str, str]) -> None:
+    """What each method decided, and what was left as it is."""
     rows = [[i["method"], _targets(i), _details(i)] for i in plans]
     console.print(table("Plan", ["method", "tensors", "details"], rows, text_columns=3))
     if skipped:

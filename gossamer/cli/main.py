@@ -46,20 +46,48 @@ def demo(
 
 @app.command()
 def compress(
-    weights: Annotated[Path, typer.Argument(metavar="WEIGHTS", help=".safetensors, or weights-only .pt")],
+    weights: Annotated[
+        Path, typer.Argument(metavar="WEIGHTS", help=".safetensors, weights-only .pt, or a folder of shards")
+    ],
     recipe: Annotated[Path, typer.Option("--recipe", "-r", metavar="FILE", help="Recipe as YAML.")],
-    network: Annotated[str, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Its code.")],
+    network: Network = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .gsm to write.")] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="PACKAGE.MODULE:FUNCTION", help="Returns batches (inputs, targets), to tune."),
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan (of a checkpoint: the estimate), write nothing.")
+    ] = False,
     keep_plan: Annotated[bool, typer.Option("--keep-plan", help="Store recipe and plan in the file.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a killed run over a checkpoint stopped.")
+    ] = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a network's weights with a recipe into one .gsm file."""
+    """Compress a network's weights with a recipe into one .gsm file.
+
+    A folder of shards, or any safetensors file without --network, is read tensor by tensor and need not fit in memory;
+    kinds of layers then come from --network, or from names and shapes.
+    """
+    if weights.is_dir() or network is None or resume:
+        from gossamer.cli.stream import compress_checkpoint
+
+        compress_checkpoint(
+            checkpoint=weights,
+            recipe=recipe,
+            network=network,
+            output=output,
+            data=data,
+            dry_run=dry_run,
+            keep_plan=keep_plan,
+            resume=resume,
+            json_file=json_file,
+            quiet=quiet,
+            console=Console(),
+        )
+        return
     from gossamer.cli.commands import compress_file
 
     compress_file(

@@ -18,7 +18,7 @@ from gossamer.errors import FormatError
 __all__ = ["MAX_ALPHABET", "PRECISION", "AnsReader", "Part", "ans_encode", "frequencies", "frequency_bits"]
 
 I64 = npt.NDArray[np.int64]
-Part = tuple[npt.NDArray[np.int32], I64]
+Part = tuple[npt.NDArray[Any], I64]
 
 PRECISION: Final = 24
 MAX_ALPHABET: Final = 4096
@@ -60,8 +60,8 @@ def ans_encode(parts: Sequence[Part]) -> bytes:
     """One ANS stream of several parts.
 
     Args:
-        parts: in the order in which they will be read: (indices [n] int32, frequencies [k] int64). A part with k = 1 is
-        free.
+        parts: in the order in which they will be read: (indices [n] of any integer dtype or bool, frequencies [k]
+            int64). A part with k = 1 is free.
 
     Returns:
         The stream: words in little-endian order, zero bytes at the end cut off.
@@ -72,7 +72,7 @@ def ans_encode(parts: Sequence[Part]) -> bytes:
             continue
         model = _model(scaled)
         for start in reversed(range(0, len(indices), _CHUNK)):
-            coder.encode_reverse(np.ascontiguousarray(indices[start : start + _CHUNK]), model)
+            coder.encode_reverse(np.ascontiguousarray(indices[start : start + _CHUNK], dtype=np.int32), model)
     words: npt.NDArray[np.uint32] = coder.get_compressed()
     return words.astype("<u4").tobytes().rstrip(b"\0")
 

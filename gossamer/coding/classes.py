@@ -22,6 +22,7 @@ MAX_TANGENT_BITS: Final = 12
 _BINS: Final = 48
 _CLASS_BITS: Final = 8.0  # about what one more class costs in the table
 _ROUNDS: Final = 3
+_PIECE: Final = 1 << 22
 
 
 def live_frequency(ticks: I64, tangent_bits: int) -> I64:
@@ -201,11 +202,13 @@ def _product(mask: Bits2D, rows: I64, columns: I64) -> ClassModel:
     """The best row × column model found from the given classes in a few turns."""
     per_column, cells = _live_counts(mask, rows, columns)
     best = _fit(cells, rows, columns)
-    floats = mask.astype(np.float32)
     for _ in range(_ROUNDS):
         sizes = np.bincount(columns).astype(np.float64)
-        # [R, C] @ [C, column classes]
-        profiles = (floats @ np.eye(len(sizes), dtype=np.float32)[columns]).astype(np.float64)
+        members = np.eye(len(sizes), dtype=np.float32)[columns]
+        # [R, C] @ [C, column classes], some rows at a time: as floats the mask takes 4 bytes a position
+        step = max(1, _PIECE // mask.shape[1])
+        pieces = [mask[i : i + step].astype(np.float32) @ members for i in range(0, len(mask), step)]
+        profiles = np.concatenate(pieces).astype(np.float64)
         rows = _reassign(profiles, sizes, cells.astype(np.float64), rows)
         per_column, cells = _live_counts(mask, rows, columns)
         heights = np.bincount(rows).astype(np.float64)

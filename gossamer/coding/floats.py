@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -29,9 +30,9 @@ def _rotated(raw: U8, itemsize: int, left: bool) -> U8:
     return turned
 
 
-def _planes(raw: U8, itemsize: int) -> list[U8]:
-    """Byte i of every item, for each i."""
-    return [np.ascontiguousarray(raw[i::itemsize]) for i in range(itemsize)]
+def _planes(raw: U8, itemsize: int) -> Iterator[U8]:
+    """Byte i of every item, for each i; one plane at a time."""
+    return (np.ascontiguousarray(raw[i::itemsize]) for i in range(itemsize))
 
 
 def encode_floats(raw: U8, itemsize: int) -> Coded:
@@ -63,15 +64,17 @@ def encode_floats(raw: U8, itemsize: int) -> Coded:
     if itemsize not in _ITEMSIZES or len(raw) % itemsize:
         raise DataError(f"{len(raw)} bytes of floats of {itemsize} bytes, expected whole items of 1, 2, 4 or 8 bytes")
     raw = np.ascontiguousarray(raw)
-    choices = [(False, _planes(raw, itemsize))]
+    rotated, chosen = False, raw
     if itemsize > 1:
-        choices.append((True, _planes(_rotated(raw, itemsize, left=True), itemsize)))
-    rotated, planes = min(choices, key=lambda choice: sum(order0_bits(plane) for plane in choice[1]))
+        turned = _rotated(raw, itemsize, left=True)
+        straight, after = (sum(map(order0_bits, _planes(x, itemsize))) for x in (raw, turned))
+        rotated, chosen = (True, turned) if after < straight else (False, raw)
+        del turned
     writer = BitWriter()
     writer.uint(int(rotated), 1)
     tables: list[bytes] = []
     payloads: list[bytes] = []
-    for plane in planes:
+    for plane in _planes(chosen, itemsize):
         coded = encode_symbols(plane)
         if coded.nbytes >= len(plane):
             coded = Coded(Coder.RAW, b"", plane.tobytes())

@@ -13,7 +13,7 @@ from gossamer.coding.ans import PRECISION, AnsReader, Part, ans_encode, frequenc
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.classes import MAX_TANGENT_BITS, ClassModel, candidate_models, live_frequency
 from gossamer.coding.coded import Coded, Coder
-from gossamer.coding.symbols import decode_symbols, encode_symbols, order0_bits
+from gossamer.coding.symbols import counts_bits, decode_symbols, encode_symbols
 from gossamer.coding.table import MAX_ROOT, fit_weights
 from gossamer.errors import DataError, FormatError
 
@@ -24,6 +24,8 @@ I64 = npt.NDArray[np.int64]
 
 _INNER: Final = (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT)
 _GAP_CLIP: Final = 255
+_LARGE: Final = 1 << 20  # from so many positions on, estimates are sharp enough to code one candidate only
+_PIECE: Final = 1 << 20
 
 
 def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -72,7 +74,7 @@ def _encode_classes(grid: Bits, model: ClassModel) -> Coded:
             scaled = _bernoulli(int(model.ticks[i, j]), model.tangent_bits)
             if len(scaled) > 1:
                 cell = grid[down[i] : down[i + 1], across[j] : across[j + 1]]
-                parts.append((cell.astype(np.int32).ravel(), scaled))
+                parts.append((cell.reshape(-1), scaled))
     return Coded(Coder.MASK_BERNOULLI if single else Coder.MASK_CLASSES, writer.finish(), ans_encode(parts))
 
 
@@ -82,7 +84,21 @@ def _gaps(flat: Bits, of: bool) -> I64:
     return np.diff(positions, prepend=-1) - 1
 
 
-def _encode_gaps(gaps: I64, of: bool) -> Coded:
+def _gap_bits(flat: Bits, of: bool) -> float:
+    """Order-0 entropy of the gaps, all from 255 up taken as one: a lower bound of what they take without low bits."""
+    counts, last = np.zeros(_GAP_CLIP + 1, dtype=np.int64), -1
+    for start in range(0, len(flat), _PIECE):
+        piece = flat[start : start + _PIECE]
+        positions = np.flatnonzero(piece if of else ~piece)
+        if len(positions):
+            gaps = np.minimum(np.diff(positions, prepend=last - start) - 1, _GAP_CLIP)
+            counts += np.bincount(gaps, minlength=_GAP_CLIP + 1)
+            last = start + int(positions[-1])
+    return counts_bits(counts)
+
+
+def _encode_gaps(flat: Bits, of: bool) -> Coded:
+    gaps = _gaps(flat, of)
     inner = encode_symbols(gaps)
     writer = BitWriter()
     writer.uint(int(of), 1)
@@ -111,7 +127,8 @@ def encode_mask(bits: Bits) -> Coded:
     Raises:
         DataError: the dtype is not bool.
 
-    Cost: about 50 ns a position. Always exact.
+    Cost: about 50 ns a position; from 2²⁰ positions on one candidate is coded, chosen by estimate (within 0.5% of the
+    best), at about 25 ns. Always exact.
 
     Example:
         >>> mask = np.eye(64, dtype=bool)
@@ -130,10 +147,15 @@ def encode_mask(bits: Bits) -> Coded:
         candidates.append((model.bits, lambda model=model: _encode_classes(grid, model)))  # type: ignore[misc]
     live = int(np.count_nonzero(flat))
     of = 2 * live <= flat.size
-    gaps = _gaps(flat, of)
-    # a lower bound of what the gaps will take, but for those beyond the clip, whose low bits are left out
-    candidates.append((order0_bits(np.minimum(gaps, _GAP_CLIP)), lambda: _encode_gaps(gaps, of)))
-    likely = min(estimate for estimate, _ in candidates[:-1]) * 1.01 + 256
+    gaps = _gap_bits(flat, of)
+    lowest = min(estimate for estimate, _ in candidates)
+    if flat.size >= _LARGE:
+        # coding takes longer than estimating: the lowest estimate, and the gaps only where they promise 0.5% less
+        candidates = [next(c for c in candidates if c[0] == lowest)]
+        likely = lowest if gaps > 0.995 * lowest else max(lowest, gaps)
+    else:
+        likely = lowest * 1.01 + 256
+    candidates.append((gaps, lambda: _encode_gaps(flat, of)))
     coded = [build() for estimate, build in candidates if estimate <= likely]
     return min(coded, key=lambda c: c.nbytes)
 

@@ -16,7 +16,7 @@ from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.table import FrequencyTable
 from gossamer.errors import DataError, FormatError
 
-__all__ = ["decode_symbols", "encode_symbols", "order0_bits"]
+__all__ = ["counts_bits", "decode_symbols", "encode_symbols", "order0_bits"]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -24,6 +24,8 @@ U64 = npt.NDArray[np.uint64]
 
 _WORD: Final = 1 << 64
 _DENSE_SPAN: Final = 1 << 16  # spans up to here are counted with a table, wider ones by sorting
+_PIECE: Final = 1 << 20
+_LARGE: Final = 1 << 20  # from so many symbols on, estimates are sharp enough to code one candidate only
 _MAX_OFFSET: Final = 1 << 49  # tables list alphabets up to here
 _SPLIT_FROM: Final = 32  # fewer distinct symbols than this, where a table can list them, are never worth splitting
 
@@ -34,10 +36,13 @@ def _checked(dtype: np.dtype[Any]) -> np.dtype[Any]:
     return dtype
 
 
-def _offsets(x: Array) -> tuple[U64, int]:
-    """Symbols as distances from their minimum: ([n] uint64, minimum)."""
+def _offsets(x: Array) -> tuple[Array, int]:
+    """Symbols as distances from their minimum: [n] uint64, or uint8 for unsigned bytes and bool; and the minimum."""
     flat = x.ravel()
+    flat = flat.view(np.uint8) if flat.dtype == np.bool_ else flat
     low = int(flat.min()) if len(flat) else 0
+    if flat.dtype == np.uint8:
+        return (flat - np.uint8(low) if low else flat), low
     wide = flat.astype(np.uint64) if flat.dtype.kind in "ub" else flat.astype(np.int64).view(np.uint64)
     return wide - np.array([low % _WORD], dtype=np.uint64), low
 
@@ -53,17 +58,20 @@ def _restore(offsets: U64, low: int, dtype: np.dtype[Any], what: str) -> Array:
     return (offsets + np.array([low % _WORD], dtype=np.uint64)).astype(dtype)
 
 
-def _count(offsets: U64, high: int) -> tuple[U64, I64]:
+def _count(offsets: Array, high: int) -> tuple[U64, I64]:
     """Distinct offsets in increasing order, and how often each occurs."""
     if high < _DENSE_SPAN:
-        counts = np.bincount(offsets.view(np.int64))
+        counts = np.zeros(high + 1, dtype=np.int64)
+        for start in range(0, len(offsets), _PIECE):
+            counts += np.bincount(offsets[start : start + _PIECE].astype(np.int64), minlength=high + 1)
         distinct = np.flatnonzero(counts)
         return distinct.astype(np.uint64), counts[distinct].astype(np.int64)
     values, times = np.unique(offsets, return_counts=True)
     return values, times.astype(np.int64)
 
 
-def _entropy(counts: I64) -> float:
+def counts_bits(counts: I64) -> float:
+    """Order-0 entropy of symbols that occur so often: `Σ c·log₂(n/c)` bits."""
     seen = counts[counts > 0].astype(np.float64)
     total = float(seen.sum())
     return float((seen * np.log2(total / seen)).sum()) if total else 0.0
@@ -86,7 +94,7 @@ def order0_bits(x: Array) -> float:
     if not x.size:
         return 0.0
     offsets, _ = _offsets(x)
-    return _entropy(_count(offsets, int(offsets.max()))[1])
+    return counts_bits(_count(offsets, int(offsets.max()))[1])
 
 
 def _bit_length(values: U64) -> I64:
@@ -144,31 +152,32 @@ def _best_split(values: U64, counts: I64) -> tuple[_Split, float] | None:
         merged, times = _merge(buckets, counts)
         if not 2 <= len(merged) <= MAX_ALPHABET:
             continue
-        bits = _entropy(times) + float((counts * low).sum()) + 5.0 * len(merged)
+        bits = counts_bits(times) + float((counts * low).sum()) + 5.0 * len(merged)
         if best is None or bits < best[1]:
             best = (split, bits)
     return best
 
 
-def _indices(offsets: U64, alphabet: U64) -> npt.NDArray[np.int32]:
+def _indices(offsets: Array, alphabet: U64) -> Array:
     """Position of each offset in the alphabet, which holds them all."""
     if int(alphabet[-1]) == len(alphabet) - 1:
-        return offsets.astype(np.int32)
+        return offsets if offsets.dtype == np.uint8 else offsets.astype(np.int32)
     if int(alphabet[-1]) < _DENSE_SPAN:
-        lookup = np.zeros(int(alphabet[-1]) + 1, dtype=np.int32)
-        lookup[alphabet] = np.arange(len(alphabet), dtype=np.int32)
+        kind = np.uint8 if offsets.dtype == np.uint8 else np.int32
+        lookup = np.zeros(int(alphabet[-1]) + 1, dtype=kind)
+        lookup[alphabet] = np.arange(len(alphabet), dtype=kind)
         return lookup[offsets]
     return np.searchsorted(alphabet, offsets).astype(np.int32)
 
 
-def _packed(offsets: U64, low: int, width: int) -> Coded:
+def _packed(offsets: Array, low: int, width: int) -> Coded:
     writer = BitWriter()
     writer.signed(low)
     writer.uint(width - 1, 6)
     return Coded(Coder.PACKED, writer.finish(), pack_uints(offsets, width))
 
 
-def _static(offsets: U64, low: int, table: FrequencyTable) -> Coded:
+def _static(offsets: Array, low: int, table: FrequencyTable) -> Coded:
     writer = BitWriter()
     writer.signed(low)
     table.write(writer)
@@ -176,7 +185,8 @@ def _static(offsets: U64, low: int, table: FrequencyTable) -> Coded:
     return Coded(Coder.STATIC, writer.finish(), ans_encode([(indices, table.frequencies)]))
 
 
-def _split(offsets: U64, low: int, split: _Split) -> Coded:
+def _split(offsets: Array, low: int, split: _Split) -> Coded:
+    offsets = offsets.astype(np.uint64, copy=False)
     buckets, low_bits = split.buckets(offsets)
     first = int(buckets.min())
     distinct, counts = _count((buckets - first).astype(np.uint64), int(buckets.max()) - first)
@@ -209,7 +219,8 @@ def encode_symbols(x: Array) -> Coded:
     Raises:
         DataError: the dtype is neither integer nor bool.
 
-    Cost: one pass to count (a sort where symbols span 2^16 or more), one to code; about 10 ns a symbol. Always exact.
+    Cost: one pass to count (a sort where symbols span 2^16 or more), one to code; about 10 ns a symbol. From 2²⁰
+    symbols on one candidate is coded, the simplest within 0.2% of the lowest estimate. Always exact.
 
     Example:
         >>> coded = encode_symbols(np.array([7, 7, 7], dtype=np.int8))
@@ -238,7 +249,10 @@ def encode_symbols(x: Array) -> Coded:
         chosen, bits = split
         candidates.append((bits, 2, lambda: _split(offsets, low, chosen)))
     # estimates are within a few per cent plus a few bytes: code what may win, and measure
-    likely = min(bits for bits, _, _ in candidates) * 1.05 + 256
+    lowest = min(bits for bits, _, _ in candidates)
+    if len(offsets) >= _LARGE:  # the simplest within 0.2% of the lowest
+        return next(build() for bits, _, build in candidates if bits <= 1.002 * lowest)
+    likely = lowest * 1.05 + 256
     coded = [build() for bits, _, build in sorted(candidates, key=lambda c: c[1]) if bits <= likely]
     return min(coded, key=lambda c: c.nbytes)
 

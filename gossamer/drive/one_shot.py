@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import weakref
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
@@ -14,9 +15,11 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
-from gossamer.methods.base import Ask, Evidence, Method, Plan, Site
+from gossamer.methods.base import Ask, Evidence, Method, Plan, Site, Step, Summary
 
-__all__ = ["Planned", "apply_plan", "plan_method"]
+__all__ = ["Each", "Planned", "apply_plan", "apply_step", "find_sites", "plan_method"]
+
+T = TypeVar("T")
 
 _MAX_ROUNDS = 8
 
@@ -40,6 +43,10 @@ class Planned:
     skipped: Mapping[str, str] = field(default_factory=dict)
     evidence: Mapping[str, Evidence] = field(default_factory=dict)
     same: Mapping[str, tuple[Site, ...]] = field(default_factory=dict)
+
+    def places(self, target: str) -> tuple[Site, ...]:
+        """A site that has a step, and all others that hold its weight."""
+        return (self.sites[target], *self.same.get(target, ()))
 
 
 @dataclass
@@ -72,23 +79,77 @@ def _identity(part: object) -> object:
     return ("leaf", id(part)) if isinstance(part, Tensor) else part
 
 
-def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence] | None = None) -> Planned:
+class Each(Protocol):
+    """Does the same work for each of many tensors and gives the results in their order, as `map` does."""
+
+    def __call__(self, work: Callable[[str], T], names: Sequence[str], /) -> Iterable[T]:
+        """``work(name)`` for each name."""
+
+
+def plan_method(
+    method: Method,
+    source: Source,
+    evidence: Mapping[str, Evidence] | None = None,
+    *,
+    each: Each = map,
+    plan: Plan | None = None,
+) -> Planned:
     """Find the method's sites and let it plan.
 
     Args:
         method: bound to the network.
-        source: of the trees.
+        source: read once per tensor with sites and round.
         evidence: statistics per tensor, in coordinates of the whole tensor (`gossamer.drive.evidence`), or per site,
             in its own (`gossamer.drive.steps`).
+        each: how to go over the tensors, one after the other or on several cores.
+        plan: what the method decided in an earlier run over the same source; then nothing is observed.
 
     Raises:
         CompositionError: no site at all; the message says why for the first tensor that was meant.
+    """
+    sites, skipped, same = find_sites(method, source)
+    by_name: dict[str, list[Site]] = {}
+    for site in sites:
+        by_name.setdefault(site.spec.name, []).append(site)
+    name = type(method).__name__
+    ask: Ask | None = None
+
+    def observe(tensor: str) -> dict[str, Summary]:
+        tree = source.read(tensor)
+        return {
+            s.key: method.observe(s, tree.at(s.path), _handed(tree, s, evidence or {}), ask) for s in by_name[tensor]
+        }
+
+    for _ in range(_MAX_ROUNDS):
+        summaries: dict[str, Summary] = {}
+        if method.observes and plan is None:
+            for some in each(observe, tuple(by_name)):
+                summaries |= some
+        result = method.plan(sites, summaries, ask) if plan is None else plan
+        if isinstance(result, Plan):
+            if not result.steps:
+                why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
+                raise CompositionError(f"{name} changes no layer{why}")
+            targets = {t for step in result.steps for t in step.targets}
+            chosen = {s.key: s for s in sites if s.key in targets}
+            return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {}, same)
+        ask = result
+    raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
+
+
+def find_sites(method: Method, source: Source) -> tuple[list[Site], dict[str, str], dict[str, tuple[Site, ...]]]:
+    """Where a method acts, why not elsewhere, and which other sites hold the very same weight as one of them.
+
+    No weight is read where the source can tell without.
+
+    Raises:
+        CompositionError: no site at all.
     """
     sites: list[Site] = []
     skipped: dict[str, str] = {}
     seen = _Seen()
     for spec in source.specs():
-        tree = source.read(spec.name)
+        tree = source.outlined(spec.name)
         found = method.find(spec, skeleton_of(tree))
         if found.reason:
             skipped[spec.name] = found.reason
@@ -99,30 +160,12 @@ def plan_method(method: Method, source: Source, evidence: Mapping[str, Evidence]
                 skipped[site.key] = reason
             elif seen.is_new(site, tree.at(path)):
                 sites.append(site)
-    name = type(method).__name__
     if not sites:
         names = ", ".join(s.name for s in source.specs()[:4])
         nothing = f": found only={method.only!r}, expected names like {names}" if method.only else f" of {names} …"
         why = next((f": {k}: {r}" for k, r in skipped.items()), nothing)
-        raise CompositionError(f"{name} matches no layer{why}")
-    ask: Ask | None = None
-    for _ in range(_MAX_ROUNDS):
-        summaries = {}
-        if method.observes:
-            for site in sites:
-                tree = source.read(site.spec.name)
-                handed = _handed(tree, site, evidence or {})
-                summaries[site.key] = method.observe(site, tree.at(site.path), handed, ask)
-        result = method.plan(sites, summaries, ask)
-        if isinstance(result, Plan):
-            if not result.steps:
-                why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
-                raise CompositionError(f"{name} changes no layer{why}")
-            targets = {t for step in result.steps for t in step.targets}
-            chosen = {s.key: s for s in sites if s.key in targets}
-            return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {}, seen.same)
-        ask = result
-    raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
+        raise CompositionError(f"{type(method).__name__} matches no layer{why}")
+    return sites, skipped, seen.same
 
 
 def _handed(tree: Encoding, site: Site, evidence: Mapping[str, Evidence]) -> Evidence:
@@ -146,15 +189,31 @@ def apply_plan(planned: Planned, source: Source) -> dict[str, Encoding]:
         return changed[name] if name in changed else source.read(name)
 
     for step in planned.plan.steps:
-        sites = [planned.sites[t] for t in step.targets]
-        weights = {s.key: tree(s.spec.name).at(s.path) for s in sites}
-        handed = {s.key: _handed(tree(s.spec.name), s, planned.evidence) for s in sites}
-        new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, handed)
-        for site in sites:
-            _refuse_dead(planned.method, site, weights[site.key], new[site.key])
-            for place in (site, *planned.same.get(site.key, ())):
-                changed[place.spec.name] = tree(place.spec.name).put(place.path, new[site.key])
+        changed |= apply_step(planned, step, tree)
     return changed
+
+
+def apply_step(planned: Planned, step: Step, tree: Callable[[str], Encoding]) -> dict[str, Encoding]:
+    """Carry one step out.
+
+    Args:
+        planned: whose step it is.
+        step: the step.
+        tree: present tree of a tensor by name.
+
+    Returns:
+        The new trees of the step's tensors, and of those that hold the very same weights.
+    """
+    sites = [planned.sites[t] for t in step.targets]
+    trees = {p.spec.name: tree(p.spec.name) for t in step.targets for p in planned.places(t)}
+    weights = {s.key: trees[s.spec.name].at(s.path) for s in sites}
+    handed = {s.key: _handed(trees[s.spec.name], s, planned.evidence) for s in sites}
+    new = planned.method.apply(sites, weights, step.entry, planned.plan.shared, handed)
+    for site in sites:
+        _refuse_dead(planned.method, site, weights[site.key], new[site.key])
+        for place in planned.places(site.key):
+            trees[place.spec.name] = trees[place.spec.name].put(place.path, new[site.key])
+    return trees
 
 
 def _refuse_dead(method: Method, site: Site, old: Encoding, new: Encoding) -> None:

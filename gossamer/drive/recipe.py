@@ -122,7 +122,7 @@ def check(
     """
     listed = specs(model)
     # Where values decide whether a site is changed at all, the tensor may be either afterwards.
-    possible = {s.name: {_plain_skeleton(s)} for s in listed}
+    possible = plain_skeletons(listed)
     for number, entry in enumerate(recipe, 1):
         where = f"recipe entry {number} ({type(entry).__name__})"
         if not isinstance(entry, (Method, Stage, Tune)):
@@ -137,26 +137,39 @@ def check(
             needs = ", ".join(sorted(looking.needs))
             raise DataError(f"{where}: found no data, expected data=… to gather {needs} from")
         for method in methods:
-            bound = method.bind(model, example_for(method, data))
-            reasons, taken = [], False
-            for spec in listed:
-                after = set()
-                for skeleton in possible[spec.name]:
-                    found = bound.find(spec, skeleton)
-                    reasons += [f"{spec.name}: {found.reason}"] if found.reason else []
-                    made = skeleton
-                    for path in found.paths:
-                        whole = skeleton == _plain_skeleton(spec)
-                        if not (whole and bound.refuses(Site(spec, path, _plain_shape(spec)))):
-                            taken = True
-                            made = made.put(path, bound.produces(skeleton.at(path)))
-                    after |= {made, skeleton} if bound.leaves_some else {made}
-                possible[spec.name] = after
-            if not taken:
-                names = ", ".join(s.name for s in listed[:4])
-                nothing = f"found only={method.only!r}, expected names like {names}" if method.only else names
-                why = (reasons or [nothing])[0]
-                raise CompositionError(f"{where}: {type(method).__name__} matches no layer: {why}")
+            check_method(where, method.bind(model, example_for(method, data)), listed, possible)
+
+
+def plain_skeletons(listed: Iterable[TensorSpec]) -> dict[str, set[Skeleton]]:
+    """What each tensor is before anything was done."""
+    return {s.name: {_plain_skeleton(s)} for s in listed}
+
+
+def check_method(where: str, bound: Method, listed: Sequence[TensorSpec], possible: dict[str, set[Skeleton]]) -> None:
+    """Refuse a method that will match nothing; else put what it may leave into ``possible``.
+
+    Raises:
+        CompositionError: says why for the first tensor that was meant.
+    """
+    reasons, taken = [], False
+    for spec in listed:
+        after = set()
+        for skeleton in possible[spec.name]:
+            found = bound.find(spec, skeleton)
+            reasons += [f"{spec.name}: {found.reason}"] if found.reason else []
+            made = skeleton
+            for path in found.paths:
+                whole = skeleton == _plain_skeleton(spec)
+                if not (whole and bound.refuses(Site(spec, path, _plain_shape(spec)))):
+                    taken = True
+                    made = made.put(path, bound.produces(skeleton.at(path)))
+            after |= {made, skeleton} if bound.leaves_some else {made}
+        possible[spec.name] = after
+    if not taken:
+        names = ", ".join(s.name for s in listed[:4])
+        nothing = f"found only={bound.only!r}, expected names like {names}" if bound.only else names
+        why = (reasons or [nothing])[0]
+        raise CompositionError(f"{where}: {type(bound).__name__} matches no layer: {why}")
 
 
 def _plain_skeleton(spec: TensorSpec) -> Skeleton:

@@ -1,4 +1,4 @@
-"""Where trees come from: a network in memory, trees that are there already. Files follow behind the same protocol."""
+"""Where trees come from: a network in memory, trees that are there already; `checkpoint` has those on disk."""
 
 from __future__ import annotations
 
@@ -32,6 +32,10 @@ class Source(ABC):
     @abstractmethod
     def read(self, name: str) -> Encoding:
         """The tree of one tensor, output dimension first inside."""
+
+    def outlined(self, name: str) -> Encoding:
+        """A tree of the same skeleton and shapes, whose numbers do not matter; where it can be, nothing is read."""
+        return self.read(name)
 
 
 @final

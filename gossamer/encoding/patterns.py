@@ -17,6 +17,8 @@ from gossamer.errors import PlanError
 
 __all__ = ["NM", "Blocks", "KernelShapes", "Mask", "pack_bits", "unpack_bits"]
 
+_PIECE = 1 << 20  # a multiple of 8
+
 
 def pack_bits(mask: Tensor) -> Tensor:
     """Pack a boolean tensor, flattened row-major, eight to a byte, first element in the highest bit.
@@ -81,8 +83,13 @@ class Mask(Pattern):
 
     @cached_property
     def _positions(self) -> Tensor:
-        kept = np.unpackbits(self.bits_packed.cpu().numpy(), count=prod(self.weight_shape))
-        return torch.from_numpy(np.flatnonzero(kept).astype(np.int32)).to(self.bits_packed.device)
+        packed, count = self.bits_packed.cpu().numpy(), prod(self.weight_shape)
+        # Piece by piece, as NumPy's positions take 8 bytes each.
+        found = [np.zeros(0, np.int32)]
+        for start in range(0, count, _PIECE):
+            kept = np.unpackbits(packed[start // 8 : (start + _PIECE) // 8], count=min(_PIECE, count - start))
+            found.append((np.flatnonzero(kept) + start).astype(np.int32))
+        return torch.from_numpy(np.concatenate(found)).to(self.bits_packed.device)
 
     def positions(self) -> Tensor:
         """Flat positions of kept weights, int32, ascending."""

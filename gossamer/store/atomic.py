@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from gossamer.errors import DataError
 
-__all__ = ["write_atomically"]
+__all__ = ["publish", "replacing", "write_atomically"]
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
@@ -24,27 +25,43 @@ def write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
     Raises:
         DataError: the folder is missing or not writable, or the disk is full.
     """
+    size = 0
+    with replacing(path) as file:
+        for chunk in chunks:
+            file.write(chunk)
+            size += len(chunk)
+    return size
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A temporary sibling to write to, in any order; it takes the place of ``path`` when the block ends well.
+
+    Raises:
+        DataError: the folder is missing or not writable, or the disk is full.
+    """
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot write there: {error.strerror}") from error
     part = Path(name)
-    size = 0
     try:
         with os.fdopen(handle, "wb") as file:
-            for chunk in chunks:
-                file.write(chunk)
-                size += len(chunk)
-            file.flush()
-            os.fsync(file.fileno())
-        part.chmod(_mode_of(path))
-        part.replace(path)
+            yield file
+        publish(part, path)
     except OSError as error:
         raise DataError(f"{path}: writing failed, the old file if any is untouched: {error.strerror}") from error
     finally:
         with contextlib.suppress(FileNotFoundError):  # renamed: nothing left to remove
             part.unlink()
-    return size
+
+
+def publish(part: Path, path: Path) -> None:
+    """Flush a complete file to disk and rename it over ``path``, with the permissions of a file at ``path``."""
+    with part.open("r+b") as file:
+        os.fsync(file.fileno())
+    part.chmod(_mode_of(path))
+    part.replace(path)
 
 
 def _mode_of(path: Path) -> int:

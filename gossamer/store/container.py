@@ -7,52 +7,34 @@ one U8 array under its name; those of small tensors lie together in ``gsm.small`
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.coding import Coded, Coder, decode_sparse_symbols, encode_sparse_symbols
-from gossamer.encoding.levels import NormalLevels, PowerLevels
+from gossamer.coding import Coded, Coder, decode_sparse_symbols
 from gossamer.encoding.node import Category, Encoding, Leaf
-from gossamer.encoding.patterns import Mask, pack_bits
-from gossamer.encoding.serial import KINDS, Flat, flatten, unflatten
+from gossamer.encoding.patterns import pack_bits
+from gossamer.encoding.serial import unflatten
 from gossamer.encoding.spec import Kind, TensorSpec
-from gossamer.encoding.values import Affine, Codebook, Dense
-from gossamer.encoding.weights import Masked, Ref, link
-from gossamer.errors import DataError, FormatError
+from gossamer.encoding.weights import Ref
+from gossamer.errors import FormatError
 from gossamer.network.inspect import is_plain
-from gossamer.store.atomic import write_atomically
-from gossamer.store.dtypes import dtype_name, from_bytes, named_dtype, to_bytes
-from gossamer.store.leaves import MASK, decode_leaf, encode_leaf, entropy_bits, grid_of, leaf_form, packed_length
-from gossamer.store.safetensors_file import Layout, header_bytes, open_layout, parse_json
+from gossamer.store.dtypes import from_bytes, named_dtype
+from gossamer.store.layout import BLANK_SUM, INDEX, JOINT, VERSION, WITH_PARTNER, Json
+from gossamer.store.leaves import MASK, decode_leaf, entropy_bits, leaf_form, packed_length
+from gossamer.store.safetensors_file import Layout, open_layout, parse_json
 
-__all__ = ["Container", "Record", "read_container", "write_container"]
+__all__ = ["Container", "Record", "read_container"]
 
-VERSION = 1
-INDEX = "gsm.index"
-SMALL = "gsm.small"
-_POOLED_BELOW = 4096  # bytes; a safetensors entry of its own costs about 70
 _MAX_INDEX = 1 << 26
 _INDEX_LIMIT = 128  # bytes per byte of its deflated form; trees of ten thousand equal layers reach about 30
-_WITH_PARTNER = 6  # length of a leaf's entry that names its mask
-_JOINT = -1  # this mask is told by the symbols that lie at its live positions
 _UNKNOWN_LIMIT = 4096  # elements per byte of file that are believed when no network says how many are needed
-_BLANK_SUM = "00000000"
-# Kind of packed value → its leaf of symbols, one per live position.
-_SYMBOLS = {
-    kind.__name__: field
-    for kind, field in ((Codebook, "index"), (Affine, "q"), (NormalLevels, "index"), (PowerLevels, "index"))
-}
-
-Json = Any
 
 
 @dataclass(frozen=True)
@@ -101,179 +83,6 @@ class Container:
     header_bytes: int
     file_bytes: int
     notes: Mapping[str, Json] = field(default_factory=dict)
-
-
-@dataclass
-class _Chunk:
-    """The coded leaves of one tensor, as they will lie in an array."""
-
-    name: str
-    numbers: list[int]
-    leaves: list[list[Json]]
-    data: bytes
-    plain: Tensor | None = None
-
-
-def write_container(
-    path: str | Path,
-    specs: Sequence[TensorSpec],
-    trees: Mapping[str, Encoding],
-    notes: Mapping[str, Json] | None = None,
-) -> int:
-    """Write trees to one file, atomically.
-
-    Args:
-        path: where; replaced only when the new file is complete.
-        specs: the tensors, in order.
-        trees: per canonical name.
-        notes: JSON to keep beside them (recipe, plan); optional, costs bytes.
-
-    Returns:
-        Bytes written.
-
-    Raises:
-        DataError: a dtype that cannot be stored, or a file that cannot be written.
-
-    Cost: one entropy-coding pass over every leaf.
-    """
-    return write_atomically(Path(path), container_chunks(specs, trees, notes))
-
-
-def container_chunks(
-    specs: Sequence[TensorSpec], trees: Mapping[str, Encoding], notes: Mapping[str, Json] | None = None
-) -> Iterator[bytes | memoryview]:
-    """The bytes of a container."""
-    taken = next((n for s in specs for n in s.names if n in (INDEX, SMALL, "__metadata__")), None)
-    if taken is not None:
-        raise DataError(f"tensor {taken!r}: found a name that the container itself uses, expected another")
-    flat = flatten(link({spec.name: trees[spec.name] for spec in specs}))
-    chunks = _encode(flat)
-    small = [c for c in chunks if c.plain is None and len(c.data) < _POOLED_BELOW]
-    large = [c for c in chunks if c.plain is not None or len(c.data) >= _POOLED_BELOW]
-    arrays: dict[str, tuple[str, tuple[int, ...], int]] = {}
-    data: list[bytes | memoryview] = []
-    listed: list[list[Json]] = []
-
-    def add(name: str, dtype: str, shape: tuple[int, ...], raw: bytes | memoryview, leaves: Json) -> None:
-        arrays[name] = (dtype, shape, len(raw))
-        data.append(raw)
-        listed.append([name, zlib.crc32(raw), leaves])
-
-    large.sort(key=lambda c: -(1 if c.plain is None else c.plain.element_size()))
-    for chunk in large:
-        if chunk.plain is not None:
-            raw = to_bytes(chunk.plain).data
-            add(chunk.name, dtype_name(chunk.plain.dtype), tuple(chunk.plain.shape), raw, None)
-        else:
-            add(chunk.name, "U8", (len(chunk.data),), chunk.data, chunk.leaves)
-    if small:
-        pooled = b"".join(c.data for c in small)
-        add(SMALL, "U8", (len(pooled),), pooled, [leaf for c in small for leaf in c.leaves])
-    # Leaves are numbered in the order in which the arrays list them.
-    new = {old: i for i, old in enumerate(n for chunk in (*large, *small) for n in chunk.numbers)}
-    for chunk in chunks:
-        for leaf in chunk.leaves:
-            if len(leaf) == _WITH_PARTNER:
-                leaf[-1] = new[leaf[-1]]
-    nodes = [[node[0], *(_renumber(value, new) for value in node[1:])] for node in flat.nodes]
-    roots = [_root(spec, flat) for spec in specs]
-    index: dict[str, Json] = {"arrays": listed, "kinds": flat.kinds, "nodes": nodes, "roots": roots}
-    if notes:
-        index["notes"] = dict(notes)
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    packed = packer.compress(json.dumps(index, separators=(",", ":")).encode()) + packer.flush()
-    yield from _with_header(arrays, packed, data)
-
-
-def _with_header(
-    arrays: dict[str, tuple[str, tuple[int, ...], int]], packed: bytes, data: list[bytes | memoryview]
-) -> Iterator[bytes | memoryview]:
-    arrays = {**arrays, INDEX: ("U8", (len(packed),), len(packed))}
-    seal = f"{VERSION} {zlib.crc32(packed):08x} "
-    header = header_bytes(arrays, {"gossamer": seal + _BLANK_SUM})
-    total = f"{zlib.crc32(header):08x}".encode()
-    yield header.replace((seal + _BLANK_SUM).encode(), seal.encode() + total, 1)
-    yield from data
-    yield packed
-
-
-def _renumber(value: Json, new: Mapping[int, int]) -> Json:
-    """A field's value with its leaves under their new numbers."""
-    if isinstance(value, dict) and "t" in value:
-        return {"t": new[value["t"]]}
-    return [_renumber(member, new) for member in value] if isinstance(value, list) else value
-
-
-def _root(spec: TensorSpec, flat: Flat) -> list[Json]:
-    entry: list[Json] = [spec.name, dtype_name(spec.dtype), list(spec.shape), flat.roots[spec.name]]
-    return [*entry, list(spec.aliases)] if spec.aliases else entry
-
-
-def _encode(flat: Flat) -> list[_Chunk]:
-    """Code every leaf; group them by the tensor that owns them."""
-    joint = _joint_candidates(flat)
-    coded: list[tuple[list[Json], bytes]] = []
-    for i, leaf in enumerate(flat.leaves):
-        form, shape = leaf_form(leaf)
-        best = encode_leaf(leaf)
-        coded.append(([form, list(shape), *best.header], best.data))
-        if i in joint:
-            mask = flat.leaves[joint[i]]
-            together = encode_sparse_symbols(grid_of(mask), leaf.tensor.numpy())
-            apart = len(coded[joint[i]][1]) + best.nbytes
-            if together.nbytes < apart:
-                grid = leaf_form(mask)[1]
-                coded[joint[i]] = ([MASK, list(grid), _JOINT, 0, 0], b"")
-                coded[i] = ([form, list(shape), *together.header, joint[i]], together.data)
-    chunks: dict[str, _Chunk] = {}
-    for i, (leaf, owner) in enumerate(zip(flat.leaves, flat.owner, strict=True)):
-        chunk = chunks.setdefault(owner, _Chunk(owner, [], [], b""))
-        chunk.numbers.append(i)
-        chunk.leaves.append(coded[i][0])
-        chunk.data += coded[i][1]
-        alone = isinstance(leaf.owner, Dense) and leaf.path == "/array"
-        if alone and len(coded[i][1]) >= max(_POOLED_BELOW, leaf.tensor.numel() * leaf.tensor.element_size()):
-            chunk.plain = leaf.tensor
-    return list(chunks.values())
-
-
-def _joint_candidates(flat: Flat) -> dict[int, int]:
-    """Symbol leaf → the mask leaf in whose live positions it lies; only where both are used once."""
-    uses: dict[int, int] = {}
-    pairs: dict[int, int] = {}
-    for node in flat.nodes:
-        for value in node[1:]:
-            for leaf in _leaf_refs(value):
-                uses[leaf] = uses.get(leaf, 0) + 1
-
-    def fields_of(number: int) -> tuple[str, dict[str, Json]]:
-        kind, *values = flat.nodes[number]
-        name = flat.kinds[kind][0]
-        return name, dict(zip((f.name for f in fields(KINDS[name])), values, strict=False))
-
-    for i in range(len(flat.nodes)):
-        kind, masked = fields_of(i)
-        if kind != Masked.__name__:
-            continue
-        where_kind, where = fields_of(i - masked["where"]["n"])
-        value_kind, value = fields_of(i - masked["value"]["n"])
-        symbols = _SYMBOLS.get(value_kind)
-        if where_kind == Mask.__name__ and symbols is not None:
-            mask_leaf, symbol_leaf = where["bits_packed"]["t"], value[symbols]["t"]
-            if uses[mask_leaf] == uses[symbol_leaf] == 1 and mask_leaf < symbol_leaf:
-                pairs[symbol_leaf] = mask_leaf
-    return pairs
-
-
-def _leaf_refs(value: Json) -> Iterator[int]:
-    if isinstance(value, dict) and "t" in value:
-        yield value["t"]
-    elif isinstance(value, list):
-        for member in value:
-            yield from _leaf_refs(member)
-
-
-# -- reading ---------------------------------------------------------------------------------------------------------
 
 
 def read_container(
@@ -335,7 +144,7 @@ def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int]:
         raise FormatError(f"found container version {seal[0][:12]!r}, expected {VERSION}")
     text = " ".join(seal)
     raw = bytes(whole[: layout.data_start])
-    blank = raw.replace(text.encode(), (text[:-8] + _BLANK_SUM).encode(), 1)
+    blank = raw.replace(text.encode(), (text[:-8] + BLANK_SUM).encode(), 1)
     if raw.count(text.encode()) != 1 or f"{zlib.crc32(blank):08x}" != seal[2]:
         raise FormatError(f"header: found checksum {zlib.crc32(blank):08x}, expected {seal[2]!r}")
     if INDEX not in layout.arrays or layout.arrays[INDEX].dtype != "U8":
@@ -454,7 +263,7 @@ class _Leaves:
             data = bytes(raw[at : at + table + payload])
             at += table + payload
             number = len(self.found)
-            if coder == _JOINT:
+            if coder == JOINT:
                 self.waiting[number] = shape
                 self.found.append(None)
                 self.costs.append((Coder.SPARSE_ZERO_SYMBOL.name, 0, 0))
@@ -516,13 +325,13 @@ def _read_leaves(arrays: Json, layout: Layout, whole: memoryview, leaves: _Leave
 
 
 def _leaf_entry(leaf: Json, name: str) -> tuple[str, tuple[int, ...], int, int, int, int | None]:
-    listed = isinstance(leaf, list) and len(leaf) in (_WITH_PARTNER - 1, _WITH_PARTNER)
+    listed = isinstance(leaf, list) and len(leaf) in (WITH_PARTNER - 1, WITH_PARTNER)
     good = listed and isinstance(leaf[0], str) and _shape(leaf[1])
     if not (good and all(isinstance(x, int) and not isinstance(x, bool) for x in leaf[2:]) and min(leaf[3:5]) >= 0):
         raise FormatError(f"array {name!r}: found leaf {str(leaf)[:80]}, expected [form, shape, coder, table, payload]")
     if leaf[0] != MASK:
         named_dtype(leaf[0])
-    partner = leaf[5] if len(leaf) == _WITH_PARTNER else None
+    partner = leaf[5] if len(leaf) == WITH_PARTNER else None
     return leaf[0], tuple(leaf[1]), leaf[2], leaf[3], leaf[4], partner
 
 

@@ -66,12 +66,15 @@ class Layout:
     header: bytes
 
 
-def header_bytes(arrays: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str]) -> bytes:
+def header_bytes(
+    arrays: Mapping[str, tuple[str, tuple[int, ...], int]], metadata: Mapping[str, str], reserved: int = 0
+) -> bytes:
     """The length field and the padded JSON header.
 
     Args:
         arrays: name → (dtype name, shape, bytes), in the order of the data.
         metadata: free-form strings.
+        reserved: bytes of the result at least; what is missing is blanks.
     """
     entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     at = 0
@@ -79,6 +82,7 @@ def header_bytes(arrays: Mapping[str, tuple[str, tuple[int, ...], int]], metadat
         entries[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
         at += size
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(reserved - 8)
     text += b" " * (-len(text) % _ALIGN)
     return len(text).to_bytes(8, "little") + text
 

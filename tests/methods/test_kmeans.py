@@ -175,3 +175,17 @@ def test_centroids_have_the_dtype_of_the_weights(dtype: torch.dtype) -> None:
     assert isinstance(tree, Codebook)
     assert isinstance(tree.table, DenseValue)
     assert tree.table.array.dtype == dtype
+
+
+def test_many_values_are_clustered_nearly_as_well_by_their_histogram() -> None:
+    w = torch.randn(600, 500, generator=torch.Generator().manual_seed(0)) * 0.02
+    tree = one(KMeans(bits=4), w)
+    x = w.double().flatten().numpy()
+    found = float((tree.to_dense() - w).double().square().sum())
+    assert found <= 1.001 * error(x, lloyd(x, np.ones(len(x)), 16, 60))
+
+
+def test_many_values_of_few_kinds_are_reproduced_exactly() -> None:
+    close = torch.tensor([1.0, 1.0001, -2.0, 0.5])  # the first two share the upper 16 bits
+    w = close[torch.randint(4, (600, 500), generator=torch.Generator().manual_seed(0))]
+    assert torch.equal(one(KMeans(bits=2), w).to_dense(), w)
