@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import signal
+
 import torch
 from hypothesis import settings
 
 torch.set_num_threads(1)
+# Started in the background of a shell, tests would hand an ignored interrupt on to the processes that they interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("gossamer", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("gossamer")
