@@ -18,6 +18,7 @@ from gossamer.errors import PlanError
 __all__ = ["NM", "Blocks", "KernelShapes", "Mask", "pack_bits", "unpack_bits"]
 
 _PIECE = 1 << 20  # a multiple of 8
+_ONES = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1).sum(1, dtype=np.uint8)  # bits set in a byte
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -85,11 +86,14 @@ class Mask(Pattern):
     def _positions(self) -> Tensor:
         packed, count = self.bits_packed.cpu().numpy(), prod(self.weight_shape)
         # Piece by piece, as NumPy's positions take 8 bytes each.
-        found = [np.zeros(0, np.int32)]
+        found = np.empty(int(_ONES[packed].sum(dtype=np.int64)), np.int32)
+        at = 0
         for start in range(0, count, _PIECE):
             kept = np.unpackbits(packed[start // 8 : (start + _PIECE) // 8], count=min(_PIECE, count - start))
-            found.append((np.flatnonzero(kept) + start).astype(np.int32))
-        return torch.from_numpy(np.concatenate(found)).to(self.bits_packed.device)
+            positions = np.flatnonzero(kept)
+            found[at : at + len(positions)] = positions + start
+            at += len(positions)
+        return torch.from_numpy(found[:at]).to(self.bits_packed.device)
 
     def positions(self) -> Tensor:
         """Flat positions of kept weights, int32, ascending."""

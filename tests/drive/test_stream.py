@@ -162,7 +162,7 @@ def test_a_killed_run_goes_on_without_redoing_what_is_finished(
         while process.poll() is None and not (journal.exists() and journal.read_bytes().count(b"\n") >= 5):
             time.sleep(0.001)
         process.send_signal(blow)
-        process.communicate()
+        process.communicate(timeout=120)
     assert process.returncode != 0
     assert not out.exists()
     assert part.exists()

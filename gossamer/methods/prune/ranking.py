@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BINS", "DEAD", "PIECE", "Pieces", "best", "fine", "histogram", "rank", "tail"]
+__all__ = ["BINS", "DEAD", "PIECE", "Pieces", "best", "fine", "histogram", "rank", "tail", "taken"]
 
 PIECE = 1 << 20  # scores at a time: they and what is computed from them stay in the processor's cache
 BINS = 1 << 16
@@ -104,6 +104,14 @@ def best(pieces: Pieces, keep: int) -> Tensor:
             ties -= equal.numel()
         at += piece.numel()
     return chosen
+
+
+def taken(values: Tensor, positions: Tensor) -> Tensor:
+    """``values[positions]``, a piece at a time: PyTorch gathers with positions of 8 bytes."""
+    found = values.new_empty(positions.numel())
+    for into, piece in zip(torch.split(found, PIECE), torch.split(positions, PIECE), strict=True):
+        into.copy_(values.index_select(0, piece))
+    return found
 
 
 def _live(ranks: Tensor) -> Tensor:

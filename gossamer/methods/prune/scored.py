@@ -19,7 +19,7 @@ from gossamer.encoding.weights import Masked, Permuted
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import DENSE, MASKED, Evidence, Method, Rule, Site, live_values
 from gossamer.methods.prune.permute import permutation
-from gossamer.methods.prune.ranking import Pieces, best, rank
+from gossamer.methods.prune.ranking import Pieces, best, rank, taken
 from gossamer.methods.prune.structure import NofM, Structure, Unstructured
 
 __all__ = ["Scored"]
@@ -175,4 +175,4 @@ def statistic(method: Method, site: Site, evidence: Evidence, name: str, remedy:
 
 
 def _masked(dense: Tensor, where: Pattern) -> Masked:
-    return Masked(where, Dense(dense.reshape(-1).index_select(0, where.positions())))
+    return Masked(where, Dense(taken(dense.reshape(-1), where.positions())))
