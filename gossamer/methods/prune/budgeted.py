@@ -18,7 +18,7 @@ from gossamer.methods.base import Ask, Evidence, Method, Plan, Site, Step, Summa
 from gossamer.methods.prune.allocate import Sensitivity, erdos_renyi, fill, most, proportional
 from gossamer.methods.prune.budget import Budget, Bytes, Elements, Macs, Milliseconds
 from gossamer.methods.prune.latency import LatencyTable
-from gossamer.methods.prune.ranking import BINS, Pieces, fine, histogram, tail
+from gossamer.methods.prune.ranking import BINS, Pieces, fine, histogram, narrow, tail, wide
 from gossamer.methods.prune.scored import Scored
 from gossamer.methods.prune.structure import NofM
 from gossamer.methods.prune.usage import uses_of
@@ -120,9 +120,9 @@ class Budgeted(Scored, ABC):
         else:
             pieces = self.ranks(site, weight, evidence)
         if ask is None:
-            return {"histogram": histogram(pieces)}
+            return {"histogram": narrow(histogram(pieces))}
         above, counts = fine(pieces, int(ask.state["bin"]))
-        return {"above": above, "histogram": counts}
+        return {"above": above, "histogram": narrow(counts)}
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """How many units each site keeps."""
@@ -170,7 +170,8 @@ def _plan(sites: Sequence[Site], keep: Mapping[str, int]) -> Plan:
 def _coarse(sites: Sequence[Site], summaries: Mapping[str, Summary], budget: Budget) -> Ask:
     """In which bin of the upper 16 bits the threshold lies."""
     wanted = budget.allowed(sites)
-    spent = torch.stack([budget.cost(s, tail(summaries[s.key]["histogram"])) for s in sites]).sum(0)
+    spent = sum(budget.cost(s, tail(wide(summaries[s.key]["histogram"]))) for s in sites)
+    assert isinstance(spent, Tensor)
     chosen = max(0, int((spent >= wanted).sum()) - 1)
     return Ask({"bin": chosen, "wanted": min(wanted, spent[0].item())})
 
@@ -178,17 +179,19 @@ def _coarse(sites: Sequence[Site], summaries: Mapping[str, Summary], budget: Bud
 def _threshold(sites: Sequence[Site], summaries: Mapping[str, Summary], budget: Budget, ask: Ask) -> Plan:
     """Above the smallest score that is kept at all everything stays, at it as many as are left."""
     wanted = ask.state["wanted"]
-    tails = {}
-    for site in sites:
+
+    def kept_from(site: Site) -> Tensor:
         counts = torch.zeros(BINS + 1, dtype=torch.int64)
-        counts[:-1] = tail(summaries[site.key]["histogram"])
-        tails[site.key] = counts + int(summaries[site.key]["above"])
-    spent = torch.stack([budget.cost(s, tails[s.key]) for s in sites]).sum(0)
+        counts[:-1] = tail(wide(summaries[site.key]["histogram"]))
+        return counts + int(summaries[site.key]["above"])
+
+    spent = sum(budget.cost(s, kept_from(s)) for s in sites)  # one after the other: they are 512 KB each
+    assert isinstance(spent, Tensor)
     smallest = min(max(0, int((spent >= wanted).sum()) - 1), BINS - 1)
     spare = wanted - spent[smallest + 1].item()
     keep = {}
     for site in sites:
-        counts = tails[site.key]
+        counts = kept_from(site)
         sure = int(counts[smallest + 1])
 
         ties = most(partial(_fits, budget, site, sure, spare), int(counts[smallest]) - sure)

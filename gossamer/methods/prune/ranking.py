@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["BINS", "DEAD", "PIECE", "Pieces", "best", "fine", "histogram", "rank", "tail", "taken"]
+__all__ = ["BINS", "DEAD", "PIECE", "Pieces", "best", "fine", "histogram", "narrow", "rank", "tail", "taken", "wide"]
 
 PIECE = 1 << 20  # scores at a time: they and what is computed from them stay in the processor's cache
 BINS = 1 << 16
@@ -67,6 +67,29 @@ def fine(pieces: Pieces, chosen: int) -> tuple[int, Tensor]:
         above += int((upper > chosen).sum())
         counts += torch.bincount(live[upper == chosen] & 0xFFFF, minlength=BINS)
     return above, counts
+
+
+def narrow(counts: Tensor) -> tuple[int, Tensor]:
+    """A histogram for keeping: its first bin in use, and the counts up to the last in the narrowest integers.
+
+    A few KB instead of 512, as one is kept for every tensor of a checkpoint.
+    """
+    used = counts.nonzero().squeeze(1)
+    if not len(used):
+        return 0, counts.new_zeros(0)
+    first, last = int(used[0]), int(used[-1])
+    most = int(counts.max())
+    kinds = (torch.uint8, torch.int16, torch.int32, torch.int64)
+    kind = next(k for k in kinds if most <= torch.iinfo(k).max)
+    return first, counts[first : last + 1].to(kind, copy=True)
+
+
+def wide(kept: tuple[int, Tensor]) -> Tensor:
+    """The inverse of `narrow`, int64 [2¹⁶]."""
+    first, counts = kept
+    full = torch.zeros(BINS, dtype=torch.int64)
+    full[first : first + len(counts)] = counts
+    return full
 
 
 def tail(counts: Tensor) -> Tensor:

@@ -114,14 +114,18 @@ class KMeans(Method):
         values = live_values(weight)[1].float().contiguous()
         bins = (values.view(torch.int32).long() >> 16) & 0xFFFF
         total = torch.zeros(_BINS, dtype=torch.float64).index_add_(0, bins, values.double())
-        return {"count": torch.bincount(bins, minlength=_BINS), "sum": total}
+        count = torch.bincount(bins, minlength=_BINS)
+        used = count.nonzero().squeeze(1)  # a few hundred: one summary is kept for every tensor of a checkpoint
+        return {"bins": used, "count": count[used], "sum": total[used]}
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """One step per site; the network-wide codebook is made here."""
         if not self.network_wide:
             return super().plan(sites, summaries, ask)
-        count = sum((s["count"] for s in summaries.values()), torch.zeros(_BINS, dtype=torch.int64))
-        total = sum((s["sum"] for s in summaries.values()), torch.zeros(_BINS, dtype=torch.float64))
+        count, total = torch.zeros(_BINS, dtype=torch.int64), torch.zeros(_BINS, dtype=torch.float64)
+        for summary in summaries.values():
+            count[summary["bins"]] += summary["count"]
+            total[summary["bins"]] += summary["sum"]
         used = count > 0
         means = (total[used] / count[used]).numpy()
         table = lloyd(means, count[used].double().numpy(), 1 << self.bits, self.iterations)
