@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 
 from gossamer.drive.progress import Progress
 from gossamer.drive.tune import Loss
-from gossamer.encoding.node import Encoding
+from gossamer.encoding.node import INPUT_STATISTICS, Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import Evidence
@@ -34,9 +34,8 @@ from gossamer.network.inspect import assign, tensors
 
 __all__ = ["gather", "inputs_of"]
 
-OF_INPUTS = frozenset({"count", "sum", "sq", "zeros", "gram"})
 OF_GRADIENTS = frozenset({"grad", "grad_sq"})
-_RECURRENT: Mapping[str, int] = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+_RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
 def inputs_of(batch: Any) -> Any:
@@ -54,7 +53,7 @@ def gather(
     loss: Loss = F.cross_entropy,
     batches: int = 32,
     progress: Progress,
-) -> dict[str, Evidence]:
+) -> Mapping[str, Evidence]:
     """Run a few batches through the network and sum statistics up.
 
     Args:
@@ -77,9 +76,11 @@ def gather(
 
     Cost: a forward pass per batch, a backward pass for gradients, [in, in] numbers per layer for "gram".
     """
-    unknown = needs - OF_INPUTS - OF_GRADIENTS
+    unknown = needs - INPUT_STATISTICS - OF_GRADIENTS
     if unknown:
-        raise PlanError(f"found a need for {sorted(unknown)}, expected some of {sorted(OF_INPUTS | OF_GRADIENTS)}")
+        raise PlanError(
+            f"found a need for {sorted(unknown)}, expected some of {sorted(INPUT_STATISTICS | OF_GRADIENTS)}"
+        )
     network = copy.deepcopy(model).eval()
     for spec in specs:
         assign(network, spec.names, trees[spec.name].to_dense().detach().to(spec.dtype, copy=True))
@@ -87,7 +88,9 @@ def gather(
     weights = {s.name: held[s.name] for s in specs if held[s.name].is_floating_point() and len(s.shape) >= 2}
     parameters = {id(p): n for n, p in network.named_parameters(remove_duplicate=False)}
     canonical = {n: s.name for s in specs for n in s.names}
-    watch = _Watch({key: canonical[n] for key, n in parameters.items() if canonical[n] in weights}, needs & OF_INPUTS)
+    watch = _Watch(
+        {key: canonical[n] for key, n in parameters.items() if canonical[n] in weights}, needs & INPUT_STATISTICS
+    )
     found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
     seen = 0
     total = min(batches, len(cast(Any, data))) if hasattr(data, "__len__") else batches
@@ -107,7 +110,7 @@ def gather(
         for key, value in statistics.items():
             if not bool(torch.isfinite(value).all()):
                 raise DataError(f"tensor {name!r}: found {key!r} of its inputs or gradients that is not finite")
-    return dict(found)
+    return found
 
 
 def _add_gradients(

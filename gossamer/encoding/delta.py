@@ -149,9 +149,8 @@ class Delta(Encoding):
         if self.residual.dtype != wanted:
             raise CompositionError(f"found differences of {self.residual.dtype}, expected {wanted} for {base.dtype}")
         folded = self.residual.long()
-        plain = (folded >> 1) ^ -(folded & 1)
-        if base.element_size() == 8:  # the top bit of 65-bit folding wraps
-            plain = ((folded >> 1) & 0x7FFFFFFFFFFFFFFF) ^ -(folded & 1)
+        # A logical shift: for 8-byte numbers the top bit of the folded difference is no sign.
+        plain = ((folded >> 1) & 0x7FFFFFFFFFFFFFFF) ^ -(folded & 1)
         return _from_order(_in_order(base) + plain, base.dtype)
 
 

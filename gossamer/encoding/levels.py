@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gossamer.encoding.node import Category, Codec, Encoding, Role, child, computable, leaf, require
-from gossamer.encoding.values import Grouped
+from gossamer.encoding.values import Grouped, check_index
 
 __all__ = ["NormalLevels", "PowerLevels", "normal_levels"]
 
@@ -97,8 +97,7 @@ class NormalLevels(Grouped):
 
     def validate(self) -> None:
         """Indices name levels."""
-        largest = int(self.index.max()) if self.index.numel() else 0
-        require(largest < 1 << self.bits, self, f"index {largest}", f"below {1 << self.bits}")
+        check_index(self, self.index, 1 << self.bits)
 
 
 @final

@@ -27,6 +27,21 @@ __all__ = ["Affine", "Codebook", "Constant", "Dense", "Grouped", "Grouping"]
 _FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
+def index_bits(index: Tensor, entries: int) -> int:
+    """Bits of indices into a table at fixed width: ⌈log2 entries⌉ each, at least one."""
+    return index.numel() * max(1, (entries - 1).bit_length())
+
+
+def check_index(node: Encoding, index: Tensor, entries: int) -> None:
+    """Refuse indices that point beyond a table.
+
+    Raises:
+        FormatError: names the node's kind and the largest index.
+    """
+    largest = int(index.max()) if index.numel() else 0
+    require(largest < entries, node, f"index {largest}", f"below {entries}")
+
+
 @dataclass(frozen=True)
 class Grouping:
     """Which elements share a scale or a codebook: runs of ``size`` columns within rows of ``columns`` elements.
@@ -235,14 +250,11 @@ class Codebook(Grouped):
 
     def leaf_bits(self, field: str) -> int:
         """⌈log2 entries⌉ per index; the table at its own width."""
-        if field == "index":
-            return self.index.numel() * max(1, (self.entries() - 1).bit_length())
-        return super().leaf_bits(field)
+        return index_bits(self.index, self.entries()) if field == "index" else super().leaf_bits(field)
 
     def validate(self) -> None:
         """Indices point into the table."""
-        largest = int(self.index.max()) if self.index.numel() else 0
-        require(largest < self.entries(), self, f"index {largest}", f"below {self.entries()}")
+        check_index(self, self.index, self.entries())
 
 
 @final

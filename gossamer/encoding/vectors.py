@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gossamer.encoding.node import Category, Codec, Encoding, Role, child, computable, leaf, require
+from gossamer.encoding.values import check_index, index_bits
 
 __all__ = ["VectorCodebook"]
 
@@ -63,11 +64,8 @@ class VectorCodebook(Encoding):
 
     def leaf_bits(self, field: str) -> int:
         """⌈log2 entries⌉ per index; the table at its own width."""
-        if field == "index":
-            return self.index.numel() * max(1, (self.entries() - 1).bit_length())
-        return super().leaf_bits(field)
+        return index_bits(self.index, self.entries()) if field == "index" else super().leaf_bits(field)
 
     def validate(self) -> None:
         """Indices point into the table."""
-        largest = int(self.index.max()) if self.index.numel() else 0
-        require(largest < self.entries(), self, f"index {largest}", f"below {self.entries()}")
+        check_index(self, self.index, self.entries())

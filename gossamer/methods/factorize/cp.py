@@ -15,11 +15,11 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Ask, Method, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, Ask, Plan, Rule, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.decompositions import parallel_factors
+from gossamer.methods.factorize.family import Factorization, refuses_convolution
 from gossamer.methods.factorize.gauge import signs
 from gossamer.methods.factorize.ranks import too_big
-from gossamer.methods.factorize.tucker import refuses_convolution
 
 __all__ = ["CP"]
 
@@ -28,7 +28,7 @@ CP2D = Skeleton(Factors, tuple((f"factors.{i}", DENSE) for i in range(4)))
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class CP(Method):
+class CP(Factorization):
     """w[o, i, y, x] ≈ Σ_r f₀[o, r] · f₁[i, r] · f₂[y, r] · f₃[x, r], by alternating least squares.
 
     It runs as 1 × 1 (in → rank), depthwise kh × 1, depthwise 1 × kw, 1 × 1 (rank → out). The smallest convolutions of
@@ -53,7 +53,6 @@ class CP(Method):
     Source: Lebedev et al. 2015, arXiv 1412.6553, section 3.
     """
 
-    leaves_some: ClassVar[bool] = True
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.CONV})
     named_kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.CONV, Kind.OTHER})
 
@@ -71,10 +70,6 @@ class CP(Method):
     def rules(self) -> tuple[Rule, ...]:
         """Dense convolutions become factors, one per dimension (three in one dimension, four in two)."""
         return (Rule(DENSE, lambda _: CP2D),)
-
-    def advice(self, skeleton: Skeleton) -> str:
-        """Order of a recipe."""
-        return "A factorized mask or codebook would be dense again: factorize first, then prune or share the factors"
 
     def refuses(self, site: Site) -> str:
         """What is no convolution, and grouped ones, whose weight is not one tensor."""

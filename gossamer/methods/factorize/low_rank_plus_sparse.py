@@ -15,7 +15,8 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked, Sum
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Ask, Method, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, Ask, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.factorize.family import Factorization, refuses_matrix
 from gossamer.methods.factorize.svd import LOWRANK, thin
 
 __all__ = ["LowRankPlusSparse"]
@@ -26,7 +27,7 @@ SUM = Skeleton(Sum, (("terms.0", LOWRANK), ("terms.1", SPARSE)))
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class LowRankPlusSparse(Method):
+class LowRankPlusSparse(Factorization):
     """w ≈ u · v + s: in turn the best rank-r fit of w − s and the largest entries of w − u · v.
 
     Each half-step is the best answer to the other, so ‖w − u·v − s‖ never grows. It runs as both terms in parallel, s
@@ -49,7 +50,7 @@ class LowRankPlusSparse(Method):
     activations, here not).
     """
 
-    leaves_some: ClassVar[bool] = True
+    parts: ClassVar[str] = "terms"
 
     rank: int
     density: float
@@ -66,17 +67,9 @@ class LowRankPlusSparse(Method):
         """Dense weights become a low-rank term and a masked one."""
         return (Rule(DENSE, lambda _: SUM),)
 
-    def advice(self, skeleton: Skeleton) -> str:
-        """Order of a recipe."""
-        return "A factorized mask or codebook would be dense again: factorize first, then prune or share the terms"
-
     def refuses(self, site: Site) -> str:
         """Vectors, and grouped convolutions, whose weight is not one matrix."""
-        if len(site.shape) < 2:
-            return f"found shape {site.shape}, expected a matrix"
-        if site.spec.groups != 1:
-            return f"found a convolution of {site.spec.groups} groups, expected 1"
-        return ""
+        return refuses_matrix(site)
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """Live weights per layer."""

@@ -15,7 +15,8 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, WEIGHTS, Ask, Method, Plan, Rule, Site, Step, Summary
+from gossamer.methods.base import DENSE, WEIGHTS, Ask, Plan, Rule, Site, Step, Summary
+from gossamer.methods.factorize.family import Factorization
 from gossamer.methods.factorize.gauge import signs
 from gossamer.methods.factorize.ranks import too_big
 
@@ -26,7 +27,7 @@ MONARCH = Skeleton(Blocks, (("left", DENSE), ("right", DENSE)))
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Monarch(Method):
+class Monarch(Factorization):
     """The nearest Monarch matrix: every block w[(l, ·), (k, ·)] becomes left[l, ·, k] · right[k, l, ·].
 
     For Linear and Embedding weights. It runs as two batched products of small matrices. The blocks do not share a
@@ -47,7 +48,6 @@ class Monarch(Method):
     Source: Dao et al. 2022, arXiv 2204.00595, section 3.3 and theorem 1.
     """
 
-    leaves_some: ClassVar[bool] = True
     kinds: ClassVar[frozenset[Kind]] = WEIGHTS - {Kind.CONV}
     named_kinds: ClassVar[frozenset[Kind]] = WEIGHTS - {Kind.CONV} | {Kind.OTHER}
 
@@ -63,10 +63,6 @@ class Monarch(Method):
     def rules(self) -> tuple[Rule, ...]:
         """Dense matrices become two block-diagonal ones."""
         return (Rule(DENSE, lambda _: MONARCH),)
-
-    def advice(self, skeleton: Skeleton) -> str:
-        """Order of a recipe."""
-        return "A factorized mask or codebook would be dense again: factorize first, then prune or share the factors"
 
     def refuses(self, site: Site) -> str:
         """What is no matrix, or cannot be divided into blocks of one size."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -15,9 +15,10 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.factorize.family import Factorization, refuses_matrix
 from gossamer.methods.factorize.gauge import signs
-from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, spend, too_big
+from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, enough, spend, too_big
 
 __all__ = ["LOWRANK", "SVD", "thin"]
 
@@ -26,7 +27,7 @@ LOWRANK = Skeleton(LowRank, (("u", DENSE), ("v", DENSE)))
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class SVD(Method):
+class SVD(Factorization):
     """w ≈ u · v of the lowest Frobenius error at its rank; u and v share the singular values evenly.
 
     A convolution [out, in, kh, kw] becomes a kh × kw one with ``rank`` channels and a 1 × 1 one. A layer for which two
@@ -49,8 +50,6 @@ class SVD(Method):
     Source: Eckart and Young 1936; Denil et al. 2013, arXiv 1306.0543, section 2.
     """
 
-    leaves_some: ClassVar[bool] = True
-
     rank: int | None = None
     energy: float | None = None
     budget_bytes: int | None = None
@@ -70,17 +69,9 @@ class SVD(Method):
         """Dense weights become low-rank ones."""
         return (Rule(DENSE, lambda _: LOWRANK),)
 
-    def advice(self, skeleton: Skeleton) -> str:
-        """Order of a recipe."""
-        return "A factorized mask or codebook would be dense again: factorize first, then prune or share the factors"
-
     def refuses(self, site: Site) -> str:
         """Vectors, and grouped convolutions, whose weight is not one matrix."""
-        if len(site.shape) < 2:
-            return f"found shape {site.shape}, expected a matrix"
-        if site.spec.groups != 1:
-            return f"found a convolution of {site.spec.groups} groups, expected 1"
-        return ""
+        return refuses_matrix(site)
 
     @property
     def observes(self) -> bool:
@@ -149,8 +140,4 @@ def _curve(site: Site, energy: Tensor) -> Curve:
 
 def _rank_for(energy: Tensor, share: float) -> int:
     total = float(energy.sum())
-    if total == 0:
-        return 1
-    # A hair of slack: cumulative sums end a rounding error short of the total.
-    enough = energy.cumsum(0) >= share * total * (1 - 1e-12)
-    return int(enough.long().argmax()) + 1
+    return 1 + (enough(energy.cumsum(0) / total, share) or 0) if total else 1

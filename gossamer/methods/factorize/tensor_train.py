@@ -17,7 +17,8 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, WEIGHTS, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, WEIGHTS, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.factorize.family import Factorization
 from gossamer.methods.factorize.gauge import balanced, signs
 from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, spend, too_big
 
@@ -28,7 +29,7 @@ _LENGTH = 3  # two cores factorize little more than an SVD, four and more fit wo
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class TensorTrain(Method):
+class TensorTrain(Factorization):
     """w[(i₁…i_d), (j₁…j_d)] ≈ G₁[i₁, j₁] · … · G_d[i_d, j_d], by successive truncated SVDs (TT-SVD).
 
     For Linear and Embedding weights. The numbers of rows and columns are written as products of ``cores`` factors as
@@ -57,7 +58,7 @@ class TensorTrain(Method):
     et al. 2020, arXiv 1901.10787 (embeddings).
     """
 
-    leaves_some: ClassVar[bool] = True
+    parts: ClassVar[str] = "cores"
     kinds: ClassVar[frozenset[Kind]] = WEIGHTS - {Kind.CONV}
     named_kinds: ClassVar[frozenset[Kind]] = WEIGHTS - {Kind.CONV} | {Kind.OTHER}
 
@@ -96,10 +97,6 @@ class TensorTrain(Method):
         """Dense matrices become a chain of cores."""
         made = Skeleton(Train, tuple((f"cores.{i}", DENSE) for i in range(self._length())))
         return (Rule(DENSE, lambda _: made),)
-
-    def advice(self, skeleton: Skeleton) -> str:
-        """Order of a recipe."""
-        return "A factorized mask or codebook would be dense again: factorize first, then prune or share the cores"
 
     def refuses(self, site: Site) -> str:
         """What is no matrix, or not of the rows and columns that were given."""

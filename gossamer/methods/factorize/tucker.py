@@ -16,8 +16,9 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.decompositions import hooi
+from gossamer.methods.factorize.family import Factorization, refuses_convolution
 from gossamer.methods.factorize.gauge import balanced, signs
 from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, enough, spend, too_big
 
@@ -28,7 +29,7 @@ TUCKER2 = Skeleton(Tucker, (("core", DENSE), ("factors.0", DENSE), ("factors.1",
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class Tucker2(Method):
+class Tucker2(Factorization):
     """w ≈ core ×₀ f₀ ×₁ f₁: factors on the two channel dimensions of a convolution, none on its kernel.
 
     It runs as 1 × 1 (in → r₁), the kernel (r₁ → r₀), 1 × 1 (r₀ → out). A layer for which this would not be smaller
@@ -56,7 +57,6 @@ class Tucker2(Method):
     Source: Tucker 1966; Kim et al. 2016, arXiv 1511.06530, section 3; De Lathauwer et al. 2000 (HOOI).
     """
 
-    leaves_some: ClassVar[bool] = True
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.CONV})
     named_kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.CONV, Kind.OTHER})
 
@@ -81,10 +81,6 @@ class Tucker2(Method):
     def rules(self) -> tuple[Rule, ...]:
         """Dense convolutions become a core and two factors."""
         return (Rule(DENSE, lambda _: TUCKER2),)
-
-    def advice(self, skeleton: Skeleton) -> str:
-        """Order of a recipe."""
-        return "A factorized mask or codebook would be dense again: factorize first, then prune or share the factors"
 
     def refuses(self, site: Site) -> str:
         """What is no convolution, and grouped ones, whose weight is not one tensor."""
@@ -166,15 +162,6 @@ class Tucker2(Method):
         core = core * s0.view(-1, 1, *[1] * (w.dim() - 2)) * s1.view(1, -1, *[1] * (w.dim() - 2))
         core, f0, f1 = (x.to(w.dtype).contiguous() for x in balanced([core, f0 * s0, f1 * s1]))
         return Tucker(Dense(core), (Dense(f0), Dense(f1), *[None] * (w.dim() - 2)))
-
-
-def refuses_convolution(site: Site) -> str:
-    """Why a site is not one convolution that factors can be found for; empty: it is."""
-    if len(site.shape) < 3:
-        return f"found shape {site.shape}, expected a convolution"
-    if site.spec.groups != 1:
-        return f"found a convolution of {site.spec.groups} groups, expected 1"
-    return ""
 
 
 def _two(ranks: Sequence[int]) -> bool:

@@ -20,6 +20,7 @@ from gossamer.encoding.values import Constant, Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
 from gossamer.methods.base import DENSE, MASKED, Evidence, Found, Method, Plan, Rule, Site, Step, Summary, matches
+from gossamer.network.trace import traced
 
 __all__ = ["FoldBatchNorm", "Folding"]
 
@@ -170,21 +171,14 @@ def _scaled(weight: Encoding, scale: Tensor) -> Encoding:
 
 def _foldings(model: nn.Module) -> tuple[tuple[Folding, ...], dict[str, str]]:
     """Layers of a network that a BatchNorm follows, and per BatchNorm that cannot be folded the reason."""
-    try:
-        graph = fx.symbolic_trace(model).graph
-    except Exception as error:  # fx raises whatever the traced code raises
-        return (), {"": f"the network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:120]}"}
-    modules = dict(model.named_modules())
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):  # code that reads a tensor itself uses its layer once more
-            owner = str(node.target) if node.op == "call_module" else str(node.target).rpartition(".")[0]
-            calls[owner] = calls.get(owner, 0) + 1
+    trace = traced(model)
+    if isinstance(trace, str):
+        return (), {"": trace}
     found, reasons = [], {}
-    for node in graph.nodes:
-        norm = modules.get(str(node.target)) if node.op == "call_module" else None
+    for node in trace.graph.nodes:
+        norm = trace.layer(node)
         if isinstance(norm, _BatchNorm):
-            made = _folding(node, norm, modules, calls)
+            made = _folding(node, norm, trace.modules, trace.calls)
             if isinstance(made, str):
                 reasons[f"{node.target}.weight"] = made
             else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import torch
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from gossamer.methods.shrink.coupling import Coupling, Member, run_of
+from gossamer.network.trace import traced
 
 __all__ = ["chain"]
 
@@ -44,24 +45,15 @@ def chain(model: nn.Module) -> tuple[tuple[Coupling, ...], dict[str, str]]:
     Returns:
         Couplings in execution order, and per weight that has none the reason.
     """
-    try:
-        graph = fx.symbolic_trace(model).graph
-    except Exception as error:  # fx raises whatever the traced code raises
-        return (), {"": f"the network cannot be traced: {type(error).__name__}: {str(error).splitlines()[0][:120]}"}
-    modules = dict(model.named_modules())
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op == "call_module":
-            calls[str(node.target)] = calls.get(str(node.target), 0) + 1
-        elif node.op == "get_attr":  # code that reads a layer's tensor itself uses the layer once more
-            owner = str(node.target).rpartition(".")[0]
-            calls[owner] = calls.get(owner, 0) + 1
+    trace = traced(model)
+    if isinstance(trace, str):
+        return (), {"": trace}
     found, reasons = [], {}
-    for node in graph.nodes:
-        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+    for node in trace.graph.nodes:
+        layer = trace.layer(node)
         if not isinstance(layer, (nn.Linear, nn.Conv1d, nn.Conv2d)):
             continue
-        result = _follow(node, layer, modules, calls)
+        result = _follow(node, layer, trace.modules, trace.calls)
         if isinstance(result, str):
             reasons[f"{node.target}.weight"] = result
         else:
@@ -69,7 +61,9 @@ def chain(model: nn.Module) -> tuple[tuple[Coupling, ...], dict[str, str]]:
     return tuple(found), reasons
 
 
-def _follow(node: fx.Node, layer: nn.Module, modules: dict[str, nn.Module], calls: dict[str, int]) -> Coupling | str:
+def _follow(
+    node: fx.Node, layer: nn.Module, modules: Mapping[str, nn.Module], calls: Mapping[str, int]
+) -> Coupling | str:
     name = str(node.target)
     if calls[name] > 1:
         return "the layer is used more than once"
@@ -115,7 +109,7 @@ def _join(
     channels: int,
     flat: bool,
     members: list[Member],
-    calls: dict[str, int],
+    calls: Mapping[str, int],
 ) -> Coupling | str:
     inputs = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
     if calls[consumer] > 1 or getattr(layer, "groups", 1) != 1:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from dataclasses import dataclass
 from typing import Any, final, get_args
 
 from torch import nn
 
 from gossamer.errors import PlanError
-from gossamer.methods.base import Method
 from gossamer.methods.shrink.chain import chain
 from gossamer.methods.shrink.check import believed
 from gossamer.methods.shrink.coupling import Coupling
 from gossamer.methods.shrink.graph import depends, installed
 from gossamer.methods.shrink.score import Score
 from gossamer.methods.shrink.structured import How, Structured
-from gossamer.methods.shrink.target import Bound, Scope
+from gossamer.methods.shrink.target import Scope
 
 __all__ = ["Channels"]
 
@@ -77,18 +74,9 @@ class Channels(Structured):
         """As set."""
         return How(self.score, self.scope, self.multiple)
 
-    @property
-    def runs_network(self) -> bool:
-        """Cuts are tried and measured before they are believed."""
-        return self.bound is None
-
-    def bind(self, model: nn.Module, example: Any) -> Method:
-        """Find the layers of this network whose channels can go."""
-        if self.bound is not None:
-            return self
-        own = copy.deepcopy(model).eval()
-        found, reasons = _found(own, example)
-        return dataclasses.replace(self, bound=Bound(found, reasons, own, example))
+    def find_couplings(self, model: nn.Module, example: Any) -> tuple[tuple[Coupling, ...], dict[str, str]]:
+        """Layers whose channels can go."""
+        return _found(model, example)
 
 
 def _found(model: nn.Module, example: Any) -> tuple[tuple[Coupling, ...], dict[str, str]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
@@ -12,11 +10,10 @@ import torch
 from torch import nn
 
 from gossamer.errors import PlanError
-from gossamer.methods.base import Method
 from gossamer.methods.shrink.check import believed
 from gossamer.methods.shrink.coupling import Coupling, Member
 from gossamer.methods.shrink.structured import How, Structured
-from gossamer.methods.shrink.target import Bound, Scope
+from gossamer.methods.shrink.target import Scope
 from gossamer.network.attention import AttentionPart, attention_parts
 
 __all__ = ["Heads"]
@@ -65,21 +62,12 @@ class Heads(Structured):
         """As set; the number of heads is not rounded."""
         return How(self.score, self.scope, 1)
 
-    @property
-    def runs_network(self) -> bool:
-        """Cuts are tried and measured before they are believed."""
-        return self.bound is None
-
-    def bind(self, model: nn.Module, example: Any) -> Method:
-        """Find the attentions of this network."""
-        if self.bound is not None:
-            return self
-        own = copy.deepcopy(model).eval()
-        found = tuple(_coupling(part) for part in attention_parts(own))
-        reasons = {} if found else {"": "it belongs to no attention whose heads are known"}
-        if example is not None and found:
-            found, reasons = believed(own, found, example)
-        return dataclasses.replace(self, bound=Bound(found, reasons, own, example))
+    def find_couplings(self, model: nn.Module, example: Any) -> tuple[tuple[Coupling, ...], dict[str, str]]:
+        """Attentions whose heads can go."""
+        found = tuple(_coupling(part) for part in attention_parts(model))
+        if not found:
+            return found, {"": "it belongs to no attention whose heads are known"}
+        return (found, {}) if example is None else believed(model, found, example)
 
 
 def _coupling(part: AttentionPart) -> Coupling:

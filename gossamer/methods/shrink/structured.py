@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.patterns import Mask
@@ -82,6 +84,23 @@ class Structured(Method):
     macs: float | None = None
     ms: float | None = None
     bound: Bound | None = None
+
+    @abstractmethod
+    def find_couplings(self, model: nn.Module, example: Any) -> tuple[tuple[Coupling, ...], dict[str, str]]:
+        """What can go in a network, and per tensor for which nothing can the reason."""
+
+    @property
+    def runs_network(self) -> bool:
+        """Cuts are tried and measured before they are believed."""
+        return self.bound is None
+
+    def bind(self, model: nn.Module, example: Any) -> Method:
+        """Find what can go in this network."""
+        if self.bound is not None:
+            return self
+        own = copy.deepcopy(model).eval()
+        found, reasons = self.find_couplings(own, example)
+        return dataclasses.replace(self, bound=Bound(found, reasons, own, example))
 
     @abstractmethod
     def how(self) -> How:
