@@ -189,7 +189,7 @@ def load(
         reference: the checkpoint that the file is a difference to (`gs.code.Delta`), as a file or tensors by name.
 
     Raises:
-        DataError: no such file.
+        DataError: no such file, or a reference without the tensors that it is a difference to.
         FormatError: damaged, hostile, or for another network.
     """
     expected = None
