@@ -42,7 +42,7 @@ _FIRST, _LARGE = "fc1.weight", ("fc1.weight", "fc2.weight")
 
 
 def _row(family: str, method: str, setting: str, *recipe: object, breaking: bool = False) -> Row:
-    return Row(family, method, setting, list(recipe), breaking)  # type: ignore[arg-type]
+    return Row(family, method, setting, list(recipe), breaking)
 
 
 def lenet_300_100_rows() -> tuple[Row, ...]:
@@ -67,8 +67,14 @@ def _shared() -> tuple[Row, ...]:
 
     def local(tiles: int, tolerance: float) -> Method:
         """fc1's neurons as 3 channels of 10 × 10 positions, each tile of positions with kernels of its own."""
-        grids = {"input_grid": (28, 28), "output_grid": (10, 10)}
-        return Translation(tolerance=tolerance, stride=2, tiles=(tiles, tiles), only=_FIRST, **grids)
+        return Translation(
+            tolerance=tolerance,
+            input_grid=(28, 28),
+            output_grid=(10, 10),
+            stride=2,
+            tiles=(tiles, tiles),
+            only=_FIRST,
+        )
 
     return (
         Row("sharing", "Denil", "25% stored", denil(0.25)),
@@ -193,7 +199,7 @@ def _scored() -> tuple[Row, ...]:
     """The other scores of channels, at one size."""
     rows = []
     for score in ("taylor", "apoz", "reconstruction", "merge", "influence"):
-        cut = Channels(sparsity=0.5, score=score)  # type: ignore[arg-type]
+        cut = Channels(sparsity=0.5, score=score)
         rows.append(_row("down-sizing", "Channels", f"50% of the neurons, by {score}", cut, _heal()))
     return tuple(rows)
 

@@ -9,6 +9,7 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
+_NETWORKS = ("LeNet-300-100", "LeNet-5", "ResNet", "LSTM", "MiniLM", "g2p")
 
 
 def main() -> None:
@@ -16,6 +17,7 @@ def main() -> None:
         "pipeline": _pipeline(json.loads((RESULTS / "pipeline.json").read_text(encoding="utf-8"))),
         "sparse_linear": _sparse_linear(json.loads((RESULTS / "sparse_linear.json").read_text(encoding="utf-8"))),
     }
+    tables |= _families(RESULTS / "families.json")
     for file in (ROOT / "README.md", ROOT / "docs" / "which-method.md"):
         text = file.read_text(encoding="utf-8")
         for name, table in tables.items():
@@ -43,6 +45,41 @@ def _pipeline(document: dict[str, Any]) -> str:
         )
         lines.append("| " + " | ".join(f"{mark}{c}{mark}" for c in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _families(path: Path) -> dict[str, str]:
+    """A table per family, methods in alphabetical order, each with the settings that lose least first."""
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    tables = {}
+    for family in sorted({row["family"] for row in rows}):
+        lines = [
+            "| method | setting | network | smaller | dense → compressed | lost | latency, batch 64 |",
+            "|---|---|---|--:|--:|--:|--:|",
+        ]
+        of_family = [row for row in rows if row["family"] == family]
+        for row in sorted(
+            of_family, key=lambda r: (r["method"], r["breaking"], _NETWORKS.index(r["network"]), _lost(r))
+        ):
+            mark = "*" if row["breaking"] else ""
+            error = " errors" if row["metric"] == "phoneme-error" else ""
+            cells = (
+                row["method"],
+                row["setting"],
+                row["network"],
+                f"{row['dense_bytes'] / row['file_bytes']:.1f}x",
+                f"{row['dense_value']:.2%} → {row['value']:.2%}{error}",
+                f"{_lost(row):+.2f}",
+                f"{row['latency_ms_64'] / row['dense_latency_ms_64']:.2f}",
+            )
+            lines.append("| " + " | ".join(f"{mark}{c}{mark}" for c in cells) + " |")
+        tables[f"families {family}"] = "\n".join(lines) + "\n"
+    return tables
+
+
+def _lost(row: dict[str, Any]) -> float:
+    """Percentage points lost."""
+    worse = 1 if row["metric"] == "phoneme-error" else -1
+    return 100 * worse * (row["value"] - row["dense_value"]) + 0.0
 
 
 def _sparse_linear(document: dict[str, Any]) -> str:

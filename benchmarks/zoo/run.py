@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.zoo.subject import Subject
-from gossamer.api import compress, load
+from gossamer.api import Compressed, compress, load
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.measure.latency import interleaved
 from gossamer.measure.ledger import ledger_of
+from gossamer.runtime.operators import operator_of
 
 __all__ = [
     "DENSE_CODE",
@@ -27,6 +29,7 @@ __all__ = [
     "ROW_CODE",
     "epochs",
     "latency",
+    "macs",
     "measure_row",
     "methods_code",
     "once",
@@ -93,19 +96,42 @@ def measure_row(subject: Subject, dense: nn.Module, recipe: Recipe, path: Path) 
     small.save(path)
     seconds = time.perf_counter() - start
     del small
-    value = subject.measure(load(path, into=subject.factory).dense())
+    again = load(path, into=subject.factory, reference=dense.state_dict())
+    value = subject.measure(again.dense())
     ledger = ledger_of(path, zstd=False)
     return {
         "file_bytes": ledger.file_bytes,
         "dense_bytes": ledger.dense_bytes,
         "value": value,
+        "macs": macs(_in_factors(again), subject.inputs(1)),
+        "dense_macs": macs(dense, subject.inputs(1)),
         "seconds": seconds,
     }
 
 
+def macs(network: nn.Module, inputs: torch.Tensor) -> int:
+    """Multiply-adds of one forward pass, zeros included."""
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        network(inputs)
+    flops: int = counter.get_total_flops()
+    return flops // 2
+
+
+def _in_factors(small: Compressed) -> nn.Module:
+    """The network with factorized layers as their small operators."""
+    network = small.dense()
+    for spec in small.specs:
+        owner, _, kind = spec.name.rpartition(".")
+        if kind == "weight" and owner:
+            made = operator_of(small.trees[spec.name], network.get_submodule(owner))
+            if made is not None:
+                network.set_submodule(owner, made)
+    return network.eval()
+
+
 def latency(subject: Subject, dense: nn.Module, path: Path, *, seconds: float) -> dict[str, float]:
     """Milliseconds of the dense network and of the reloaded, lowered one, timed in turn, at batch 1 and 64."""
-    again = load(path, into=subject.factory)
+    again = load(path, into=subject.factory, reference=dense.state_dict())
     found = {}
     for batch, suffix in ((1, ""), (64, "_64")):
         inputs = subject.inputs(batch)
