@@ -7,7 +7,7 @@ from dataclasses import replace
 from benchmarks.families_row import Row
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.quantization_aware import QuantizationAware
-from gossamer.drive.recipe import Recipe
+from gossamer.drive.recipe import Recipe, Stage
 from gossamer.drive.tune import Tune
 from gossamer.methods.base import Method
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
@@ -41,7 +41,7 @@ __all__ = ["g2p_rows", "lenet_5_rows", "lenet_300_100_rows", "lstm_rows", "minil
 _FIRST, _LARGE = "fc1.weight", ("fc1.weight", "fc2.weight")
 
 
-def _row(family: str, method: str, setting: str, *recipe: object, breaking: bool = False) -> Row:
+def _row(family: str, method: str, setting: str, *recipe: Method | Stage | Tune, breaking: bool = False) -> Row:
     return Row(family, method, setting, list(recipe), breaking)
 
 
@@ -83,8 +83,8 @@ def _shared() -> tuple[Row, ...]:
         _row(
             "sharing",
             "Denil",
-            "25% stored, covariance of the inputs",
-            Denil(stored=0.25, kernel="covariance", groups=1, only=_FIRST),
+            "10% stored, covariance of the inputs",
+            Denil(stored=0.1, kernel="covariance", groups=1, only=_FIRST),
             _long(3e-3),
         ),
         _row("sharing", "Hashing", "1 value for 2 weights", Hashing(stored=0.5, only=_LARGE), _long()),
@@ -186,11 +186,11 @@ def _pruned() -> tuple[Row, ...]:
             HardThreshold(threshold=2.5, relative=True),
             breaking=True,
         ),
-        _row("sparsification", "Magnitude 2:4", "columns reordered", threes, _heal()),
-        _row("sparsification", "Magnitude 1:16", "not tuned", ones, breaking=True),
+        _row("sparsification", "Magnitude N:M", "2:4, columns reordered, tuned", threes, _heal()),
+        _row("sparsification", "Magnitude N:M", "1:16, not tuned", ones, breaking=True),
         _row("sparsification", "Magnitude blocks", "80% of 4 × 1 blocks", shaped(Block(4, 1), 0.8)),
         _row("sparsification", "Magnitude blocks", "99% of 4 × 1 blocks", shaped(Block(4, 1), 0.99), breaking=True),
-        _row("sparsification", "Magnitude vectors", "30% of the rows", shaped(Rows(), 0.3)),
+        _row("sparsification", "Magnitude vectors", "20% of the rows", shaped(Rows(), 0.2)),
         _row("sparsification", "Magnitude vectors", "95% of the rows", shaped(Rows(), 0.95), breaking=True),
     )
 
@@ -199,8 +199,8 @@ def _scored() -> tuple[Row, ...]:
     """The other scores of channels, at one size."""
     rows = []
     for score in ("taylor", "apoz", "reconstruction", "merge", "influence"):
-        cut = Channels(sparsity=0.5, score=score)
-        rows.append(_row("down-sizing", "Channels", f"50% of the neurons, by {score}", cut, _heal()))
+        cut = Channels(sparsity=0.4, score=score)
+        rows.append(_row("down-sizing", "Channels", f"40% of the neurons, by {score}", cut, _heal()))
     return tuple(rows)
 
 

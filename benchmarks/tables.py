@@ -57,9 +57,7 @@ def _families(path: Path) -> dict[str, str]:
             "|---|---|---|--:|--:|--:|--:|",
         ]
         of_family = [row for row in rows if row["family"] == family]
-        for row in sorted(
-            of_family, key=lambda r: (r["method"], r["breaking"], _NETWORKS.index(r["network"]), _lost(r))
-        ):
+        for row in sorted(of_family, key=_place):
             mark = "*" if row["breaking"] else ""
             error = " errors" if row["metric"] == "phoneme-error" else ""
             cells = (
@@ -76,10 +74,15 @@ def _families(path: Path) -> dict[str, str]:
     return tables
 
 
+def _place(row: dict[str, Any]) -> tuple[str, bool, int, float]:
+    return row["method"], row["breaking"], _NETWORKS.index(row["network"]), _lost(row)
+
+
 def _lost(row: dict[str, Any]) -> float:
     """Percentage points lost."""
     worse = 1 if row["metric"] == "phoneme-error" else -1
-    return 100 * worse * (row["value"] - row["dense_value"]) + 0.0
+    more: float = row["value"] - row["dense_value"]
+    return 100 * worse * more + 0.0
 
 
 def _sparse_linear(document: dict[str, Any]) -> str:

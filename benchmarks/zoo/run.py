@@ -21,18 +21,21 @@ from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.measure.latency import interleaved
 from gossamer.measure.ledger import ledger_of
+from gossamer.methods.code import Delta
 from gossamer.runtime.operators import operator_of
 
 __all__ = [
     "DENSE_CODE",
     "LATENCY_CODE",
     "ROW_CODE",
+    "RecipeFor",
     "epochs",
     "latency",
     "macs",
     "measure_row",
     "methods_code",
     "once",
+    "recipe_for",
     "stamp",
 ]
 
@@ -43,6 +46,13 @@ ROW_CODE = (
     *("gossamer/methods/*.py", "gossamer/measure/ledger.py", "gossamer/api.py", "benchmarks/zoo/run.py", *_COMMON),
 )
 LATENCY_CODE = ("gossamer/runtime/**/*.py", "gossamer/measure/latency.py")
+
+RecipeFor = Recipe | Callable[[nn.Module], Recipe]
+
+
+def recipe_for(recipe: RecipeFor, factory: Callable[[], nn.Module]) -> Recipe:
+    """A row's recipe; where it is a function, what that gives for the network as its factory makes it."""
+    return recipe(factory()) if callable(recipe) else recipe
 
 
 def stamp(*settings: object) -> str:
@@ -88,8 +98,20 @@ def _once(entry: Any) -> Any:
     return entry
 
 
-def measure_row(subject: Subject, dense: nn.Module, recipe: Recipe, path: Path) -> dict[str, Any]:
-    """Run a recipe, leave the file at ``path``, and measure what is read back from it."""
+def measure_row(
+    subject: Subject, dense: nn.Module, recipe: Recipe, path: Path, *, delta: bool = False
+) -> dict[str, Any]:
+    """Run a recipe, leave the file at ``path``, and measure what is read back from it.
+
+    Args:
+        subject: the network.
+        dense: with its dense weights.
+        recipe: how.
+        path: of the file.
+        delta: store the result as its difference to the dense network.
+    """
+    if delta:
+        recipe = [*recipe, Delta(reference=dense.state_dict())]
     start = time.perf_counter()
     torch.manual_seed(0)
     small = compress(dense, recipe, data=subject.batches(100), loss=subject.loss)
