@@ -21,7 +21,7 @@ from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError
 from gossamer.measure.ledger import Ledger, ledger_of
-from gossamer.network.attach import attach, harvest
+from gossamer.network.attach import attach, harvest, hold_statistics
 from gossamer.network.inspect import specs
 from gossamer.network.rebuild import materialise
 from gossamer.store.container import read_container
@@ -73,8 +73,13 @@ class Compressed:
         return made.eval()
 
     def dense(self) -> nn.Module:
-        """The network with ordinary dense weights, in eval mode; physically smaller where channels were removed."""
-        return materialise(self._fresh(), self.specs, self.trees)
+        """The network with ordinary dense weights, in eval mode; physically smaller where channels were removed.
+
+        Folded normalisations keep their statistics in train mode too.
+        """
+        network = materialise(self._fresh(), self.specs, self.trees)
+        hold_statistics(network, self.specs, self.trees)
+        return network
 
     def trainable(self) -> nn.Module:
         """The network with its leaves attached: survivors, factors, scales and centroids are its parameters.
@@ -96,7 +101,8 @@ class Compressed:
         """
         from gossamer.runtime.lower import lower
 
-        return lower(self.dense(), example_inputs, specs=self.specs, trees=self.trees)
+        dense = materialise(self._fresh(), self.specs, self.trees)
+        return lower(dense, example_inputs, specs=self.specs, trees=self.trees)
 
     def save(self, path: str | Path, *, plan: bool = False) -> int:
         """Write one ``.gsm`` file, atomically.

@@ -57,7 +57,7 @@ def compress_checkpoint(
         with torch.device("meta"):
             model = factory_of(network)()
     source = CheckpointSource(shards, model)
-    dense_bytes = sum(s.nbytes for s in source.specs())
+    dense_bytes = sum(shard.size for shard in shards.shards)
 
     def bind(method: Method) -> Method:
         return method if model is None else method.bind(model, None)

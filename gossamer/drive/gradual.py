@@ -29,8 +29,8 @@ class Gradual(Stage):
     sparsity · (1 − (1 − u/U)³). Survivors keep their optimiser state; what is pruned does not come back.
 
     The first update comes before the first step, the last as long before the end of the ramp as updates are apart. If
-    a method ranks by what training steps show (movement, gradients), every update comes one interval later, with the
-    evidence of the steps since the one before.
+    a method ranks by what training steps show, every update comes one interval later: with the gradients of the steps
+    since the one before, with the movement of all steps.
 
     Args:
         methods: pruning methods, run in order at every update.
@@ -106,7 +106,7 @@ class Gradual(Stage):
                 planned = plan_method(method.at(at_step[step] / self.updates), source, evidence)
                 evolve(network, apply_plan(planned, source), optimizer)
                 reached[i] = plan_json(method, planned)
-            steps_say.reset()
+            steps_say.update()
 
         teacher = state.model if self.tune.taught else None
         train(

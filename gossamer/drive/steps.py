@@ -14,17 +14,20 @@ from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked
 from gossamer.methods.base import Evidence
 from gossamer.network.attach import attached
+from gossamer.network.evolve import carried
 
 __all__ = ["FROM_STEPS", "StepEvidence", "nothing_yet"]
 
 FROM_STEPS = frozenset({"movement", "grad", "grad_sq"})
+_LASTING = frozenset({"movement"})
 
 
 @final
 class StepEvidence:
     """Sums over steps for each masked weight of an attached network, over its live positions.
 
-    "movement" is −Σ w · dL/dw, "grad" Σ dL/dw, "grad_sq" Σ (dL/dw)².
+    "movement" is −Σ w · dL/dw over all steps so far, "grad" Σ dL/dw and "grad_sq" Σ (dL/dw)² over those since the last
+    `update`. A gradient says what the loss does here and now, an old one misleads; what has moved where adds up.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], needs: frozenset[str]) -> None:
@@ -38,9 +41,17 @@ class StepEvidence:
         self._network, self._names, self._needs = network, frozenset(names), needs & FROM_STEPS
         self._sums: dict[tuple[str, str], tuple[Pattern, dict[str, Tensor]]] = {}
 
-    def reset(self) -> None:
-        """Forget; after every update, so that each is made from the steps since the one before."""
-        self._sums = {}
+    def update(self) -> None:
+        """Follow a change of the topology: gradients start again, survivors keep their movement, what is new has 0."""
+        for (name, path), (before, sums) in list(self._sums.items()):
+            node = attached(self._network)[name].tree.at(path)
+            kept = {key: total for key, total in sums.items() if key in _LASTING}
+            if not kept or not isinstance(node, Masked):
+                del self._sums[name, path]
+                continue
+            was, now = before.positions(), node.where.positions()
+            moved = {key: carried(total, was, now) for key, total in kept.items()}
+            self._sums[name, path] = node.where, moved
 
     def gather(self) -> None:
         """Add one step; between its backward pass and the optimiser's step, while weights are those of the loss."""
@@ -54,10 +65,9 @@ class StepEvidence:
     def _add(self, key: tuple[str, str], where: Pattern, parameter: Tensor) -> None:
         assert parameter.grad is not None
         weight, gradient = parameter.detach().float(), parameter.grad.float()
-        if key not in self._sums:
-            self._sums[key] = where, {name: torch.zeros_like(weight) for name in sorted(self._needs)}
-        sums = self._sums[key][1]
-        for name, total in sums.items():
+        sums = self._sums.setdefault(key, (where, {}))[1]
+        for name in sorted(self._needs):
+            total = sums.setdefault(name, torch.zeros_like(weight))
             if name == "movement":
                 total.addcmul_(weight, gradient, value=-1)
             elif name == "grad":

@@ -20,6 +20,7 @@ __all__ = ["Hashed", "KernelBasis", "hashed_places"]
 
 _KEYS = 1 << 64
 _LANDMARKS = 2048  # bounds the work per element that a file can ask for
+_AXES = 8  # each takes a coordinate per position, also one of a single position
 _TINY = 1e-30  # below it float32 comes near its denormals, which some processors round to zero
 
 
@@ -85,7 +86,7 @@ class KernelBasis(Encoding):
 
     Args:
         landmarks: number of positions whose values are known, 1 to min(positions, 2048).
-        grid: positions along each axis of the input, such as (28, 28).
+        grid: positions along each axis of the input, such as (28, 28); at most 8 axes.
         sigma: per axis the kernel's length in grid steps, 0 or 0.01 to 1000; 0: nothing is shared along this axis.
         ridge: λ, 1e-9 to 1e6.
         key: of the landmarks, 0 to 2⁶⁴ − 1.
@@ -104,6 +105,7 @@ class KernelBasis(Encoding):
     rest: tuple[int, ...]
 
     def __post_init__(self) -> None:
+        require(len(self.grid) <= _AXES, self, f"a grid of {len(self.grid)} axes", f"at most {_AXES}")
         points = prod(self.grid)
         good = bool(self.grid) and min(self.grid) >= 1 and min(self.rest, default=0) >= 1 and prod(self.rest) == points
         require(good, self, f"grid {self.grid} for inputs {self.rest}", "as many positions, at least one")

@@ -52,6 +52,8 @@ Json = Any
 MAX_NODES = 1 << 20  # also of all trees written out, with shared nodes once per place
 MAX_DEPTH = 32
 _STEPS = 16
+_MAX_AXES = 32
+_MAX_SIZE = 1 << 48
 
 
 @dataclass(frozen=True)
@@ -240,7 +242,9 @@ def _make(
     try:
         node = kind(**values)
         shape = node.dense_shape()
-        if min(shape, default=0) < 0 or (most is not None and prod(shape) > most):
+        # Sizes are bounded one by one too: a zero makes a product nothing, whatever else it has.
+        boundless = len(shape) > _MAX_AXES or prod(max(1, size) for size in shape) >= _MAX_SIZE
+        if min(shape, default=0) < 0 or boundless or (most is not None and prod(shape) > most):
             raise FormatError(f"{where}: found shape {str(shape)[:60]}, larger than any tensor needs, or negative")
         if contents:
             node.validate()

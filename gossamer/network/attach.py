@@ -22,7 +22,7 @@ from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.network.inspect import assign, is_plain, owner_of, plain_tree
 from gossamer.network.rebuild import prepare, refresh, removed_modules, small_tree
 
-__all__ = ["Attached", "attach", "attached", "harvest"]
+__all__ = ["Attached", "attach", "attached", "harvest", "hold_statistics"]
 
 
 @final
@@ -215,8 +215,26 @@ def _hold(model: nn.Module, names: Sequence[str]) -> None:
         parameter = module._parameters.get(key)
         if parameter is not None:
             parameter.requires_grad_(False)
+    _keep_statistics(model, names)
+
+
+def hold_statistics(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> None:
+    """Normalisations whose statistics are constants, such as folded ones, keep them whatever the training mode.
+
+    Args:
+        model: changed in place.
+        specs: what it has.
+        trees: per canonical name.
+    """
+    for spec in specs:
+        if spec.name in trees and is_constant(trees[spec.name]):
+            _keep_statistics(model, spec.names)
+
+
+def _keep_statistics(model: nn.Module, names: Sequence[str]) -> None:
+    for owner, key in map(owner_of, names):
         if key == "running_var":
-            module.register_forward_pre_hook(_evaluate)
+            model.get_submodule(owner).register_forward_pre_hook(_evaluate)
 
 
 def _evaluate(module: nn.Module, inputs: tuple[Any, ...]) -> None:

@@ -3,21 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["AttentionPart", "FewerHeads", "attention_parts"]
+from gossamer.network.inspect import is_transformers_conv1d
+
+__all__ = ["AttentionPart", "FewerHeads", "Owned", "attention_parts", "set_heads"]
 
 _QUERY = ("q_proj", "query", "q_lin", "q", "to_q", "wq")
 _KEY = ("k_proj", "key", "k_lin", "k", "to_k", "wk")
 _VALUE = ("v_proj", "value", "v_lin", "v", "to_v", "wv")
+_FUSED = ("c_attn", "qkv", "qkv_proj", "query_key_value", "in_proj", "Wqkv")
 _OUT = ("out_proj", "o_proj", "out_lin", "out", "o", "to_out", "wo", "proj", "c_proj", "dense")
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "n_head", "heads")
-_WIDTHS = ("all_head_size", "inner_dim", "embed_dim")  # what such modules call heads × head_dim
+_KEY_HEADS = ("num_key_value_heads", "num_kv_heads", "n_kv_heads", "n_kv_head")
+_HEAD_DIM = ("head_dim", "attention_head_size")
+_WIDTHS = ("all_head_size", "inner_dim", "embed_dim", "split_size")  # what such modules call heads × head_dim
+
+
+@dataclass(frozen=True)
+class Owned:
+    """Where the rows (or columns) of one tensor belong to heads: head h owns rows h · width … of each block.
+
+    Args:
+        tensor: its name.
+        width: consecutive rows per head and block.
+        blocks: how often all heads follow one another: 3 for queries, keys and values in one weight.
+    """
+
+    tensor: str
+    width: int
+    blocks: int = 1
+
+    def index(self, heads: int) -> Tensor:
+        """Rows of each head, int64 [heads, blocks · width]."""
+        rows = torch.arange(self.blocks * heads * self.width).view(self.blocks, heads, self.width)
+        return rows.transpose(0, 1).reshape(heads, -1)
 
 
 @dataclass(frozen=True)
@@ -26,26 +51,33 @@ class AttentionPart:
 
     Args:
         module: its name.
-        heads: how many it has.
-        head_dim: rows of the query, key and value weights per head.
-        rows: names of the tensors of which a head owns rows, in blocks of heads · head_dim rows.
-        blocks: how many such blocks each of ``rows`` has: 3 for a packed projection.
-        columns: name of the output projection's weight, of which a head owns columns.
+        heads: how many it has that can go: where several queries share a key and a value, such groups.
+        head_dim: rows of a query's, key's or value's weight per head.
+        rows: what heads own rows of, the query's weight first.
+        columns: the output projection's weight, of which heads own columns.
+        queries: query heads per key, 1 unless they share one.
+        fused: whether one weight makes queries, keys and values. Which of its rows are whose has to be tried.
     """
 
     module: str
     heads: int
     head_dim: int
-    rows: tuple[str, ...]
-    blocks: tuple[int, ...]
-    columns: str
+    rows: tuple[Owned, ...]
+    columns: Owned
+    queries: int = 1
+    fused: bool = False
+
+    def interleaved(self) -> AttentionPart:
+        """The other way in which a fused weight may hold them: query, key and value of each head side by side."""
+        return replace(self, rows=tuple(Owned(r.tensor, r.blocks * r.width) for r in self.rows))
 
 
 def attention_parts(model: nn.Module) -> Iterator[AttentionPart]:
-    """Every attention whose heads can be told apart: `nn.MultiheadAttention`, or modules of separate Linear layers.
+    """Every attention whose heads can be told apart: `nn.MultiheadAttention`, or modules of linear layers.
 
-    A module of the second kind has Linear children for query, key, value and output under one of the usual names (the
-    output may be the parent's ``output.dense``) and one attribute with the number of heads.
+    A module of the second kind has children under one of the usual names: for query, key and value, or one for all
+    three together, and for the output (which may be the parent's ``output.dense``). They are Linear layers or the
+    Conv1D of transformers. An attribute says how many heads there are, or how wide one is.
 
     Example:
         >>> [(p.heads, p.head_dim) for p in attention_parts(nn.MultiheadAttention(8, 2))]
@@ -56,14 +88,14 @@ def attention_parts(model: nn.Module) -> Iterator[AttentionPart]:
             packed = module.in_proj_weight is not None
             if module.bias_k is not None or module.add_zero_attn:
                 continue
+            width = module.head_dim
             names = ["in_proj_weight"] if packed else ["q_proj_weight", "k_proj_weight", "v_proj_weight"]
-            blocks = [3] if packed else [1, 1, 1]
+            rows = [Owned(_join(name, key), width, 3 if packed else 1) for key in names]
             if module.in_proj_bias is not None:
-                names, blocks = [*names, "in_proj_bias"], [*blocks, 3]
-            rows = tuple(_join(name, key) for key in names)
-            out = _join(name, "out_proj.weight")
-            yield AttentionPart(name, module.num_heads, module.head_dim, rows, tuple(blocks), out)
-        elif part := _separate(model, name, module):
+                rows.append(Owned(_join(name, "in_proj_bias"), width, 3))
+            out = Owned(_join(name, "out_proj.weight"), width)
+            yield AttentionPart(name, module.num_heads, width, tuple(rows), out)
+        elif part := _separate(model, name, module) or _fused(model, name, module):
             yield part
 
 
@@ -71,47 +103,95 @@ def _join(owner: str, key: str) -> str:
     return f"{owner}.{key}" if owner else key
 
 
+def _sizes(module: object) -> tuple[int, int] | None:
+    """(outputs, inputs) of a linear layer, None for anything else."""
+    if isinstance(module, nn.Linear):
+        return module.out_features, module.in_features
+    if isinstance(module, nn.Module) and is_transformers_conv1d(module):
+        inputs, outputs = cast(Tensor, module.weight).shape
+        return outputs, inputs
+    return None
+
+
 def _child(module: nn.Module, names: tuple[str, ...]) -> str:
-    return next((n for n in names if isinstance(getattr(module, n, None), nn.Linear)), "")
+    return next((n for n in names if _sizes(getattr(module, n, None)) is not None), "")
+
+
+def _output(model: nn.Module, name: str, module: nn.Module) -> tuple[str, int]:
+    """Name and width of what reads the heads; empty if it is not there."""
+    inside = _child(module, _OUT)
+    out = _join(name, inside) if inside else _join(name.rpartition(".")[0], "output.dense") if name else ""
+    try:
+        sizes = _sizes(model.get_submodule(out)) if out else None
+    except AttributeError:
+        sizes = None
+    return (out, sizes[1]) if sizes is not None else ("", 0)
+
+
+def _heads_of(module: nn.Module, width: int) -> int:
+    """Query heads of a module whose queries are that wide, 0 if that is not to be found out."""
+    heads = _integer(module, _HEADS)
+    one = _integer(module, _HEAD_DIM)
+    heads = heads if heads else width // one if one else 0
+    return heads if heads and width % heads == 0 else 0
+
+
+def _integer(module: nn.Module, names: tuple[str, ...]) -> int:
+    return next((v for n in names if type(v := getattr(module, n, None)) is int and v > 0), 0)
+
+
+def _owned(name: str, module: nn.Module, key: str, width: int, blocks: int = 1) -> list[Owned]:
+    """Weight of a child, and bias if it has one."""
+    biased = getattr(getattr(module, key), "bias", None) is not None
+    return [Owned(_join(name, f"{key}.{t}"), width, blocks) for t in (("weight", "bias") if biased else ("weight",))]
 
 
 def _separate(model: nn.Module, name: str, module: nn.Module) -> AttentionPart | None:
-    attribute = heads_attribute(module)
-    found = [_child(module, names) for names in (_QUERY, _KEY, _VALUE)]
-    if not attribute or not all(found):
+    keys = [_child(module, names) for names in (_QUERY, _KEY, _VALUE)]
+    if not all(keys):
         return None
-    out = _join(name, _child(module, _OUT)) if _child(module, _OUT) else ""
-    if not out and name:
-        parent = name.rpartition(".")[0]
-        out = _join(parent, "output.dense")
-        try:
-            model.get_submodule(out)
-        except AttributeError:
-            return None
-    heads = cast(int, getattr(module, attribute))
-    layers = [cast(nn.Linear, getattr(module, key)) for key in found]
-    width = layers[0].out_features
-    reader = model.get_submodule(out) if out else None
-    same = all(layer.out_features == width for layer in layers)
-    if not (isinstance(reader, nn.Linear) and reader.in_features == width and same and width % heads == 0):
+    width, shared, values = (cast("tuple[int, int]", _sizes(getattr(module, key)))[0] for key in keys)
+    heads = _heads_of(module, width)
+    out, read = _output(model, name, module)
+    if not heads or read != width or shared != values or shared % (width // heads):
         return None
-    rows = [_join(name, f"{key}.weight") for key in found]
-    held = dict(module.named_parameters())
-    rows += [_join(name, f"{key}.bias") for key in found if f"{key}.bias" in held]
-    return AttentionPart(name, heads, width // heads, tuple(rows), (1,) * len(rows), f"{out}.weight")
+    one = width // heads
+    groups = shared // one
+    if not groups or heads % groups or _integer(module, _KEY_HEADS) not in (0, groups):
+        return None
+    queries = heads // groups
+    found = [_owned(name, module, key, one * (queries if key is keys[0] else 1)) for key in keys]
+    rows = (*(f[0] for f in found), *(bias for f in found for bias in f[1:]))
+    return AttentionPart(name, groups, one, rows, Owned(f"{out}.weight", one * queries), queries)
 
 
-def heads_attribute(module: nn.Module) -> str:
-    """The attribute that holds the number of heads, or the empty string."""
-    return next((n for n in _HEADS if isinstance(getattr(module, n, None), int)), "")
+def _fused(model: nn.Module, name: str, module: nn.Module) -> AttentionPart | None:
+    key = _child(module, _FUSED)
+    sizes = _sizes(getattr(module, key)) if key else None
+    if sizes is None or sizes[0] % 3:
+        return None
+    width = sizes[0] // 3
+    heads = _heads_of(module, width)
+    out, read = _output(model, name, module)
+    if not heads or read != width or _integer(module, _KEY_HEADS) not in (0, heads):
+        return None
+    one = width // heads
+    return AttentionPart(
+        name, heads, one, tuple(_owned(name, module, key, one, 3)), Owned(f"{out}.weight", one), fused=True
+    )
 
 
 def set_heads(module: nn.Module, part: AttentionPart, heads: int) -> None:
-    """Make a module of separate layers believe that it has fewer heads."""
-    setattr(module, heads_attribute(module), heads)
-    for name in _WIDTHS:
-        if getattr(module, name, None) == part.heads * part.head_dim:
-            setattr(module, name, heads * part.head_dim)
+    """Make a module of linear layers believe that it has fewer heads (or groups of heads, where they share keys)."""
+    before = part.heads * part.queries
+    for names, was, now in (
+        (_HEADS, before, heads * part.queries),
+        (_KEY_HEADS, part.heads, heads),
+        (_WIDTHS, before * part.head_dim, heads * part.queries * part.head_dim),
+    ):
+        for name in names:
+            if type(getattr(module, name, None)) is int and getattr(module, name) == was:
+                setattr(module, name, now)
 
 
 @final

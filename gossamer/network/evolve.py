@@ -12,7 +12,7 @@ from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked
 from gossamer.network.attach import attached
 
-__all__ = ["evolve"]
+__all__ = ["carried", "evolve"]
 
 
 def evolve(model: nn.Module, new: Mapping[str, Encoding], optimizer: torch.optim.Optimizer) -> None:
@@ -73,9 +73,24 @@ def _move_state(optimizer: torch.optim.Optimizer, old: Masked, new: Masked, para
         return
     state = optimizer.state.pop(before)
     was, now = old.where.positions(), new.where.positions()
-    at = torch.searchsorted(was, now).clamp(max=max(0, len(was) - 1))
-    survived = was[at] == now if len(was) else torch.zeros(len(now), dtype=torch.bool)
     optimizer.state[parameter] = {
-        key: torch.where(survived, value[at], 0) if isinstance(value, Tensor) and value.shape == before.shape else value
+        key: carried(value, was, now) if isinstance(value, Tensor) and value.shape == before.shape else value
         for key, value in state.items()
     }
+
+
+def carried(values: Tensor, was: Tensor, now: Tensor) -> Tensor:
+    """What belongs to positions, after they changed; zero where a position is new.
+
+    Args:
+        values: [n], one per old position.
+        was: old flat positions, ascending, int [n].
+        now: new ones, ascending, int [m].
+
+    Returns:
+        [m].
+    """
+    if not len(was):
+        return values.new_zeros(len(now))
+    at = torch.searchsorted(was, now).clamp(max=len(was) - 1)
+    return torch.where(was[at] == now, values[at], 0)

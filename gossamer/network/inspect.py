@@ -15,7 +15,16 @@ from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat, View
 
-__all__ = ["assign", "is_finite", "is_plain", "owner_of", "plain_tree", "specs", "tensors"]
+__all__ = [
+    "assign",
+    "is_finite",
+    "is_plain",
+    "is_transformers_conv1d",
+    "owner_of",
+    "plain_tree",
+    "specs",
+    "tensors",
+]
 
 _GATES: tuple[tuple[type[nn.Module], int], ...] = (
     *((nn.LSTM, 4), (nn.LSTMCell, 4), (nn.GRU, 3), (nn.GRUCell, 3), (nn.RNN, 1), (nn.RNNCell, 1)),
@@ -52,7 +61,7 @@ def _kind(module: nn.Module, tensor_name: str) -> Kind:
     for types, kind in kinds:
         if isinstance(module, types):
             return kind
-    if _is_transformers_conv1d(module) or (
+    if is_transformers_conv1d(module) or (
         isinstance(module, nn.MultiheadAttention) and tensor_name.endswith("proj_weight")
     ):
         return Kind.LINEAR
@@ -64,14 +73,15 @@ def _gates(module: nn.Module) -> int:
     return next((gates for kind, gates in _GATES if isinstance(module, kind)), 0)
 
 
-def _is_transformers_conv1d(module: nn.Module) -> bool:
+def is_transformers_conv1d(module: nn.Module) -> bool:
+    """Whether this is the Linear layer of transformers whose weight is [inputs, outputs]."""
     # By name, so that transformers is not imported for networks that do not use it.
     return any((c.__module__, c.__name__) == ("transformers.pytorch_utils", "Conv1D") for c in type(module).__mro__)
 
 
 def _output_first(module: nn.Module, kind: Kind, tensor: Tensor) -> tuple[int, ...]:
     transposed = isinstance(module, _ConvTransposeNd) and kind is Kind.CONV
-    if transposed or (_is_transformers_conv1d(module) and kind is Kind.LINEAR):
+    if transposed or (is_transformers_conv1d(module) and kind is Kind.LINEAR):
         return (1, 0, *range(2, tensor.dim()))
     return ()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import types
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, cast, final
 
@@ -15,7 +17,7 @@ from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.errors import CompositionError
 from gossamer.network.attention import FewerHeads, attention_parts, set_heads
-from gossamer.network.inspect import assign, owner_of
+from gossamer.network.inspect import assign, is_transformers_conv1d, owner_of
 
 __all__ = ["Skipped", "materialise", "prepare", "removed_modules", "small_tree"]
 
@@ -24,12 +26,46 @@ _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 @final
 class Skipped(nn.Module):
-    """Stands where a residual block was: its first input passes."""
+    """Stands where a residual block was: its first input passes.
+
+    Args:
+        members: how many the block's tuple of outputs has, of which all but the first are None here; 0: no tuple.
+    """
+
+    def __init__(self, members: int = 0) -> None:
+        super().__init__()
+        self.members = members
+
+    @classmethod
+    def instead_of(cls, block: nn.Module) -> Skipped:
+        """What stands for a block, by what its ``forward`` declares to return.
+
+        Only what the architecture says of itself is there when a file is loaded. Without a declaration: no tuple.
+
+        Example:
+            >>> Skipped.instead_of(nn.MultiheadAttention(2, 1)).members
+            2
+        """
+        try:
+            hint = typing.get_type_hints(block.forward).get("return")
+        except (NameError, TypeError, AttributeError):  # names that only a type checker knows: no declaration
+            hint = None
+        return cls(_members(hint))
 
     def forward(self, first: Any, *rest: Any, **named: Any) -> Any:
         """The first input."""
         del rest, named
-        return first
+        return (first, *[None] * (self.members - 1)) if self.members else first
+
+
+def _members(hint: object) -> int:
+    """Length of a declared tuple, 1 for one of any length, 0 for anything else; of a union the longest."""
+    if typing.get_origin(hint) is tuple:
+        inside = typing.get_args(hint)
+        return 1 if Ellipsis in inside else len(inside)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return max(_members(option) for option in typing.get_args(hint))
+    return 1 if hint is tuple else 0
 
 
 def small_tree(tree: Encoding) -> Encoding:
@@ -93,7 +129,7 @@ def prepare(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, E
     removed = removed_modules(model, specs, trees)
     for name in removed:
         owner, key = owner_of(name)
-        setattr(model.get_submodule(owner), key, Skipped())
+        setattr(model.get_submodule(owner), key, Skipped.instead_of(model.get_submodule(name)))
     gone = frozenset(s.name for s in specs if any(s.name.startswith(f"{module}.") for module in removed))
     shrunk = {
         name: trees[s.name]
@@ -102,7 +138,7 @@ def prepare(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, E
         for name in s.names
     }
     if shrunk:
-        heads = [p for p in attention_parts(model) if p.rows[0] in shrunk]
+        heads = [p for p in attention_parts(model) if p.rows[0].tensor in shrunk]
         by_module: dict[str, dict[str, Encoding]] = {}
         for name, tree in shrunk.items():
             owner, key = owner_of(name)
@@ -110,16 +146,23 @@ def prepare(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, E
         for owner, held in by_module.items():
             _resize(owner, model.get_submodule(owner), held)
         for part in heads:
-            rows = small_tree(shrunk[part.rows[0]]).dense_shape()[0]
-            if rows % (part.head_dim * part.blocks[0]):
-                raise CompositionError(f"{part.rows[0]}: found {rows} rows, expected whole heads of {part.head_dim}")
-            left = rows // (part.head_dim * part.blocks[0])
+            first = part.rows[0]
+            rows = _rows(shrunk[first.tensor])
+            if rows % (first.width * first.blocks):
+                raise CompositionError(f"{first.tensor}: found {rows} rows, expected whole heads of {first.width}")
+            left = rows // (first.width * first.blocks)
             module = model.get_submodule(part.module)
             if left != part.heads and isinstance(module, nn.MultiheadAttention):
                 FewerHeads.of(module, left)
             elif left != part.heads:
                 set_heads(module, part, left)
     return gone
+
+
+def _rows(tree: Encoding) -> int:
+    """Outputs that are left of a shrunk weight, whatever its orientation."""
+    small = small_tree(tree)
+    return (small.inner if isinstance(small, View) else small).dense_shape()[0]
 
 
 def _resize(owner: str, module: nn.Module, held: Mapping[str, Encoding]) -> None:
@@ -134,6 +177,9 @@ def _resize(owner: str, module: nn.Module, held: Mapping[str, Encoding]) -> None
         module.hidden_size = shapes.get("weight_hh", (0, module.hidden_size))[1]
     elif isinstance(module, nn.MultiheadAttention) or not shape:
         return
+    elif is_transformers_conv1d(module):
+        setattr(module, "nx", shape[0])  # noqa: B010
+        setattr(module, "nf", shape[1])  # noqa: B010
     elif isinstance(module, nn.Linear):
         module.out_features, module.in_features = shape
     elif isinstance(module, _ConvTransposeNd) and module.groups == 1:

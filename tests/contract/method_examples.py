@@ -134,6 +134,7 @@ METHODS: Mapping[str, Method] = {
     "tie-named": Tie(pairs=(("linear2.weight", "linear.weight"), ("conv1d.weight", "conv1d2.weight")), rank=1),
     "denil": Denil(stored=0.5),
     "denil-grid": Denil(stored=0.5, grid=(2, 4), sigma=0.7, ridge=1e-3, groups=3, seed=5),
+    "denil-covariance": Denil(stored=0.35, kernel="covariance", groups=1),
     "translation": Translation(tolerance=0.05),
     "translation-tiles": Translation(tolerance=0.05, tiles=(1, 2)),
     "channels": Channels(sparsity=0.5),

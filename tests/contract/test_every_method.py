@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping
+from math import prod
 
 import pytest
 import torch
@@ -74,8 +75,14 @@ def trees_of(model: nn.Module) -> dict[str, Encoding]:
     return {spec.name: source.read(spec.name) for spec in source.specs()}
 
 
+def statistics(inputs: int) -> dict[str, Tensor]:
+    """Of 50 made-up inputs."""
+    x = torch.randn(50, inputs, generator=torch.Generator().manual_seed(inputs))
+    return {"count": torch.tensor([50.0]), "sum": x.sum(0), "gram": x.T @ x}
+
+
 def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
-    """Made-up gradients for every place in every tree."""
+    """Made-up gradients for every place in every tree, and statistics of made-up inputs."""
     found = {}
     for name, tree in trees.items():
         for path, node in tree.nodes():
@@ -84,6 +91,7 @@ def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
                 "grad": signed,
                 "grad_sq": signed.square(),
                 "movement": signed,
+                **statistics(prod(node.dense_shape()[1:])),
             }
     return found
 

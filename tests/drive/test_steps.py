@@ -10,9 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.drive import Gradual, Tune, run
-from gossamer.encoding import Masked
+from gossamer.drive.steps import StepEvidence
+from gossamer.encoding import Dense, Mask, Masked
 from gossamer.errors import PlanError
 from gossamer.methods.prune import Magnitude, Movement, Taylor
+from gossamer.network import attach, specs
+from gossamer.network.evolve import evolve
 
 
 def net() -> nn.Module:
@@ -27,7 +30,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 
 def reference(kind: str, updates: int, tune: Tune, ramp: float, sparsity: float) -> dict[str, Tensor]:
-    """Masked dense weights under plain SGD; masks from sums of the steps since the last update."""
+    """Masked dense weights under plain SGD; masks from gradients since the last update, or movement from the start."""
     model, data = net(), batches()
     weights = {n: p for n, p in model.named_parameters() if n.endswith("weight")}
     masks = {n: torch.ones_like(p, dtype=torch.bool) for n, p in weights.items()}
@@ -46,7 +49,8 @@ def reference(kind: str, updates: int, tune: Tune, ramp: float, sparsity: float)
                 masks[n][order[: p.numel() - round(share * p.numel())]] = True
                 masks[n] = masks[n].view_as(p)
                 p.data *= masks[n]
-                sums[n].zero_()
+                if kind != "movement":
+                    sums[n].zero_()
         x, y = data[step % len(data)]
         optimizer.zero_grad()
         F.cross_entropy(model(x), y).backward()
@@ -70,7 +74,7 @@ def reference(kind: str, updates: int, tune: Tune, ramp: float, sparsity: float)
     ],
     ids=["movement", "grad", "grad_sq"],
 )
-def test_updates_use_the_steps_since_the_one_before(kind: str, method: Any) -> None:
+def test_updates_use_all_movement_and_the_gradients_since_the_one_before(kind: str, method: Any) -> None:
     tune = Tune(epochs=4, lr=0.05, optimizer="sgd", schedule="constant")
     expected = reference(kind, 4, tune, 0.6, 0.7)
     state = run(net(), [Gradual(methods=(method,), tune=tune, updates=4, ramp=0.6)], data=batches())
@@ -78,6 +82,28 @@ def test_updates_use_the_steps_since_the_one_before(kind: str, method: Any) -> N
         found = state.trees[name].to_dense()
         assert torch.equal(found != 0, weight != 0)
         torch.testing.assert_close(found, weight, rtol=1e-3, atol=1e-5)
+
+
+def test_sums_follow_their_weights_when_the_topology_changes() -> None:
+    """A weight that comes back starts from zero, one that stays keeps its movement and forgets its gradients."""
+    before, after = torch.tensor([[1, 1, 0], [1, 0, 1]]).bool(), torch.tensor([[0, 1, 1], [1, 0, 1]]).bool()
+    model = nn.Linear(3, 2, bias=False)
+    trees = [Masked(Mask.of(m), Dense(torch.arange(1.0, 5.0))) for m in (before, after)]
+    network = attach(model, specs(model), {"weight": trees[0]})
+    say = StepEvidence(network, ["weight"], frozenset({"movement", "grad"}))
+    optimizer = torch.optim.SGD(network.parameters(), 0.0)
+    network(torch.ones(1, 3)).sum().backward()  # every gradient is 1
+    say.gather()
+    evolve(network, {"weight": trees[1]}, optimizer)
+    say.update()
+    assert torch.equal(say.evidence()["weight"]["movement"], torch.tensor([[0.0, -2, 0], [-3, 0, -4]]))
+    assert "grad" not in say.evidence()["weight"]
+    optimizer.zero_grad()
+    network(torch.ones(1, 3)).sum().backward()
+    say.gather()
+    found = say.evidence()["weight"]
+    assert torch.equal(found["movement"], torch.tensor([[0.0, -3, -2], [-6, 0, -8]]))
+    assert torch.equal(found["grad"], after.float())
 
 
 def test_the_final_sparsity_is_exact_and_methods_without_needs_wait_too() -> None:

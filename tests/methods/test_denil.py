@@ -130,6 +130,24 @@ def test_the_covariance_kernel_predicts_what_the_inputs_say_and_stores_its_dicti
         method.apply([planned.sites["w"]], {"w": Dense(w)}, step.entry, {}, {"w": {}})
 
 
+def test_the_covariance_kernel_is_a_ridge_regression_between_the_layers_inputs() -> None:
+    torch.manual_seed(1)
+    x = torch.randn(400, 12) @ (torch.eye(12) + 0.1 * torch.randn(12, 12)) + 1
+    net = torch.nn.Linear(12, 40)
+    method = Denil(stored=0.5, kernel="covariance", groups=2)
+    tree = run(net, [method], data=[(x, torch.zeros(400, dtype=torch.int64))]).trees["weight"]
+    k, row = np.cov(x.numpy().T, bias=True), 0
+    k /= np.diag(k).mean()
+    for member in members(tree):
+        v = member.v.to_dense().double().numpy()
+        at = v.argmax(1)  # a landmark predicts itself best
+        np.testing.assert_allclose(v, np.linalg.solve(k[np.ix_(at, at)] + 0.01 * np.eye(6), k[at]), atol=1e-3)
+        rows = net.weight[row : row + 20].detach().double().numpy()
+        fit = np.linalg.lstsq(v.T, rows.T, rcond=None)[0].T
+        np.testing.assert_allclose(member.to_dense().detach().numpy(), fit @ v, atol=1e-4)
+        row += 20
+
+
 def test_what_does_not_fit_or_pay_is_refused_with_the_sizes() -> None:
     weights = {"rows": torch.ones(9, 144), "inputs": torch.ones(20, 100), "w": torch.ones(20, 144)}
     skipped = planned_on(Denil(stored=0.25, grid=(12, 12)), weights).skipped

@@ -84,6 +84,19 @@ def test_outputs_stay_and_the_file_loads_into_the_original_network(tmp_path: Pat
     assert isinstance(again.trees["up.weight"], View)
 
 
+def test_the_dense_network_keeps_folded_statistics_in_train_mode() -> None:
+    model = make()
+    network = compress(model, [FoldBatchNorm()]).dense().train()
+    network.first.eval()
+    close(network, model)
+    close(copy.deepcopy(network), model)
+    network.first.train()  # an ordinary one goes on as it is used to
+    before = network.first.running_mean.clone()
+    network(X)
+    assert not torch.equal(network.first.running_mean, before)
+    assert torch.equal(network.bn.running_mean, torch.zeros(6))
+
+
 def test_what_no_layer_precedes_stays_and_is_named() -> None:
     small = compress(make(), [FoldBatchNorm()])
     assert isinstance(small.trees["first.weight"], Dense)

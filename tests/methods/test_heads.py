@@ -20,6 +20,7 @@ from gossamer.encoding import Kept
 from gossamer.errors import CompositionError, PlanError
 from gossamer.methods.shrink import Blocks, Channels, Heads
 from gossamer.methods.shrink.blocks import residual_blocks
+from gossamer.methods.shrink.measured import uses_of
 from gossamer.network import attach, harvest, materialise
 from gossamer.network.attention import FewerHeads, attention_parts
 from gossamer.network.rebuild import Skipped
@@ -158,6 +159,111 @@ def test_heads_and_channels_and_saving_compose(tmp_path: Path) -> None:
     assert again[1].linear1.out_features == 8  # type: ignore[index,union-attr]
 
 
+class Grouped(nn.Module):
+    """As in LLaMA: six query heads share three keys and values, no width or number of query heads is written down."""
+
+    def __init__(self, *, named: bool) -> None:
+        super().__init__()
+        self.head_dim, self.num_key_value_groups = 2, 2
+        if named:
+            self.num_heads, self.num_key_value_heads = 6, 3
+        self.q_proj, self.k_proj = nn.Linear(12, 12, bias=False), nn.Linear(12, 6, bias=False)
+        self.v_proj, self.o_proj = nn.Linear(12, 6, bias=False), nn.Linear(12, 12, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        def split(y: Tensor) -> Tensor:
+            return y.view(*y.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+        k, v = (split(f(x)).repeat_interleave(self.num_key_value_groups, 1) for f in (self.k_proj, self.v_proj))
+        mixed = F.scaled_dot_product_attention(split(self.q_proj(x)), k, v)
+        return self.o_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+class Conv1D(nn.Module):
+    """As in transformers: a linear layer whose weight is [inputs, outputs]."""
+
+    def __init__(self, nf: int, nx: int) -> None:
+        super().__init__()
+        self.nf, self.nx = nf, nx
+        self.weight, self.bias = nn.Parameter(torch.randn(nx, nf) / 3), nn.Parameter(torch.randn(nf))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.view(-1, x.size(-1)), self.weight).view(*x.shape[:-1], self.nf)
+
+
+Conv1D.__module__ = "transformers.pytorch_utils"  # by which it is known
+
+
+class Fused(nn.Module):
+    """As in GPT-2, queries, keys and values one after the other, or as in GPT-NeoX, head by head."""
+
+    def __init__(self, *, conv1d: bool, interleaved: bool) -> None:
+        super().__init__()
+        self.embed_dim, self.num_heads, self.head_dim, self.split_size = 12, 4, 3, 12
+        self.interleaved = interleaved
+        self.c_attn = Conv1D(36, 12) if conv1d else nn.Linear(12, 36)
+        self.c_proj = Conv1D(12, 12) if conv1d else nn.Linear(12, 12)
+
+    def forward(self, x: Tensor) -> Tensor:
+        made = self.c_attn(x)
+        if self.interleaved:
+            q, k, v = made.view(*x.shape[:2], self.num_heads, 3 * self.head_dim).chunk(3, -1)
+        else:
+            parts = made.split(self.split_size, dim=2)
+            q, k, v = (y.view(*x.shape[:2], self.num_heads, self.head_dim) for y in parts)
+        mixed = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.c_proj(mixed.transpose(1, 2).reshape(*x.shape[:2], -1))
+
+
+HUGGING: dict[str, tuple[Any, int]] = {
+    "llama": (lambda: Attending(Grouped(named=True)), 3),
+    "llama, only a width": (lambda: Attending(Grouped(named=False)), 3),
+    "gpt-2": (lambda: Attending(Fused(conv1d=True, interleaved=False)), 4),
+    "gpt-2 of Linear": (lambda: Attending(Fused(conv1d=False, interleaved=False)), 4),
+    "gpt-neox": (lambda: Attending(Fused(conv1d=False, interleaved=True)), 4),
+    "gpt-neox of Conv1D": (lambda: Attending(Fused(conv1d=True, interleaved=True)), 4),
+}
+
+
+@pytest.mark.parametrize("name", HUGGING)
+@pytest.mark.parametrize("score", ["magnitude", "influence"])
+def test_groups_of_heads_and_fused_heads_go_whole(name: str, score: Any, tmp_path: Path) -> None:
+    make, units = HUGGING[name]
+    net, x = random_network(make, 1), batch(SEQUENCE)
+    made = gs.compress(net, [Heads(sparsity=0.5, score=score)], data=labelled(x))
+    small, left = made.dense(), units - round(units / 2)
+    masked = copy.deepcopy(net)
+    masked.load_state_dict(made.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(small(x), masked(x), rtol=1e-4, atol=1e-5)
+    attention: Any = small.attention
+    assert next(attention_parts(small)).heads == left
+    if isinstance(attention, Grouped):
+        assert attention.k_proj.weight.shape == (2 * left, 12)
+        assert attention.q_proj.weight.shape == attention.o_proj.weight.T.shape == (4 * left, 12)
+        assert getattr(attention, "num_heads", 2 * left) == 2 * left
+        assert getattr(attention, "num_key_value_heads", left) == left
+    else:
+        assert (attention.num_heads, attention.split_size) == (left, 3 * left)
+        assert attention.c_attn.weight.numel() == 12 * 9 * left
+    made.save(tmp_path / "small.gsm")
+    again = gs.load(tmp_path / "small.gsm", into=make)
+    torch.testing.assert_close(again.dense()(x), small(x), rtol=0, atol=0)
+    again.trainable()(x).sum().backward()
+
+
+def test_fused_heads_are_not_guessed_without_inputs() -> None:
+    net = random_network(HUGGING["gpt-neox"][0], 1)
+    with pytest.raises(CompositionError, match="has to be tried, expected data"):
+        run(net, [Heads(sparsity=0.5)])
+
+
+def test_multiplications_of_conv1d_count() -> None:
+    net, x = random_network(HUGGING["gpt-2"][0], 1), batch(SEQUENCE)
+    linear = random_network(HUGGING["gpt-2 of Linear"][0], 1)
+    assert uses_of(net, x) == uses_of(linear, x)
+
+
 # -- blocks --------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +331,67 @@ def test_transformer_layers_are_blocks() -> None:
     assert sum(isinstance(m, Skipped) for m in small.layers) == 1  # type: ignore[union-attr]
     assert "without the block the network fails" in state.skipped["layers.0"]  # torch reads its attributes
     assert small(x).shape == x.shape
+
+
+class Layer(nn.Module):
+    """As in transformers: the hidden states are the first of a tuple."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 6)
+
+    def forward(self, hidden: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        return hidden + torch.tanh(self.fc(hidden)), mask
+
+
+class Undeclared(Layer):
+    def forward(self, hidden, mask=None):  # type: ignore[no-untyped-def]
+        return super().forward(hidden, mask)
+
+
+class Layers(nn.Module):
+    def __init__(self, kind: type[nn.Module] = Layer) -> None:
+        super().__init__()
+        self.layers, self.fc = nn.ModuleList([kind() for _ in range(3)]), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x, _ = layer(x, mask=None)
+        return self.fc(x)
+
+
+def test_blocks_that_return_tuples_go_and_pass_their_input_as_the_first(tmp_path: Path) -> None:
+    net, x = random_network(Layers, 0), batch((6,))
+    assert residual_blocks(net, x)[0] == ("layers.0", "layers.1", "layers.2")
+    small = gs.compress(net, [Blocks(sparsity=0.34)], data=labelled(x))
+    gone = [f"layers.{i}" for i in range(3) if not bool(small.trees[f"layers.{i}.fc.weight"].to_dense().any())]
+    assert len(gone) == 1
+    expected = copy.deepcopy(net)
+    expected.layers = nn.ModuleList(m for i, m in enumerate(net.layers) if f"layers.{i}" not in gone)  # type: ignore[arg-type]
+    torch.testing.assert_close(small.dense()(x), expected(x))
+    small.save(tmp_path / "small.gsm")
+    torch.testing.assert_close(gs.load(tmp_path / "small.gsm", into=Layers).dense()(x), expected(x))
+
+
+def test_a_block_whose_tuple_is_not_declared_stays() -> None:
+    net = random_network(lambda: Layers(Undeclared), 0)
+    found, reasons = residual_blocks(net, batch((6,)))
+    assert found == ()
+    assert "it returns a tuple, expected what its forward is declared to return" in reasons["layers.0"]
+
+
+@pytest.mark.parametrize("hint", [Tensor, tuple[Tensor, ...], tuple[Tensor, None] | tuple[Tensor], None, "Nowhere"])
+def test_what_stands_for_a_block_returns_what_the_block_declares(hint: Any) -> None:
+    block = nn.Identity()
+    block.forward = lambda x: x  # type: ignore[method-assign,assignment]
+    if hint is not None:
+        block.forward.__annotations__ = {"return": hint}
+    x = torch.zeros(2)
+    expected = {tuple[Tensor, ...]: (x,), tuple[Tensor, None] | tuple[Tensor]: (x, None)}.get(hint, x)
+    found = Skipped.instead_of(block)(x, 1, key=2)
+    assert type(found) is type(expected)
+    assert found[0] is x if isinstance(found, tuple) else found is x
+    assert not isinstance(expected, tuple) or len(found) == len(expected)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 4])

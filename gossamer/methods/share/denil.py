@@ -69,8 +69,8 @@ class Denil(Method):
     def __post_init__(self) -> None:
         if not 0 < self.stored <= 1:
             raise PlanError(f"Denil: stored: found {self.stored}, expected a fraction above 0 to 1")
-        if self.grid is not None and (not self.grid or min(self.grid) < 1):
-            raise PlanError(f"Denil: grid: found {self.grid}, expected sizes of at least 1")
+        if self.grid is not None and not (1 <= len(self.grid) <= 7 and min(self.grid) >= 1):
+            raise PlanError(f"Denil: grid: found {self.grid}, expected 1 to 7 sizes of at least 1")
         if self.kernel not in ("exponential", "covariance"):
             raise PlanError(f"Denil: kernel: found {self.kernel!r}, expected exponential or covariance")
         if self.sigma is not None and not 0.01 <= self.sigma <= 1000:

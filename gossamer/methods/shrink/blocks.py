@@ -39,7 +39,8 @@ _LAYERS = ("Convolution", "Addmm", "MmBackward", "BmmBackward", "Baddbmm", "Line
 class Blocks(Method):
     """Remove whole residual blocks; in the rebuilt network a block's first input passes instead.
 
-    A block is an innermost module whose output has its input's shape and to which the input is added. Greedily, the
+    A block is an innermost module whose output (the first, if its ``forward`` is declared to return a tuple; the others
+    become None) has its input's shape and to which the input is added. Greedily, the
     block goes without which (and without those gone before) the outputs on the first batch change least:
     Σ ‖after − before‖² / Σ ‖before‖². A module whose weights would all be gone keeps one of its blocks.
 
@@ -212,7 +213,7 @@ def _without(model: nn.Module, blocks: Sequence[str]) -> nn.Module:
     made = copy.deepcopy(model)
     for block in blocks:
         owner, _, key = block.rpartition(".")
-        setattr(made.get_submodule(owner), key, Skipped())
+        setattr(made.get_submodule(owner), key, Skipped.instead_of(made.get_submodule(block)))
     return made
 
 
@@ -247,13 +248,21 @@ def residual_blocks(model: nn.Module, example: Any) -> tuple[tuple[str, ...], di
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
         def keep(module: nn.Module, inputs: tuple[Any, ...], found: Any) -> None:
-            del module
             first = inputs[0] if inputs else None
-            if isinstance(first, Tensor) and isinstance(found, Tensor) and first.shape == found.shape:
-                seen.setdefault(name, []).append((first, found))
+            several = isinstance(found, (tuple, list)) and bool(found)
+            main = found[0] if several else found
+            if several != bool(Skipped.instead_of(module).members):
+                # Nothing else would be known of it when the file is loaded.
+                seen.setdefault(name, []).extend([])
+                reasons[name] = (
+                    f"it returns {'a tuple' if several else 'no tuple'}, expected what its forward is declared to "
+                    "return, such as -> tuple[Tensor, ...]"
+                )
+            elif isinstance(first, Tensor) and isinstance(main, Tensor) and first.shape == main.shape:
+                seen.setdefault(name, []).append((first, main))
             else:
                 seen.setdefault(name, []).extend([])
-                reasons[name] = "its output is not one tensor of its first input's shape"
+                reasons[name] = "its output is not a tensor of its first input's shape"
 
         return keep
 

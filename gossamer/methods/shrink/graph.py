@@ -255,9 +255,10 @@ def _own_links(name: str, layer: nn.Module, units: _Units) -> None:
 def _leave_to_heads(model: nn.Module, units: _Units) -> None:
     why = "it belongs to an attention; Heads removes its heads"
     for part in attention_parts(model):
-        rows = {name.rpartition(".")[0] for name in part.rows if name.endswith(".weight")}
-        for name, side in [*((r, _OUT) for r in rows), (part.columns.rpartition(".")[0], _IN)]:
-            for i in range(part.heads * part.head_dim if (name, side) in units.start else 0):
+        rows = [(owned, _OUT) for owned in part.rows if owned.tensor.endswith(".weight")]
+        for owned, side in [*rows, (part.columns, _IN)]:
+            name = owned.tensor.rpartition(".")[0]
+            for i in range(part.heads * owned.width * owned.blocks if (name, side) in units.start else 0):
                 units.refuse(units.at(name, side, i), why)
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, final, get_args
 
-import torch
 from torch import nn
 
 from gossamer.errors import PlanError
@@ -18,6 +16,8 @@ from gossamer.network.attention import AttentionPart, attention_parts
 
 __all__ = ["Heads"]
 
+_BIASES = ("bias", "in_proj_bias")
+
 HeadScore = Literal["magnitude", "taylor", "influence"]
 
 
@@ -27,9 +27,10 @@ class Heads(Structured):
     """Remove whole attention heads: their rows of the query, key and value weights, their columns of the output's.
 
     At least one head of every attention stays; its width outside does not change. The smaller network equals the one
-    in which the removed heads' outputs are zero. Found are `nn.MultiheadAttention` and modules of separate Linear
-    layers for query, key, value and output (BERT, LLaMA without shared keys) with an attribute such as ``num_heads``,
-    which is set to the new number.
+    in which the removed heads' outputs are zero. Found are `nn.MultiheadAttention` and modules of linear layers for
+    query, key, value and output (BERT, LLaMA), or for the first three together (GPT-2; needs data, to try which rows
+    are whose), with an attribute such as ``num_heads``, which is set to the new number. Where query heads share a key
+    and a value, whole groups go: what counts as a head here is then such a group.
 
     Args:
         sparsity: fraction of the heads removed, 0 to 1; or one of the next three.
@@ -64,20 +65,30 @@ class Heads(Structured):
 
     def find_couplings(self, model: nn.Module, example: Any) -> tuple[tuple[Coupling, ...], dict[str, str]]:
         """Attentions whose heads can go."""
-        found = tuple(_coupling(part) for part in attention_parts(model))
+        parts, reasons = [], {}
+        for part in attention_parts(model):
+            if part.fused and example is None:
+                reasons[part.rows[0].tensor] = (
+                    "which of its rows belong to which head has to be tried, expected data=… with inputs to try them on"
+                )
+                continue
+            aside = part.interleaved() if part.fused and not _holds(model, part, example) else part
+            parts.append(aside if aside is part or _holds(model, aside, example) else part)
+        found = tuple(_coupling(part) for part in parts)
         if not found:
-            return found, {"": "it belongs to no attention whose heads are known"}
-        return (found, {}) if example is None else believed(model, found, example)
+            return found, reasons or {"": "it belongs to no attention whose heads are known"}
+        if example is None:
+            return found, reasons
+        good, wrong = believed(model, found, example)
+        return good, reasons | wrong
+
+
+def _holds(model: nn.Module, part: AttentionPart, example: Any) -> bool:
+    return bool(believed(model, (_coupling(part),), example)[0])
 
 
 def _coupling(part: AttentionPart) -> Coupling:
-    owned = torch.arange(part.heads * part.head_dim).view(part.heads, part.head_dim)
-
-    def members() -> Iterator[Member]:
-        for name, blocks in zip(part.rows, part.blocks, strict=True):
-            width = part.heads * part.head_dim
-            yield Member(name, 0, torch.cat([owned + block * width for block in range(blocks)], 1))
-        yield Member(part.columns, 1, owned)
-
-    made = tuple(name for name in part.rows if "bias" not in name)
-    return Coupling(made, part.heads, tuple(members()))
+    members = [Member(owned.tensor, 0, owned.index(part.heads)) for owned in part.rows]
+    members.append(Member(part.columns.tensor, 1, part.columns.index(part.heads)))
+    made = tuple(owned.tensor for owned in part.rows if owned.tensor.rpartition(".")[2] not in _BIASES)
+    return Coupling(made, part.heads, tuple(members))

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from gossamer.methods.shrink.check import outputs_of
 from gossamer.methods.shrink.coupling import Coupling
+from gossamer.network.inspect import is_transformers_conv1d
 
 __all__ = ["changed_by", "influence", "median_ms", "uses_of"]
 
@@ -43,6 +44,8 @@ def uses_of(model: nn.Module, example: Any) -> dict[str, int]:
             first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else None
             if isinstance(module, nn.Linear):
                 add(f"{prefix}weight", found.numel() // module.out_features)
+            elif is_transformers_conv1d(module):
+                add(f"{prefix}weight", found.numel() // found.shape[-1])
             elif isinstance(module, _ConvTransposeNd) and first is not None:
                 add(f"{prefix}weight", first.numel() // module.in_channels)
             elif isinstance(module, _ConvNd):
@@ -122,4 +125,4 @@ def influence(model: nn.Module, couplings: Sequence[Coupling], example: Any) -> 
 
 def _dim_in_network(model: nn.Module, name: str, dim: int) -> int:
     owner = model.get_submodule(name.rpartition(".")[0])
-    return 1 - dim if isinstance(owner, _ConvTransposeNd) else dim
+    return 1 - dim if isinstance(owner, _ConvTransposeNd) or is_transformers_conv1d(owner) else dim
