@@ -14,7 +14,7 @@ import json
 import os
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -36,8 +36,10 @@ from benchmarks.zoo.run import (
     measure_row,
     methods_code,
     once,
+    recipe_for,
     stamp,
 )
+from gossamer.drive.recipe import Recipe
 from gossamer.errors import GossamerError
 from gossamer.store import write_safetensors
 
@@ -81,7 +83,7 @@ def _chosen(given: argparse.Namespace, zoo: Zoo) -> list[tuple[Network, list[Row
     for network in NETWORKS:
         rows = [r for r in network.rows if fnmatchcase(f"{network.name}/{r.method}/{r.setting}", given.only)]
         if given.quick:
-            rows = [replace(r, recipe=once(r.recipe)) for r in rows if r.quick]
+            rows = [r for r in rows if r.quick]
         if rows and zoo.folder is None and not network.packaged:
             _say(f"{network.name}: left out, it needs --zoo")
         elif rows:
@@ -94,12 +96,26 @@ def _say(text: str) -> None:
 
 
 @dataclass(frozen=True)
+class _Keyed:
+    """A row with its recipe for this network, where it is kept, and under which key."""
+
+    row: Row
+    recipe: Recipe
+    kept: Rows
+    key: str
+
+    @property
+    def is_kept(self) -> bool:
+        return (self.kept.folder / f"{self.key}.json").is_file()
+
+
+@dataclass(frozen=True)
 class _Todo:
-    """A network with its rows, where they are kept, and under which key."""
+    """A network with its rows."""
 
     subject: Subject
     dense_kept: Rows
-    rows: tuple[tuple[Row, Rows, str], ...]
+    rows: tuple[_Keyed, ...]
 
     @property
     def weights(self) -> Path:
@@ -107,15 +123,11 @@ class _Todo:
 
     def seconds(self) -> float:
         """Estimate of what is not kept yet."""
-        new = [row for row, kept, key in self.rows if not _row_file(kept, key).is_file()]
+        new = [keyed for keyed in self.rows if not keyed.is_kept]
         s = self.subject
         each = s.measure_seconds + s.file_seconds + s.latency_seconds
-        rows = sum(each + epochs(row.recipe) * s.epoch_seconds for row in new)
+        rows = sum(each + epochs(keyed.recipe) * s.epoch_seconds for keyed in new)
         return rows + (0 if self.weights.is_file() else s.dense_seconds + s.measure_seconds)
-
-
-def _row_file(kept: Rows, key: str) -> Path:
-    return kept.folder / f"{key}.json"
 
 
 @dataclass(frozen=True)
@@ -146,12 +158,14 @@ class Run:
         self._place = f"families{part}{'-validate' if zoo.quick and zoo.validate else ''}"
 
     def todo(self, network: Network, rows: list[Row]) -> _Todo:
-        """A network opened, with the place and the key of each of its rows."""
+        """A network opened, with the recipe, the place and the key of each of its rows."""
         subject = network.open(self._zoo)
         keyed = []
         for row in rows:
-            kept = Rows(self._place, code_hash(*ROW_CODE, *network.code, *methods_code(row.recipe)))
-            keyed.append((row, kept, f"{network.name}-{stamp(row.method, row.setting, row.recipe)}"))
+            recipe = recipe_for(row.recipe, subject.factory)
+            recipe = once(recipe) if self._zoo.quick else recipe
+            kept = Rows(self._place, code_hash(*ROW_CODE, *network.code, *methods_code(recipe)))
+            keyed.append(_Keyed(row, recipe, kept, f"{network.name}-{stamp(row.method, row.setting, recipe)}"))
         return _Todo(subject, Rows(self._place, code_hash(*DENSE_CODE, *network.code)), tuple(keyed))
 
     def make(self, todos: list[_Todo]) -> None:
@@ -164,18 +178,19 @@ class Run:
             measured = todo.dense_kept.get(todo.subject.name, partial(_dense_value, todo.subject, dense))
             before = measured["value"]
             self._log(f"{todo.subject.name}: dense {todo.subject.metric} {before:.4f}")
-            for row, kept, key in todo.rows:
-                self._row(todo.subject, dense, before, row, kept, key)
+            for keyed in todo.rows:
+                self._row(todo.subject, dense, before, keyed)
 
-    def _row(self, subject: Subject, dense: nn.Module, before: float, row: Row, kept: Rows, key: str) -> None:
+    def _row(self, subject: Subject, dense: nn.Module, before: float, keyed: _Keyed) -> None:
+        row, kept, key = keyed.row, keyed.kept, keyed.key
         label = {"network": subject.name, "family": row.family, "method": row.method, "setting": row.setting}
         latencies = sum(m.subject.latency_seconds for m in self._made)
         late = time.perf_counter() - self._begin + latencies > self._seconds
-        if late and not _row_file(kept, key).is_file():
+        if late and not keyed.is_kept:
             self.missing.append({**label, "why": "out of time"})
             return
         try:
-            made = kept.get(key, partial(measure_row, subject, dense, row.recipe, kept.folder / f"{key}.gsm"))
+            made = kept.get(key, partial(measure_row, subject, dense, keyed.recipe, kept.folder / f"{key}.gsm"))
         except GossamerError as error:
             self.missing.append({**label, "why": str(error)})
             self._log(f"{subject.name} {row.method} ({row.setting}): failed: {error}")

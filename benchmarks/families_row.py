@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gossamer.drive.recipe import Recipe
+from benchmarks.zoo.run import RecipeFor
 
 __all__ = ["Row"]
 
@@ -17,7 +17,7 @@ class Row:
         family: of the six, or "composed".
         method: its class, or what else it is called.
         setting: for people, like "25% stored".
-        recipe: how.
+        recipe: how; or a function that gives the recipe for a network, of which only kinds and shapes count.
         breaking: whether the method breaks here.
         quick: whether ``--quick`` runs it.
     """
@@ -25,6 +25,6 @@ class Row:
     family: str
     method: str
     setting: str
-    recipe: Recipe
+    recipe: RecipeFor
     breaking: bool = False
     quick: bool = False

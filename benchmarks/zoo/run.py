@@ -27,12 +27,14 @@ __all__ = [
     "DENSE_CODE",
     "LATENCY_CODE",
     "ROW_CODE",
+    "RecipeFor",
     "epochs",
     "latency",
     "macs",
     "measure_row",
     "methods_code",
     "once",
+    "recipe_for",
     "stamp",
 ]
 
@@ -43,6 +45,13 @@ ROW_CODE = (
     *("gossamer/methods/*.py", "gossamer/measure/ledger.py", "gossamer/api.py", "benchmarks/zoo/run.py", *_COMMON),
 )
 LATENCY_CODE = ("gossamer/runtime/**/*.py", "gossamer/measure/latency.py")
+
+RecipeFor = Recipe | Callable[[nn.Module], Recipe]
+
+
+def recipe_for(recipe: RecipeFor, factory: Callable[[], nn.Module]) -> Recipe:
+    """A row's recipe; where it is a function, what that gives for the network as its factory makes it."""
+    return recipe(factory()) if callable(recipe) else recipe
 
 
 def stamp(*settings: object) -> str:
