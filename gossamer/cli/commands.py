@@ -52,15 +52,15 @@ def compress_file(
     steps = chosen.for_network(factory(), has_data=data is not None or dry_run)
     model = load_weights_into(factory(), weights).eval()
     dense_bytes = dense_file_bytes(dict(model.state_dict()))
+    batches = named_object(data, "--data")() if data else None
     if dry_run:
-        state = run(model, steps, training=False)
+        state = run(model, steps, data=batches, training=False)
         show_plan(console, state.plans, state.skipped)
         console.print("Dry run: nothing was trained, nothing was written.")
         document = {"plan": state.plans, "skipped": state.skipped, "dense_bytes": dense_bytes}
         write_json(json_file, {"recipe": dump_recipe(steps), **document})
         return
     assert output is not None
-    batches = named_object(data, "--data")() if data else None
     with TerminalProgress(enabled=False if quiet else None) as progress:
         small = gs.compress(model, steps, data=batches, progress=progress)
     small.notes["recipe"] = dump_recipe(steps)

@@ -16,7 +16,8 @@ from gossamer.network.inspect import owner_of
 
 __all__ = ["Layers", "named"]
 
-_WORTH = 256  # elements below which names and scales cost about what rounding saves
+_WORTH = 128  # elements below which names and scales cost about what rounding saves
+_LITTLE = 0.025
 _INPUTS = 4  # channels of images and sounds: a convolution with no more is taken to be the first
 
 
@@ -32,7 +33,7 @@ class Layers:
     listed: tuple[TensorSpec, ...]
 
     def of(self, *kinds: Kind) -> tuple[TensorSpec, ...]:
-        """Tensors of these kinds with at least 256 elements, numbers with a fraction."""
+        """Tensors of these kinds with at least 128 elements, numbers with a fraction."""
         large = (s for s in self.listed if s.kind in kinds and s.elements >= _WORTH)
         return tuple(s for s in large if s.dtype.is_floating_point)
 
@@ -40,6 +41,12 @@ class Layers:
     def linear(self) -> tuple[TensorSpec, ...]:
         """Weights of Linear layers, whose shape has two dimensions."""
         return tuple(s for s in self.of(Kind.LINEAR) if len(s.shape) == 2)
+
+    @cached_property
+    def ends(self) -> tuple[TensorSpec, ...]:
+        """Embeddings and the last Linear layer, of at most 2.5% of all elements: more bits for them cost little."""
+        whole = sum(s.elements for s in self.listed)
+        return tuple(s for s in (*self.embeddings, *self.linear[-1:]) if s.elements <= _LITTLE * whole)
 
     @cached_property
     def depthwise(self) -> tuple[TensorSpec, ...]:

@@ -44,14 +44,8 @@ def small_of(listed: Iterable[TensorSpec]) -> Recipe:
     """
     layers = Layers(tuple(listed))
     layers.check("small")
-    groups = [
-        (4, layers.linear),
-        (5, layers.convolutions),
-        (6, layers.gates),
-        (4, layers.embeddings),
-        (8, layers.stems),
-        (8, layers.depthwise),
-    ]
+    plain = (s for s in (*layers.linear, *layers.convolutions, *layers.embeddings) if s not in layers.ends)
+    groups = [(4, tuple(plain)), (6, layers.gates), (8, (*layers.stems, *layers.depthwise, *layers.ends))]
     recipe: list[RoundToNearest] = [
         RoundToNearest(bits=bits, group="channel", only=patterns) for bits, patterns in named(layers, groups).items()
     ]

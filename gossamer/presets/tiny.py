@@ -57,7 +57,7 @@ def tiny(model: nn.Module) -> Recipe:
         magnitude = Magnitude(sparsity=_sparsity(layers), scope="lamp", only=layers.only(pruned))
         recipe.append(Gradual(methods=(magnitude,), tune=tune, updates=40, ramp=0.7))
     recipe += [KMeans(bits=bits, only=patterns) for bits, patterns in named(layers, groups).items()]
-    heal = replace(tune, epochs=max(1, tune.epochs // 8), lr=tune.lr / 3)
+    heal = replace(tune, epochs=max(1, tune.epochs // 8), lr=round(tune.lr / 3, 6))
     return [*recipe, heal, *rounded_biases(layers)]
 
 
@@ -66,7 +66,7 @@ def _sparsity(layers: Layers) -> float:
     others = sum(s.elements for s in (*layers.stems, *layers.convolutions, *layers.gates))
     if layers.reads_language:
         return 0.5
-    return round(1 - (0.06 * linear + 0.2 * others) / (linear + others), 3)
+    return round(1 - (0.06 * linear + 0.2 * others) / (linear + others), 2)
 
 
 def training_of(layers: Layers) -> Tune:
