@@ -21,6 +21,7 @@ from benchmarks.families_row import Row
 from benchmarks.zoo import Subject, Zoo
 from benchmarks.zoo.checkpoints import g2p_subject, minilm_subject
 from benchmarks.zoo.fashion import lenet_5_subject, lenet_300_100_subject, resnet_subject, row_reader_subject
+from gossamer import presets
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
@@ -181,25 +182,28 @@ def _g2p() -> tuple[Row, ...]:
     )
 
 
+_SMALL = Row("composed", "Preset", "small", presets.small)  # no setting that breaks: nothing is set
+_PRESETS = (_SMALL, Row("composed", "Preset", "tiny", presets.tiny), Row("composed", "Preset", "fast", presets.fast))
+
 _FASHION = ("benchmarks/zoo/fashion.py", "gossamer/demo/data.py", "gossamer/demo/networks.py")
 
 NETWORKS = (
-    Network("LeNet-300-100", lenet_300_100_subject, _FASHION, (*_lenet_300_100(), *lenet_300_100_rows())),
-    Network("LeNet-5", lenet_5_subject, _FASHION, (*_lenet_5(), *lenet_5_rows())),
-    Network("ResNet", resnet_subject, (*_FASHION, "benchmarks/zoo/resnet.py"), (*_resnet(), *resnet_rows())),
-    Network("LSTM", row_reader_subject, (*_FASHION, "benchmarks/zoo/lstm.py"), (*_lstm(), *lstm_rows())),
+    Network("LeNet-300-100", lenet_300_100_subject, _FASHION, (*_lenet_300_100(), *lenet_300_100_rows(), *_PRESETS)),
+    Network("LeNet-5", lenet_5_subject, _FASHION, (*_lenet_5(), *lenet_5_rows(), *_PRESETS)),
+    Network("ResNet", resnet_subject, (*_FASHION, "benchmarks/zoo/resnet.py"), (*_resnet(), *resnet_rows(), *_PRESETS)),
+    Network("LSTM", row_reader_subject, (*_FASHION, "benchmarks/zoo/lstm.py"), (*_lstm(), *lstm_rows(), *_PRESETS)),
     Network(
         "MiniLM",
         minilm_subject,
         ("benchmarks/zoo/checkpoints.py", "benchmarks/zoo/minilm.py", "benchmarks/zoo/spam.py"),
-        (*_minilm(), *minilm_rows()),
+        (*_minilm(), *minilm_rows(), _SMALL),
         packaged=False,
     ),
     Network(
         "g2p",
         g2p_subject,
         ("benchmarks/zoo/checkpoints.py", "benchmarks/zoo/g2p.py"),
-        (*_g2p(), *g2p_rows()),
+        (*_g2p(), *g2p_rows(), _SMALL),
         packaged=False,
     ),
 )

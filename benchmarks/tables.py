@@ -17,8 +17,9 @@ def main() -> None:
         "pipeline": _pipeline(json.loads((RESULTS / "pipeline.json").read_text(encoding="utf-8"))),
         "sparse_linear": _sparse_linear(json.loads((RESULTS / "sparse_linear.json").read_text(encoding="utf-8"))),
     }
-    tables |= _families(RESULTS / "families.json")
-    for file in (ROOT / "README.md", ROOT / "docs" / "which-method.md"):
+    families = _rows_of(RESULTS / "families.json")
+    tables |= _families(families) | _presets(families)
+    for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("which-method", "presets"))):
         text = file.read_text(encoding="utf-8")
         for name, table in tables.items():
             pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
@@ -47,9 +48,42 @@ def _pipeline(document: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _families(path: Path) -> dict[str, str]:
+def _rows_of(path: Path) -> list[dict[str, Any]]:
+    """Rows of a benchmark; none if it was not run yet, and its tables stay as they are."""
+    if not path.is_file():
+        return []
+    rows: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return rows
+
+
+def _presets(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Every preset on every network, networks as `_NETWORKS` has them; empty if none was measured."""
+    order = ("small", "tiny", "fast")
+    found = [row for row in rows if row["method"] == "Preset"]
+    if not found:
+        return {}
+    lines = [
+        "| network | preset | bytes | smaller | dense → compressed | lost | latency, batch 1 | batch 64 |",
+        "|---|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in sorted(found, key=lambda r: (_NETWORKS.index(r["network"]), order.index(r["setting"]))):
+        error = " errors" if row["metric"] == "phoneme-error" else ""
+        cells = (
+            row["network"],
+            row["setting"],
+            f"{row['file_bytes']:,}",
+            f"{row['dense_bytes'] / row['file_bytes']:.1f}x",
+            f"{row['dense_value']:.2%} → {row['value']:.2%}{error}",
+            f"{_lost(row):+.2f}",
+            f"{row['latency_ms'] / row['dense_latency_ms']:.2f}",
+            f"{row['latency_ms_64'] / row['dense_latency_ms_64']:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return {"presets": "\n".join(lines) + "\n"}
+
+
+def _families(rows: list[dict[str, Any]]) -> dict[str, str]:
     """A table per family, methods in alphabetical order, each with the settings that lose least first."""
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
     tables = {}
     for family in sorted({row["family"] for row in rows}):
         lines = [

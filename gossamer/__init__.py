@@ -7,7 +7,7 @@
 True
 """
 
-from gossamer import methods
+from gossamer import methods, presets
 from gossamer.api import Compressed, compress, load
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.quantization_aware import QuantizationAware
@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "lower",
     "methods",
+    "presets",
     "prune",
     "quantize",
     "share",

@@ -13,10 +13,11 @@ from rich.markup import escape
 import gossamer as gs
 from gossamer.cli.network import example_inputs, factory_of, named_object
 from gossamer.cli.output import ledger_tables, size, table
+from gossamer.cli.recipes import Chosen
 from gossamer.cli.resident import resident_bytes
 from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe import run
-from gossamer.drive.recipe_file import dump_recipe, load_recipe
+from gossamer.drive.recipe_file import dump_recipe
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.latency import interleaved
 from gossamer.measure.ledger import ledger_of
@@ -30,7 +31,7 @@ __all__ = ["bench_file", "compress_file", "decompress_file", "inspect_file", "sh
 def compress_file(
     *,
     weights: Path,
-    recipe: Path,
+    chosen: Chosen,
     network: str,
     output: Path | None,
     data: str | None,
@@ -40,35 +41,38 @@ def compress_file(
     quiet: bool,
     console: Console,
 ) -> None:
-    """Weights and recipe in, one file out."""
+    """Weights and recipe or preset in, one file out."""
     if output is None and not dry_run:
         raise PlanError("found neither --output nor --dry-run, expected one of them")
     if output is not None and not output.parent.is_dir():
         raise DataError(f"{output}: found no folder {str(output.parent)!r} to write to")
     if output is not None and output.resolve() == weights.resolve():
         raise DataError(f"{output}: found the input file, expected another name: inputs are never overwritten")
-    steps = load_recipe(recipe)
-    model = load_weights_into(factory_of(network)(), weights).eval()
+    factory = factory_of(network)
+    steps = chosen.for_network(factory(), has_data=data is not None or dry_run)
+    model = load_weights_into(factory(), weights).eval()
     dense_bytes = dense_file_bytes(dict(model.state_dict()))
+    batches = named_object(data, "--data")() if data else None
     if dry_run:
-        state = run(model, steps, training=False)
+        state = run(model, steps, data=batches, training=False)
         show_plan(console, state.plans, state.skipped)
         console.print("Dry run: nothing was trained, nothing was written.")
-        write_json(json_file, {"plan": state.plans, "skipped": state.skipped, "dense_bytes": dense_bytes})
+        document = {"plan": state.plans, "skipped": state.skipped, "dense_bytes": dense_bytes}
+        write_json(json_file, {"recipe": dump_recipe(steps), **document})
         return
     assert output is not None
-    batches = named_object(data, "--data")() if data else None
     with TerminalProgress(enabled=False if quiet else None) as progress:
         small = gs.compress(model, steps, data=batches, progress=progress)
     small.notes["recipe"] = dump_recipe(steps)
     show_plan(console, small.notes["plan"], small.skipped)
     written = small.save(output, plan=keep_plan)
-    gs.load(output, into=factory_of(network))
+    gs.load(output, into=factory)
     console.print(
         f"{escape(str(output))}: {size(written)} bytes, {dense_bytes / written:.1f}x smaller than {size(dense_bytes)}; "
         "read back and checked"
     )
-    document = {"plan": small.notes["plan"], "skipped": small.skipped, "dense_bytes": dense_bytes}
+    document = {"recipe": small.notes["recipe"], "plan": small.notes["plan"], "skipped": small.skipped}
+    document |= {"dense_bytes": dense_bytes}
     write_json(json_file, {**document, "file": str(output), "file_bytes": written, "ratio": dense_bytes / written})
 
 

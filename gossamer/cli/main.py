@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gossamer.cli.recipes import Chosen, Preset
 from gossamer.errors import GossamerError
 
 __all__ = ["app", "run"]
@@ -49,7 +50,13 @@ def compress(
     weights: Annotated[
         Path, typer.Argument(metavar="WEIGHTS", help=".safetensors, weights-only .pt, or a folder of shards")
     ],
-    recipe: Annotated[Path, typer.Option("--recipe", "-r", metavar="FILE", help="Recipe as YAML.")],
+    recipe: Annotated[
+        Path | None, typer.Option("--recipe", "-r", metavar="FILE", help="Recipe as YAML; or a preset.")
+    ] = None,
+    preset: Annotated[
+        Preset | None,
+        typer.Option("--preset", "-p", help="A recipe made for the network; tiny and fast train, so they need --data."),
+    ] = None,
     network: Network = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .gsm to write.")] = None,
     data: Annotated[
@@ -66,17 +73,18 @@ def compress(
     json_file: JsonFile = None,
     quiet: Quiet = False,
 ) -> None:
-    """Compress a network's weights with a recipe into one .gsm file.
+    """Compress a network's weights with a recipe or a preset into one .gsm file.
 
     A folder of shards, or any safetensors file without --network, is read tensor by tensor and need not fit in memory;
     kinds of layers then come from --network, or from names and shapes.
     """
+    chosen = Chosen(recipe, preset)
     if weights.is_dir() or network is None or resume:
         from gossamer.cli.stream import compress_checkpoint
 
         compress_checkpoint(
             checkpoint=weights,
-            recipe=recipe,
+            chosen=chosen,
             network=network,
             output=output,
             data=data,
@@ -92,7 +100,7 @@ def compress(
 
     compress_file(
         weights=weights,
-        recipe=recipe,
+        chosen=chosen,
         network=network,
         output=output,
         data=data,

@@ -12,10 +12,11 @@ from rich.markup import escape
 from gossamer.cli.commands import show_plan
 from gossamer.cli.network import factory_of
 from gossamer.cli.output import size, table
+from gossamer.cli.recipes import Chosen
 from gossamer.drive.checkpoint import CheckpointSource
 from gossamer.drive.estimate import estimate
 from gossamer.drive.progress import TerminalProgress
-from gossamer.drive.recipe_file import load_recipe
+from gossamer.drive.recipe_file import dump_recipe
 from gossamer.drive.stream import stream
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import Method
@@ -28,7 +29,7 @@ __all__ = ["compress_checkpoint"]
 def compress_checkpoint(
     *,
     checkpoint: Path,
-    recipe: Path,
+    chosen: Chosen,
     network: str | None,
     output: Path | None,
     data: str | None,
@@ -48,7 +49,6 @@ def compress_checkpoint(
         )
     if output is not None and not output.parent.is_dir():
         raise DataError(f"{output}: found no folder {str(output.parent)!r} to write to")
-    steps = load_recipe(recipe)
     shards = open_checkpoint(checkpoint)
     if output is not None and output.resolve() in {s.path.resolve() for s in shards.shards}:
         raise DataError(f"{output}: found an input file, expected another name: inputs are never overwritten")
@@ -57,6 +57,7 @@ def compress_checkpoint(
         with torch.device("meta"):
             model = factory_of(network)()
     source = CheckpointSource(shards, model)
+    steps = chosen.for_checkpoint(source.specs())
     dense_bytes = sum(shard.size for shard in shards.shards)
 
     def bind(method: Method) -> Method:
@@ -74,7 +75,7 @@ def compress_checkpoint(
             f"{size(expected.file_bytes)} bytes of output."
         )
         console.print("Dry run: no weight was read, nothing was written.")
-        write_json(json_file, {"estimate": asdict(expected), "dense_bytes": dense_bytes})
+        write_json(json_file, {"recipe": dump_recipe(steps), "estimate": asdict(expected), "dense_bytes": dense_bytes})
         return
     assert output is not None
     with TerminalProgress(enabled=False if quiet else None) as progress:
@@ -94,6 +95,6 @@ def compress_checkpoint(
         f"{escape(str(output))}: {size(done.file_bytes)} bytes, {dense_bytes / done.file_bytes:.1f}x smaller than "
         f"{size(dense_bytes)}{again}"
     )
-    document = {"plan": done.plans, "skipped": done.skipped, "dense_bytes": dense_bytes, "resumed": done.resumed}
-    ratio = dense_bytes / done.file_bytes
-    write_json(json_file, {**document, "file": str(output), "file_bytes": done.file_bytes, "ratio": ratio})
+    document = {"recipe": dump_recipe(steps), "plan": done.plans, "skipped": done.skipped, "dense_bytes": dense_bytes}
+    document |= {"resumed": done.resumed, "file": str(output), "file_bytes": done.file_bytes}
+    write_json(json_file, {**document, "ratio": dense_bytes / done.file_bytes})

@@ -207,3 +207,32 @@ def test_starting_brings_neither_compiler_nor_table_printer_along() -> None:
     code = "import sys, gossamer; print(sorted({'llvmlite', 'typer', 'tensorly', 'transformers'} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_preset_stands_for_a_recipe_and_says_in_json_which(files: Path) -> None:
+    weights, out, told = files / "weights.safetensors", files / "out.gsm", files / "made.json"
+    for more in (("-n", NETWORK), ()):  # without a network: read tensor by tensor, kinds from names
+        assert call("compress", weights, "--preset", "small", *more, "-o", out, "--json", told) == 0
+        made = json.loads(told.read_text(encoding="utf-8"))
+        assert made["ratio"] > 7
+        (files / "edited.yaml").write_text(made["recipe"], encoding="utf-8")
+        again = files / "again.gsm"
+        assert call("compress", weights, "-r", files / "edited.yaml", *more, "-o", again) == 0
+        assert gs.load(again).state_dict().keys() == gs.load(out).state_dict().keys()
+        assert again.stat().st_size == out.stat().st_size
+
+
+def test_a_dry_run_of_a_preset_that_trains_needs_no_data_and_tells_the_recipe(files: Path) -> None:
+    weights, told = files / "weights.safetensors", files / "made.json"
+    assert call("compress", weights, "--preset", "tiny", "-n", NETWORK, "--dry-run", "--json", told) == 0
+    assert json.loads(told.read_text(encoding="utf-8"))["recipe"].startswith("- Gradual:")
+
+
+def test_presets_that_cannot_be_used_are_refused_in_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights, out = files / "weights.safetensors", files / "out.gsm"
+    assert "neither" in refused(capsys, "compress", weights, "-n", NETWORK, "-o", out)
+    both = ("-r", files / "recipe.yaml", "--preset", "small")
+    assert "both" in refused(capsys, "compress", weights, *both, "-n", NETWORK, "-o", out)
+    assert "--data" in refused(capsys, "compress", weights, "--preset", "tiny", "-n", NETWORK, "-o", out)
+    assert "--network" in refused(capsys, "compress", weights, "--preset", "fast", "-o", out)
+    assert not out.exists()
