@@ -26,9 +26,8 @@ def fast(model: nn.Module) -> Recipe:
     """A recipe for less time on the processor: needs data, and trains for several epochs.
 
     Convolutions and recurrent layers lose 30% of their channels (about half of the multiplications), which runs faster
-    everywhere. Then wide Linear layers are pruned to 90% zeros (80% where there are embeddings or
-    LayerNorm) for the sparse kernel. Channels come first: what is
-    masked cannot be cut any more.
+    everywhere. Then wide Linear layers are pruned to 90% zeros (80% in language networks) for the sparse kernel.
+    Channels come first: what is masked cannot be cut any more.
 
     Args:
         model: of which names, kinds and shapes count, not the weights.

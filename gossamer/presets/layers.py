@@ -17,7 +17,7 @@ from gossamer.network.inspect import owner_of
 __all__ = ["Layers", "named"]
 
 _WORTH = 128  # elements below which names and scales cost about what rounding saves
-_LITTLE = 0.025
+_LITTLE = 0.025  # share of all elements
 _INPUTS = 4  # channels of images and sounds: a convolution with no more is taken to be the first
 
 
@@ -84,14 +84,14 @@ class Layers:
     @property
     def weights(self) -> tuple[TensorSpec, ...]:
         """All that is worth compressing but biases."""
-        return (*(*self.linear, *self.stems, *self.convolutions, *self.depthwise, *self.gates, *self.embeddings),)
+        return (*self.linear, *self.stems, *self.convolutions, *self.depthwise, *self.gates, *self.embeddings)
 
     @cached_property
     def reads_language(self) -> bool:
-        """Whether it has embeddings or LayerNorm: a network that was trained for long, and learns slowly."""
+        """Whether it has embeddings, or LayerNorm and no convolutions: trained for long, and learns slowly."""
         owners = {owner_of(s.name)[0] for s in self.listed if s.kind is Kind.BUFFER}
         layer_norm = any(s.kind is Kind.NORM and owner_of(s.name)[0] not in owners for s in self.listed)
-        return layer_norm or bool(self.embeddings)
+        return bool(self.embeddings) or (layer_norm and not self.convolutions)
 
     def check(self, who: str) -> None:
         """Refuse a network in which there is nothing to do.

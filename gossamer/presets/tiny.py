@@ -24,7 +24,8 @@ def tiny(model: nn.Module) -> Recipe:
     """A recipe for the smallest file: needs data, and trains for several epochs.
 
     The part of the weights that stays is the mean over layers of 6% (Linear) and 20% (others), one LAMP threshold;
-    half of them where the network has embeddings or LayerNorm. Survivors share 8 to 32 values per tensor.
+    half of them in language networks (embeddings, or LayerNorm without convolutions). Survivors share 8 to 64 values
+    per tensor.
 
     Args:
         model: of which names, kinds and shapes count, not the weights.
@@ -47,8 +48,7 @@ def tiny(model: nn.Module) -> Recipe:
     groups = [
         (3, large),
         (4, (*rest, *layers.convolutions)),
-        (4 if not layers.reads_language else 5, layers.embeddings),
-        (5, (*layers.stems, *layers.depthwise)),
+        (5, (*layers.stems, *layers.depthwise, *layers.embeddings)),
         (6 if layers.reads_language else 5, layers.gates),
     ]
     tune = training_of(layers)
