@@ -122,15 +122,14 @@ def _resnet() -> tuple[Row, ...]:
     return (
         LOSSLESS,
         _sparse("80% zeros", [_ramp(0.8, long)]),
-        _sparse("99% zeros", [_ramp(0.99, long)], breaking=True),
-        _shared("32 values per layer", [KMeans(bits=5)], quick=True),
+        _sparse("90% zeros at once, not tuned", [Magnitude(sparsity=0.9, scope="lamp")], breaking=True),
+        _shared("32 values per layer, tuned", [KMeans(bits=5), heal], quick=True),
         _shared("2 values per layer", [KMeans(bits=1)], breaking=True),
         _rounded("4 bits, scales tuned", [RoundToNearest(bits=4, group="channel"), heal]),
         _rounded("3 bits, only rounded", [RoundToNearest(bits=3, group="channel")], breaking=True),
         _factored("90% of the energy", [SVD(energy=0.9), heal]),
-        _factored("30% of the energy", [SVD(energy=0.3), heal], breaking=True),
-        _smaller("40% of the channels inside blocks removed", [Channels(sparsity=0.4), heal]),
-        _smaller("95% of the channels inside blocks removed", [Channels(sparsity=0.95), heal], breaking=True),
+        _factored("30% of the energy, not tuned", [SVD(energy=0.3)], breaking=True),
+        _smaller("75% of the channels inside blocks, not tuned", [Channels(sparsity=0.75)], breaking=True),
     )
 
 
@@ -140,13 +139,13 @@ def _lstm() -> tuple[Row, ...]:
     return (
         LOSSLESS,
         _sparse("80% zeros", [_ramp(0.8, long)]),
-        _sparse("99% zeros", [_ramp(0.99, long)], breaking=True),
+        _sparse("80% zeros at once, not tuned", [Magnitude(sparsity=0.8, scope="lamp")], breaking=True),
         _shared("16 values per gate", [KMeans(bits=4)], quick=True),
         _shared("2 values per gate", [KMeans(bits=1)], breaking=True),
         _rounded("4 bits, scales tuned", [RoundToNearest(bits=4, group="channel"), heal]),
         _rounded("2 bits, only rounded", [RoundToNearest(bits=2, group="channel")], breaking=True),
         _factored("90% of the energy", [SVD(energy=0.9), heal]),
-        _factored("30% of the energy", [SVD(energy=0.3), heal], breaking=True),
+        _factored("30% of the energy, not tuned", [SVD(energy=0.3)], breaking=True),
     )
 
 
