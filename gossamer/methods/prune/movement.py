@@ -19,9 +19,11 @@ __all__ = ["Movement"]
 class Movement(Budgeted):
     """Keep the weights that training moves away from zero: score −Σ w · dL/dw over training steps.
 
-    It lives inside `Gradual`, which gathers the sum over the steps since its last update; the first update comes after
-    the first stretch of steps. A weight that is large but shrinking scores below zero and goes before one that is small
-    and growing, which suits fine-tuning of pretrained networks. Units of more than one weight are ranked by their mean.
+    It lives inside `Gradual`, which adds up over all steps from its first on; the first update comes after the first
+    stretch of steps. A weight that is large but shrinking scores below zero and goes before one that is small and
+    growing, which suits fine-tuning of pretrained networks for another task. Where a network has converged on the same
+    data, gradients are mostly noise, and so is their sum, most of all for weights that matter: prefer `Magnitude`
+    there. Units of more than one weight are ranked by their mean.
 
     Args:
         sparsity: fraction of weights that become zero, 0 to 1, or one of the other budgets of `Budgeted`.
@@ -30,7 +32,8 @@ class Movement(Budgeted):
 
     Cost: one product per live weight and training step.
 
-    Exact: keep counts. Dead weights stay dead (the paper lets them come back by training a dense weight).
+    Exact: keep counts. Dead weights stay dead (the paper lets them come back by training a dense weight), and the sum
+    is plain (the paper's experiments train scores with Adam, which evens out how fast they move).
 
     Example:
         >>> sorted(Movement(sparsity=0.5).needs)
