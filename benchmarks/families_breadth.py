@@ -87,7 +87,7 @@ def _shared() -> tuple[Row, ...]:
             Denil(stored=0.1, kernel="covariance", groups=1, only=_FIRST),
             _long(3e-3),
         ),
-        _row("sharing", "Hashing", "1 value for 2 weights", Hashing(stored=0.5, only=_LARGE), _long()),
+        _row("sharing", "Hashing", "1 value for 2 weights of the first layer", Hashing(stored=0.5, only=_FIRST), _long(3e-3)),
         _row(
             "sharing", "Hashing", "1 value for 100 weights", Hashing(stored=0.01, only=_LARGE), _long(), breaking=True
         ),
@@ -152,7 +152,7 @@ def _rounded() -> tuple[Row, ...]:
         _row("quantization", "MixedBits", "4 bits on average", MixedBits(average_bits=4)),
         _row("quantization", "MixedBits", "2.1 bits on average", MixedBits(average_bits=2.1), breaking=True),
         _row("quantization", "Cast", "bfloat16", Cast(dtype="bfloat16")),
-        _row("quantization", "Cast", "float8, 2 bits of mantissa", Cast(dtype="float8_e5m2"), breaking=True),
+        _row("quantization", "Cast", "float8, 2 bits of mantissa", Cast(dtype="float8_e5m2")),
     )
 
 
@@ -170,7 +170,7 @@ def _pruned() -> tuple[Row, ...]:
         _row("sparsification", "Random", "98% zeros", ramp(Random(sparsity=0.98, scope="erk")), breaking=True),
         _row("sparsification", "Movement", "50% zeros", ramp(Movement(sparsity=0.5, scope="erk"))),
         _row("sparsification", "Movement", "98% zeros", ramp(Movement(sparsity=0.98, scope="erk")), breaking=True),
-        _row("sparsification", "Taylor", "90% zeros", ramp(Taylor(sparsity=0.9, form="fisher", scope="lamp"))),
+        _row("sparsification", "Taylor", "85% zeros", ramp(Taylor(sparsity=0.85, form="fisher", scope="lamp"))),
         _row(
             "sparsification",
             "Taylor",
@@ -178,11 +178,11 @@ def _pruned() -> tuple[Row, ...]:
             ramp(Taylor(sparsity=0.995, form="fisher", scope="lamp")),
             breaking=True,
         ),
-        _row("sparsification", "HardThreshold", "1.5 deviations", HardThreshold(threshold=1.5, relative=True), _heal()),
+        _row("sparsification", "HardThreshold", "1 deviation, tuned", HardThreshold(threshold=1.0, relative=True), _heal()),
         _row(
             "sparsification",
             "HardThreshold",
-            "2.5 deviations",
+            "2.5 deviations, not tuned",
             HardThreshold(threshold=2.5, relative=True),
             breaking=True,
         ),

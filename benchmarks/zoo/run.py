@@ -22,7 +22,7 @@ from gossamer.drive.tune import Tune
 from gossamer.measure.latency import interleaved
 from gossamer.measure.ledger import ledger_of
 from gossamer.methods.code import Delta
-from gossamer.runtime.operators import operator_of
+from gossamer.runtime.operators import factorized, operator_of
 
 __all__ = [
     "DENSE_CODE",
@@ -144,7 +144,7 @@ def _in_factors(small: Compressed) -> nn.Module:
     network = small.dense()
     for spec in small.specs:
         owner, _, kind = spec.name.rpartition(".")
-        if kind == "weight" and owner:
+        if kind == "weight" and owner and factorized(small.trees[spec.name]):
             made = operator_of(small.trees[spec.name], network.get_submodule(owner))
             if made is not None:
                 network.set_submodule(owner, made)
