@@ -10,7 +10,7 @@ from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe, Stage
 from gossamer.drive.tune import Tune
 from gossamer.methods.base import Method
-from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
+from gossamer.methods.factorize import CP, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import (
     Block,
     HardThreshold,
@@ -47,10 +47,10 @@ def _row(family: str, method: str, setting: str, *recipe: Method | Stage | Tune,
 
 def lenet_300_100_rows() -> tuple[Row, ...]:
     """Fully connected layers: cheap to train, so most methods are here."""
-    return (*_shared(), *_factored(), *_rounded(), *_pruned(), *_scored())
+    return (*_shared(), *_factored(), *_rounded(), *_pruned(), *_scored(), *_differences())
 
 
-def _long(lr: float = 2e-3, epochs: int = 20) -> Tune:
+def _long(lr: float = 2e-3, epochs: int = 14) -> Tune:
     return Tune(epochs=epochs, lr=lr, distil=0.5, temperature=3.0, warmup=0.1)
 
 
@@ -60,7 +60,7 @@ def _heal(epochs: int = 6, lr: float = 1e-3) -> Tune:
 
 def _shared() -> tuple[Row, ...]:
     def denil(stored: float) -> Recipe:
-        return [Denil(stored=stored, grid=(28, 28), only=_FIRST), _long(3e-3)]
+        return [Denil(stored=stored, grid=(28, 28), only=_FIRST), _long(3e-3, 20)]
 
     def product(dim: int, bits: int) -> Method:
         return ProductQuantization(dim=dim, bits=bits, only=_LARGE)
@@ -87,7 +87,13 @@ def _shared() -> tuple[Row, ...]:
             Denil(stored=0.1, kernel="covariance", groups=1, only=_FIRST),
             _long(3e-3),
         ),
-        _row("sharing", "Hashing", "1 value for 2 weights of the first layer", Hashing(stored=0.5, only=_FIRST), _long(3e-3)),
+        _row(
+            "sharing",
+            "Hashing",
+            "1 value for 2 weights of the first layer",
+            Hashing(stored=0.5, only=_FIRST),
+            _long(3e-3),
+        ),
         _row(
             "sharing", "Hashing", "1 value for 100 weights", Hashing(stored=0.01, only=_LARGE), _long(), breaking=True
         ),
@@ -111,11 +117,12 @@ def _factored() -> tuple[Row, ...]:
         return TensorTrain(rank=rank, rows=(1, 300, 1), columns=(28, 1, 28), only=_FIRST)
 
     return (
-        _row("factorization", "TensorTrain", "image rows and columns, rank 6", train(6), _long()),
+        _row("factorization", "TensorTrain", "image rows and columns, rank 6", train(6), _long(epochs=20)),
         _row("factorization", "TensorTrain", "image rows and columns, rank 12", train(12), _long()),
         _row("factorization", "TensorTrain", "image rows and columns, rank 1", train(1), _long(), breaking=True),
-        _row("factorization", "Monarch", "4 blocks", Monarch(blocks=4, only=_LARGE), _heal()),
-        _row("factorization", "Monarch", "20 blocks, not tuned", Monarch(blocks=20, only=_LARGE), breaking=True),
+        _row("factorization", "Monarch", "60 × 56 blocks", Monarch(blocks=(60, 56), only=_FIRST), _long(epochs=10)),
+        _row("factorization", "Monarch", "20 × 28 blocks", Monarch(blocks=(20, 28), only=_FIRST), _long(epochs=10)),
+        _row("factorization", "Monarch", "4 × 4 blocks, not tuned", Monarch(blocks=4, only=_FIRST), breaking=True),
         _row(
             "factorization",
             "LowRankPlusSparse",
@@ -178,7 +185,13 @@ def _pruned() -> tuple[Row, ...]:
             ramp(Taylor(sparsity=0.995, form="fisher", scope="lamp")),
             breaking=True,
         ),
-        _row("sparsification", "HardThreshold", "1 deviation, tuned", HardThreshold(threshold=1.0, relative=True), _heal()),
+        _row(
+            "sparsification",
+            "HardThreshold",
+            "1 deviation, tuned",
+            HardThreshold(threshold=1.0, relative=True),
+            _heal(),
+        ),
         _row(
             "sparsification",
             "HardThreshold",
@@ -202,6 +215,18 @@ def _scored() -> tuple[Row, ...]:
         cut = Channels(sparsity=0.4, score=score)
         rows.append(_row("down-sizing", "Channels", f"40% of the neurons, by {score}", cut, _heal()))
     return tuple(rows)
+
+
+def _differences() -> tuple[Row, ...]:
+    """A short fine-tune stored as its difference to the network that it began from."""
+
+    def tuned(setting: str, tune: Tune, *, breaking: bool = False) -> Row:
+        return Row("value-compression", "Delta", setting, [tune], breaking, delta=True)
+
+    return (
+        tuned("a fine-tune of one epoch at 1e-6", Tune(epochs=1, lr=1e-6)),
+        tuned("a fine-tune of three epochs at 1e-3", Tune(epochs=3, lr=1e-3), breaking=True),
+    )
 
 
 def lenet_5_rows() -> tuple[Row, ...]:
@@ -280,7 +305,6 @@ def minilm_rows() -> tuple[Row, ...]:
     return (
         _row("down-sizing", "Heads", "an eighth of the heads, tuned", Heads(sparsity=0.125), heal),
         _row("down-sizing", "Heads", "75% of the heads", Heads(sparsity=0.75), breaking=True),
-        _row("down-sizing", "Blocks", "one of six layers, tuned", Blocks(sparsity=1 / 12), heal),
         _row("down-sizing", "Blocks", "half of the blocks", Blocks(sparsity=0.5), breaking=True),
         _row("quantization", "NormalFloat", "4 bits, 64 weights a scale", NormalFloat(bits=4)),
         _row(
@@ -290,7 +314,6 @@ def minilm_rows() -> tuple[Row, ...]:
             TensorTrain(rank=64, cores=2, only=words),
             breaking=True,
         ),
-        _row("factorization", "SVD", "word embeddings, 90% of the energy", SVD(energy=0.9, only=words), heal),
         _row(
             "sharing",
             "ProductQuantization",
@@ -301,9 +324,9 @@ def minilm_rows() -> tuple[Row, ...]:
 
 
 def g2p_rows() -> tuple[Row, ...]:
-    """A GRU that decodes."""
-    heal = Tune(epochs=1, lr=3e-4, clip=1.0)
+    """A GRU that decodes: short tuning on other words does not make up for what is taken from its state."""
     return (
-        _row("down-sizing", "Channels", "6% of the units, tuned", Channels(sparsity=0.06), heal),
         _row("down-sizing", "Channels", "50% of the units", Channels(sparsity=0.5), breaking=True),
+        _row("quantization", "Cast", "float8, 2 bits of mantissa", Cast(dtype="float8_e5m2")),
+        _row("quantization", "MixedBits", "6 bits on average", MixedBits(average_bits=6)),
     )

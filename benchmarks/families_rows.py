@@ -156,7 +156,7 @@ def _minilm() -> tuple[Row, ...]:
     return (
         LOSSLESS,
         _sparse("30% zeros in the layers", [Magnitude(sparsity=0.3, only=layers)]),
-        _sparse("80% zeros in the layers", [Magnitude(sparsity=0.8, only=layers)], breaking=True),
+        _sparse("95% zeros in the layers, not tuned", [Magnitude(sparsity=0.95, only=layers)], breaking=True),
         _shared("16 values per tensor", [KMeans(bits=4)]),
         _shared("2 values per tensor", [KMeans(bits=1)], breaking=True),
         _rounded("4 bits per channel", [RoundToNearest(bits=4, group="channel")], quick=True),
@@ -168,29 +168,38 @@ def _minilm() -> tuple[Row, ...]:
 
 def _g2p() -> tuple[Row, ...]:
     heal = Tune(epochs=1, lr=3e-4, clip=1.0)
+    gentle = Tune(epochs=1, lr=1e-4, clip=1.0)
     return (
         LOSSLESS,
-        _sparse("50% zeros", [_ramp(0.5, heal)]),
-        _sparse("95% zeros", [_ramp(0.95, heal)], breaking=True),
+        _sparse("20% zeros", [Magnitude(sparsity=0.2, scope="lamp"), gentle]),
+        _sparse("80% zeros at once, not tuned", [Magnitude(sparsity=0.8, scope="lamp")], breaking=True),
         _shared("64 values per gate", [KMeans(bits=6)], quick=True),
         _shared("4 values per gate", [KMeans(bits=2)], breaking=True),
         _rounded("6 bits per channel", [RoundToNearest(bits=6, group="channel")]),
         _rounded("2 bits per channel", [RoundToNearest(bits=2, group="channel")], breaking=True),
-        _factored("95% of the energy, tuned", [SVD(energy=0.95), heal]),
-        _factored("50% of the energy, tuned", [SVD(energy=0.5), heal], breaking=True),
+        _factored("97% of the energy, tuned", [SVD(energy=0.97), heal]),
+        _factored("50% of the energy, not tuned", [SVD(energy=0.5)], breaking=True),
     )
 
 
-_SMALL = Row("composed", "Preset", "small", presets.small)  # no setting that breaks: nothing is set
-_PRESETS = (_SMALL, Row("composed", "Preset", "tiny", presets.tiny), Row("composed", "Preset", "fast", presets.fast))
+# No settings that break: nothing is set.
+_SMALL = Row("composed", "Preset", "small", presets.small)
+_TINY = Row("composed", "Preset", "tiny", presets.tiny)
+_FAST = Row("composed", "Preset", "fast", presets.fast)
 
-_FASHION = ("benchmarks/zoo/fashion.py", "gossamer/demo/data.py", "gossamer/demo/networks.py")
 
 NETWORKS = (
-    Network("LeNet-300-100", lenet_300_100_subject, _FASHION, (*_lenet_300_100(), *lenet_300_100_rows(), *_PRESETS)),
-    Network("LeNet-5", lenet_5_subject, _FASHION, (*_lenet_5(), *lenet_5_rows(), *_PRESETS)),
-    Network("ResNet", resnet_subject, (*_FASHION, "benchmarks/zoo/resnet.py"), (*_resnet(), *resnet_rows(), *_PRESETS)),
-    Network("LSTM", row_reader_subject, (*_FASHION, "benchmarks/zoo/lstm.py"), (*_lstm(), *lstm_rows(), *_PRESETS)),
+    Network(
+        "LeNet-300-100",
+        lenet_300_100_subject,
+        _FASHION,
+        (*_lenet_300_100(), *lenet_300_100_rows(), _SMALL, _TINY, _FAST),
+    ),
+    Network("LeNet-5", lenet_5_subject, _FASHION, (*_lenet_5(), *lenet_5_rows(), _SMALL, _TINY)),
+    Network(
+        "ResNet", resnet_subject, (*_FASHION, "benchmarks/zoo/resnet.py"), (*_resnet(), *resnet_rows(), _SMALL, _FAST)
+    ),
+    Network("LSTM", row_reader_subject, (*_FASHION, "benchmarks/zoo/lstm.py"), (*_lstm(), *lstm_rows(), _SMALL, _TINY)),
     Network(
         "MiniLM",
         minilm_subject,
