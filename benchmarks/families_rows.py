@@ -182,6 +182,8 @@ def _g2p() -> tuple[Row, ...]:
     )
 
 
+_FASHION = ("benchmarks/zoo/fashion.py", "gossamer/demo/data.py", "gossamer/demo/networks.py")
+
 # No settings that break: nothing is set.
 _SMALL = Row("composed", "Preset", "small", presets.small)
 _TINY = Row("composed", "Preset", "tiny", presets.tiny)
