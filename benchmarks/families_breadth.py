@@ -92,7 +92,7 @@ def _shared() -> tuple[Row, ...]:
             "Hashing",
             "1 value for 2 weights of the first layer",
             Hashing(stored=0.5, only=_FIRST),
-            _long(3e-3),
+            _long(3e-3, 20),
         ),
         _row(
             "sharing", "Hashing", "1 value for 100 weights", Hashing(stored=0.01, only=_LARGE), _long(), breaking=True
@@ -301,25 +301,11 @@ def lstm_rows() -> tuple[Row, ...]:
 def minilm_rows() -> tuple[Row, ...]:
     """Heads, blocks and embeddings of a transformer."""
     heal = Tune(epochs=1, lr=2e-4)
-    words, layers = "embeddings.word_embeddings.weight", "encoder.*.weight"
     return (
         _row("down-sizing", "Heads", "an eighth of the heads, tuned", Heads(sparsity=0.125), heal),
         _row("down-sizing", "Heads", "75% of the heads", Heads(sparsity=0.75), breaking=True),
         _row("down-sizing", "Blocks", "half of the blocks", Blocks(sparsity=0.5), breaking=True),
         _row("quantization", "NormalFloat", "4 bits, 64 weights a scale", NormalFloat(bits=4)),
-        _row(
-            "factorization",
-            "TensorTrain",
-            "word embeddings, rank 64",
-            TensorTrain(rank=64, cores=2, only=words),
-            breaking=True,
-        ),
-        _row(
-            "sharing",
-            "ProductQuantization",
-            "layers, 2 weights of 256 vectors",
-            ProductQuantization(dim=2, bits=8, only=layers),
-        ),
     )
 
 
