@@ -141,6 +141,14 @@ def _factored() -> tuple[Row, ...]:
     )
 
 
+def _bits(
+    setting: str, bits: int, *others: Method, only: str | tuple[str, ...] = (), skip: tuple[str, ...] = ()
+) -> Row:
+    """Rounding alone, a scale per channel: what the presets' bits are chosen by."""
+    method = RoundToNearest(bits=bits, group="channel", only=only, skip=skip)
+    return _row("quantization", "RoundToNearest", setting, method, *others)
+
+
 def _rounded() -> tuple[Row, ...]:
     def aware(*methods: Method) -> QuantizationAware:
         return QuantizationAware(methods=methods, tune=_heal())
@@ -148,6 +156,7 @@ def _rounded() -> tuple[Row, ...]:
     rounding = RoundToNearest(bits=3, group="channel")
     return (
         _row("quantization", "RoundToNearest", "3 bits, trained", aware(rounding)),
+        *(_bits(f"{bits} bits, only rounded", bits) for bits in (3, 4, 5)),
         _row("quantization", "Ternary", "trained", aware(Ternary())),
         _row("quantization", "Ternary", "only rounded", Ternary(), breaking=True),
         _row("quantization", "PowerOfTwo", "4 bits, trained", aware(PowerOfTwo(bits=4))),
@@ -256,6 +265,7 @@ def resnet_rows() -> tuple[Row, ...]:
     tune = Tune(epochs=4, lr=2e-3, distil=0.5, temperature=3.0, warmup=0.1)
     heal = replace(tune, epochs=2)
     rounding = RoundToNearest(bits=8, group="channel")
+    ends = RoundToNearest(bits=8, group="channel", only=("stem.weight", "head.weight"))
     crude = RoundToNearest(bits=3, group="tensor")
     pair = (("stages.0.0.conv1.weight", "stages.0.0.conv2.weight"),)
     return (
@@ -283,6 +293,8 @@ def resnet_rows() -> tuple[Row, ...]:
         ),
         _row("sharing", "Tie", "two layers, rank 16 between them", Tie(pairs=pair, rank=16), heal),
         _row("sharing", "Tie", "two layers, not tuned", Tie(pairs=pair), breaking=True),
+        _bits("4 bits, only rounded", 4),
+        _bits("4 bits, stem and head 8, only rounded", 4, ends, skip=("stem.*", "head.*")),
         _row("quantization", "FoldBatchNorm", "then 8 bits", FoldBatchNorm(), rounding),
         _row("quantization", "FoldBatchNorm", "then 3 bits per tensor", FoldBatchNorm(), crude, breaking=True),
     )
@@ -314,5 +326,7 @@ def g2p_rows() -> tuple[Row, ...]:
     return (
         _row("down-sizing", "Channels", "50% of the units", Channels(sparsity=0.5), breaking=True),
         _row("quantization", "Cast", "float8, 2 bits of mantissa", Cast(dtype="float8_e5m2")),
+        *(_bits(f"gates alone, {bits} bits", bits, only=("enc.*", "dec.*")) for bits in (4, 5, 6)),
+        _bits("embeddings and head alone, 4 bits", 4, only=("*_emb.weight", "fc.weight")),
         _row("quantization", "MixedBits", "6 bits on average", MixedBits(average_bits=6)),
     )
