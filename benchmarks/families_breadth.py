@@ -165,7 +165,7 @@ def _rounded() -> tuple[Row, ...]:
         _row("quantization", "NormalFloat", "2 bits, 64 weights a scale", NormalFloat(bits=2), breaking=True),
         _row("quantization", "LearnedStep", "3 bits, trained", aware(LearnedStep(bits=3))),
         _row("quantization", "LearnedStep", "2 bits, not trained", LearnedStep(bits=2), breaking=True),
-        _row("quantization", "MixedBits", "4 bits on average", MixedBits(average_bits=4)),
+        _row("quantization", "MixedBits", "5 bits on average", MixedBits(average_bits=5)),
         _row("quantization", "MixedBits", "2.1 bits on average", MixedBits(average_bits=2.1), breaking=True),
         _row("quantization", "Cast", "bfloat16", Cast(dtype="bfloat16")),
         _row("quantization", "Cast", "float8, 2 bits of mantissa", Cast(dtype="float8_e5m2")),
@@ -254,7 +254,7 @@ def lenet_5_rows() -> tuple[Row, ...]:
 
     return (
         Row("quantization", "Ternary", "trained, three in four weights zero", ternary(1.4)),
-        Row("quantization", "Ternary", "trained, nearly all weights zero", ternary(3.5), breaking=True),
+        Row("quantization", "Ternary", "nearly all weights zero, not trained", [Ternary(threshold=3.5)], breaking=True),
         _row("sparsification", "Magnitude kernels", "9 of 25 entries in 12 shapes", kernels(9, 12), heal),
         _row("sparsification", "Magnitude kernels", "1 of 25 entries, not tuned", kernels(1, 4), breaking=True),
     )
@@ -289,12 +289,16 @@ def resnet_rows() -> tuple[Row, ...]:
         ),
         _row("factorization", "CP", "30% of the multiplications", CP(macs=0.3), breaking=True),
         _row(
-            "down-sizing", "Blocks", "the one block without a convolution beside it, tuned", Blocks(sparsity=1.0), heal
+            "down-sizing",
+            "Blocks",
+            "the one block without a convolution beside it, tuned",
+            Blocks(sparsity=1.0),
+            replace(tune, epochs=6, lr=3e-3),
         ),
         _row("sharing", "Tie", "two layers, rank 16 between them", Tie(pairs=pair, rank=16), heal),
         _row("sharing", "Tie", "two layers, not tuned", Tie(pairs=pair), breaking=True),
         _bits("4 bits, only rounded", 4),
-        _bits("4 bits, stem and head 8, only rounded", 4, ends, skip=("stem.*", "head.*")),
+        *(_bits(f"{n} bits, stem and head 8, only rounded", n, ends, skip=("stem.*", "head.*")) for n in (4, 5)),
         _row("quantization", "FoldBatchNorm", "then 8 bits", FoldBatchNorm(), rounding),
         _row("quantization", "FoldBatchNorm", "then 3 bits per tensor", FoldBatchNorm(), crude, breaking=True),
     )

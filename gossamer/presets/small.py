@@ -44,8 +44,13 @@ def small_of(listed: Iterable[TensorSpec]) -> Recipe:
     """
     layers = Layers(tuple(listed))
     layers.check("small")
-    plain = (s for s in (*layers.linear, *layers.convolutions, *layers.embeddings) if s not in layers.ends)
-    groups = [(4, tuple(plain)), (6, layers.gates), (8, (*layers.stems, *layers.depthwise, *layers.ends))]
+    matrices = tuple(s for s in (*layers.linear, *layers.embeddings) if s not in layers.ends)
+    groups = [
+        (4, matrices),
+        (5, layers.convolutions),
+        (6, layers.gates),
+        (8, (*layers.stems, *layers.depthwise, *layers.ends)),
+    ]
     recipe: list[RoundToNearest] = [
         RoundToNearest(bits=bits, group="channel", only=patterns) for bits, patterns in named(layers, groups).items()
     ]

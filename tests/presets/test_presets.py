@@ -58,7 +58,7 @@ def bits_of(recipe: Recipe, model: nn.Module) -> dict[str, int]:
 def test_small_gives_more_bits_to_first_last_depthwise_and_recurrent_layers_and_leaves_norms_alone() -> None:
     model = Mixed()
     assert bits_of(gs.presets.small(model), model) == {
-        "words.weight": 8, "stem.weight": 8, "stem.bias": 8, "alone.weight": 8, "alone.bias": 8, "wide.weight": 4,
+        "words.weight": 8, "stem.weight": 8, "stem.bias": 8, "alone.weight": 8, "alone.bias": 8, "wide.weight": 5,
         "wide.bias": 8, "rnn.weight_ih_l0": 6, "rnn.weight_hh_l0": 6, "rnn.bias_ih_l0": 8, "rnn.bias_hh_l0": 8,
         "big.weight": 4, "big.bias": 8, "head.weight": 8, "head.bias": 8,
     }  # fmt: skip
