@@ -284,8 +284,8 @@ def _patterns(
     live = np.zeros((groups * 4, columns), np.uint8)
     dense[row, column] = values
     live[row, column] = 1
-    live = live.reshape(groups, 4, columns)
-    masks = live[:, 0] | live[:, 1] << 1 | live[:, 2] << 2 | live[:, 3] << 3
+    four = live.reshape(groups, 4, columns)
+    masks = four[:, 0] | four[:, 1] << 1 | four[:, 2] << 2 | four[:, 3] << 3
     group, at = np.nonzero(masks)
     mask = masks[group, at]
     panel = at // width
