@@ -252,7 +252,22 @@ class _Group:
 
     def inputs(self, at: Node) -> Node:
         """Address of the row of X that index number ``at`` names."""
-        return self.e.element(self.x, self.e.mul(self.e.wide(self.index, at, self.index_type), self.tile), F32)
+        return self.row(self.e.wide(self.index, at, self.index_type))
+
+    def row(self, column: Node) -> Node:
+        """Address of a row of X."""
+        return self.e.element(self.x, self.e.mul(column, self.tile), F32)
+
+    def columns(self, at: Node, count: int) -> list[Node]:
+        """So many indices from number ``at`` on, read as one word: loads are what limits these loops."""
+        width = self.index_type.width
+        word = ir.IntType(width * count)
+        loaded = self.e.at.load(self.e.element(self.index, at, self.index_type), align=width // 8, typ=word)
+        found = []
+        for k in range(count):
+            part = self.e.at.lshr(loaded, ir.Constant(word, width * k)) if k else loaded
+            found.append(self.e.at.zext(self.e.at.trunc(part, self.index_type), I64))
+        return found
 
     def weight(self, at: Node) -> Node:
         """Value number ``at`` in every lane."""
@@ -272,8 +287,8 @@ def _sliced(
 
     def step(p: Node, carried: list[Node]) -> list[Node]:
         out: list[Node] = []
-        for r in range(rows):
-            x_row = group.inputs(e.add(p, r))
+        for r, column in enumerate(group.columns(p, rows)):
+            x_row = group.row(column)
             weight = group.weight(e.add(p, r))
             out += [e.fma(weight, group.vector(x_row, v), carried[r * inner + v]) for v in range(inner)]
         return out

@@ -204,8 +204,11 @@ def _panel(columns: int, lanes: int, density: float) -> int:
 
 
 def _chunks(rows: int) -> tuple[Array, int]:
-    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 512 rows."""
-    count = max(1, min(16, rows // 64))
+    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 512 rows.
+
+    Rows are sorted by length within a chunk: large ones have long runs of equal lengths. Threads divide chunks.
+    """
+    count = max(1, min(16, rows // 128))
     bounds = np.minimum((np.arange(count + 1) * rows // count + 3) // 4 * 4, rows).astype(np.int64)
     bounds[-1] = rows
     return bounds, max(1, 512 * count // max(1, rows))

@@ -21,12 +21,14 @@ __all__ = [
     "ROWS",
     "TILES",
     "Code",
+    "Engine",
     "Kernels",
     "TileKernels",
     "assembly",
     "cache_directory",
     "load_kernels",
     "load_tile_kernels",
+    "object_code_of",
     "read_private",
     "source_key",
     "write_private",
@@ -69,7 +71,7 @@ class Kernels:
     """
 
     def __init__(self, object_code: bytes, processor: Processor) -> None:
-        self._engine = _Engine(object_code, processor)
+        self._engine = Engine(object_code, processor)
         self.processor = processor
         self.layer = self._engine.function("layer", 8)
         self.tiles = self._engine.function("tiles", 6)
@@ -85,7 +87,7 @@ class TileKernels:
     """
 
     def __init__(self, object_code: bytes, processor: Processor) -> None:
-        self._engine = _Engine(object_code, processor)
+        self._engine = Engine(object_code, processor)
         self.processor = processor
         self.multiply = self._engine.function("multiply", 7)
         self.pack = self._engine.function("pack", 8)
@@ -95,7 +97,14 @@ class TileKernels:
 
 
 @final
-class _Engine:
+class Engine:
+    """Compiled code in memory; its functions work as long as the engine lives.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         import llvmlite.binding as llvm
 
@@ -104,6 +113,7 @@ class _Engine:
         self._engine.finalize_object()
 
     def function(self, name: str, arguments: int) -> Callable[..., None]:
+        """An entry point that takes so many addresses or 64-bit integers."""
         # Other Python threads run during a call. ctypes passes addresses twice as fast as 64-bit integers.
         kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)
         made: Callable[..., None] = kind(self._engine.get_function_address(name))
@@ -123,16 +133,23 @@ def load_kernels(processor: Processor, directory: Path | None) -> Kernels:
 
     Cost: 0.2–0.4 s for compilation, some milliseconds from disk.
     """
-    return Kernels(_object_code(ROWS, processor, directory), processor)
+    return Kernels(object_code_of(ROWS, processor, directory), processor)
 
 
 @cache
 def load_tile_kernels(processor: Processor, directory: Path | None) -> TileKernels:
     """The kernels for tiles, likewise."""
-    return TileKernels(_object_code(TILES, processor, directory), processor)
+    return TileKernels(object_code_of(TILES, processor, directory), processor)
 
 
-def _object_code(code: Code, processor: Processor, directory: Path | None) -> bytes:
+def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:
+    """An object file: from disk, else compiled now and written to disk.
+
+    Args:
+        code: what to compile.
+        processor: what for.
+        directory: of compiled kernels, made if missing; None keeps nothing.
+    """
     if directory is None:
         return _compiled(processor, code)
     try:
