@@ -28,7 +28,7 @@ KINDS = {
 
 _EXPORT = """
 import sys, torch
-sys.path.insert(0, {site!r})
+sys.path.append({site!r})  # behind this Python's own packages
 sys.path.insert(0, {root!r})
 program, x = torch.load({source!r}, weights_only=False)
 torch.onnx.export(program, (x,), {target!r}, dynamo=False, opset_version=14, input_names=["x"], output_names=["y"])

@@ -113,7 +113,7 @@ def _overwrites(traced: fx.GraphModule) -> str:
         changed = node.all_input_nodes[0] if in_place and node.all_input_nodes else None
         # What a module or a sum returns is no view of another value.
         if changed is not None and (len(changed.users) > 1 or not (changed.op == "call_module" or _adds(changed))):
-            return node.name
+            return str(node.name)
     return ""
 
 

@@ -187,11 +187,9 @@ def _weights(
     if specs is not None and trees is not None:
         known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
     else:
+        parameters = dict(network.named_parameters())
         known = {
-            n: Dense(network.get_parameter(s.name).detach())
-            for s in specs_of(network)
-            for n in s.names
-            if s.name in dict(network.named_parameters())
+            n: Dense(parameters[s.name].detach()) for s in specs_of(network) for n in s.names if s.name in parameters
         }
     found: dict[int, tuple[tuple[str, ...], Encoding]] = {}
     for name, module in network.named_modules(remove_duplicate=False):

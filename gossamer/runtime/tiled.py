@@ -204,12 +204,12 @@ class GroupedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self._tiler = tiler(level)
-        flat = weight.detach().cpu().contiguous().view(-1).numpy()
-        positions = np.flatnonzero(flat)
+        flat = weight.detach().cpu().contiguous().view(-1)
+        positions = np.flatnonzero((flat != 0).numpy())  # of booleans: four times as fast as of floats
         self.product = GroupedProduct(
             (weight.shape[0], weight.shape[1]),
             positions,
-            flat[positions],
+            flat.numpy()[positions],
             None if bias is None else bias.detach().cpu().numpy(),
             activation=activation,
             kernels=self._tiler.kernels,
