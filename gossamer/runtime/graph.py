@@ -9,9 +9,10 @@ Every layer is one call that writes its whole output before the next one starts.
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import torch
@@ -75,7 +76,8 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
         The captured network, or why it cannot be captured.
     """
     try:
-        graph = _Tracer().trace(network)
+        fixed = _fixed(network, arguments)
+        graph = _Tracer().trace(network, concrete_args=fixed or None)
         traced = fx.GraphModule(network, graph)
         if overwrites := _overwrites(traced):
             return f"{overwrites} overwrites a value that may be read again"
@@ -84,17 +86,55 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
             shapes.run(*arguments)
     except Exception as error:  # code that depends on values of tensors raises whatever it raises when traced
         return _said(error)
-    rewritten = _Rewriting(traced, shapes.found, operations).run()
-    return rewritten if rewritten.linears else "no two neighbouring layers could share a layout"
+    made = _Rewriting(traced, shapes.found, operations).run()
+    if not made.linears:
+        return "no layer could be feature-major"
+    return replace(made, network=_Either(made.network, network, arguments))
 
 
-def untraceable(network: nn.Module) -> str:
-    """Why a network cannot be captured; empty if it can."""
+def untraceable(network: nn.Module, arguments: tuple[Any, ...]) -> str:
+    """Why a network cannot be captured for such inputs; empty if it can."""
     try:
-        _Tracer().trace(network)
+        _Tracer().trace(network, concrete_args=_fixed(network, arguments) or None)
     except Exception as error:  # code that depends on values of tensors raises whatever it raises when traced
         return _said(error)
     return ""
+
+
+_FIXED = (type(None), bool, int, float, str)
+
+
+def _fixed(network: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Arguments that the captured code takes for granted: those that are no tensors, and defaults."""
+    given = iter(arguments)
+    fixed = {}
+    for name, parameter in inspect.signature(network.forward).parameters.items():
+        if parameter.kind is not inspect.Parameter.POSITIONAL_OR_KEYWORD:
+            continue
+        value = next(given, parameter.default)
+        if isinstance(value, _FIXED):
+            fixed[name] = value
+    return fixed
+
+
+@final
+class _Either(nn.Module):
+    """The captured network for the kinds of arguments that it was captured with, else the other one."""
+
+    def __init__(self, captured: nn.Module, other: nn.Module, arguments: tuple[Any, ...]) -> None:
+        super().__init__()
+        self.captured = captured
+        self.other = other
+        self._tensors = tuple(isinstance(a, Tensor) for a in arguments)
+        self._fixed = tuple((i, a) for i, a in enumerate(arguments) if isinstance(a, _FIXED))
+
+    def forward(self, *inputs: Any) -> Any:
+        """What either computes."""
+        if tuple(isinstance(value, Tensor) for value in inputs) == self._tensors and all(
+            type(inputs[i]) is type(value) and inputs[i] == value for i, value in self._fixed
+        ):
+            return self.captured(*inputs)
+        return self.other(*inputs)
 
 
 def _overwrites(traced: fx.GraphModule) -> str:

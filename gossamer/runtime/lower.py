@@ -116,7 +116,9 @@ def lower(
     why_not = unavailable()
     if why_not:
         warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
-    tuner = _Tuner(Memory.of_this_machine(), jit=not why_not, traceable=not why_not and not untraceable(network))
+    tuner = _Tuner(
+        Memory.of_this_machine(), jit=not why_not, traceable=not why_not and not untraceable(network, arguments)
+    )
     choices: dict[str, Choice] = {}
     replaced: list[tuple[tuple[str, ...], nn.Module]] = []
     for names, tree in weights:

@@ -189,6 +189,38 @@ def test_a_sum_that_broadcasts_only_for_other_batches_is_right() -> None:
         assert_same(made.network(x), model, x)
 
 
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(30, 30), nn.Linear(30, 30)
+        prune(self, 0.7)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, deep: bool = True) -> Tensor:
+        y: Tensor = self.a(x)
+        if mask is not None:
+            y = y * mask
+        if deep:
+            y = self.b(y)
+        return y
+
+
+@pytest.mark.parametrize("example", ["x", "x, mask", "x, None", "x, None, False"])
+def test_optional_arguments_may_be_given_or_left_out_later(example: str) -> None:
+    model, x, mask = Masked().eval(), torch.randn(5, 30), (torch.rand(5, 30) < 0.5).float()
+    calls: dict[str, tuple[Any, ...]] = {
+        "x": (x,),
+        "x, mask": (x, mask),
+        "x, None": (x, None),
+        "x, None, False": (x, None, False),
+        "x, mask, False": (x, mask, False),
+    }
+    fast = lowered(model, *calls[example])
+    assert {c.layout for c in fast.explain() if c.kernel == "sliced"} == {"feature-major"}
+    for inputs in calls.values():
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()
