@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from math import prod
 from typing import cast
 
@@ -9,51 +11,84 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
+from gossamer.runtime.group_code import Way
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.operators import name_of, operator_of
+from gossamer.runtime.tiled import GroupedLinear, TiledLinear
 
-__all__ = ["WORTH_TRYING", "candidates_for", "density_of", "resident_bytes"]
+__all__ = ["WORTH_TRYING", "density_of", "offers_for", "resident_bytes"]
 
 WORTH_TRYING = 0.6  # density below which a sparse kernel can win
+OVERLAPPING = 0.12  # density from which on four rows share columns often enough to gain from it
 
 
-def candidates_for(layer: nn.Module, tree: Encoding, inputs: Tensor, *, jit: bool) -> dict[str, nn.Module]:
+def offers_for(
+    layer: nn.Module, tree: Encoding, density: float, dtype: torch.dtype, *, jit: bool
+) -> dict[str, Callable[[], nn.Module]]:
     """Everything that computes what the layer does and could be faster, by the name that explanations use.
 
     Args:
         layer: Linear, Conv1d, Conv2d or Embedding.
         tree: of its weight.
-        inputs: that reach it.
+        density: of its weight.
+        dtype: of the inputs that reach it.
         jit: whether sparse kernels can be compiled here.
+
+    Returns:
+        What builds each candidate.
     """
-    found: dict[str, nn.Module] = {"dense": layer}
+    found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype == torch.float32
-    if isinstance(layer, nn.Linear) and sparse and inputs.dtype == torch.float32 and density_of(layer) < WORTH_TRYING:
-        found["sparse"] = _sparse(layer)
+    if isinstance(layer, nn.Linear) and sparse and dtype == torch.float32 and density < WORTH_TRYING:
+        found |= _sparse_offers(layer, density)
     name, operator = name_of(tree), operator_of(tree, layer)
     if name is None or operator is None:
         return found
     if resident_bytes(operator) < resident_bytes(layer):  # a sum with a whole dense term cannot be faster than dense
-        found[name] = operator
+        found[name] = partial(_same, operator)
     if sparse:
         thinner, changed = _with_sparse(operator)
         if changed:
-            found[f"{name}, sparse"] = thinner
+            found[f"{name}, sparse"] = partial(_same, thinner)
     return found
+
+
+def _same(module: nn.Module) -> nn.Module:
+    return module
+
+
+def _sparse_offers(layer: nn.Linear, density: float) -> dict[str, Callable[[], nn.Module]]:
+    """Row by row; and in groups of rows, with narrow and with wide panels."""
+    weight, bias, wide = layer.weight, layer.bias, _wide(layer.in_features)
+    found: dict[str, Callable[[], nn.Module]] = {
+        "sparse": lambda: _sparse(layer),
+        "sliced": lambda: GroupedLinear(weight, bias, Way.SLICED),
+        "sliced, wide panels": lambda: GroupedLinear(weight, bias, Way.SLICED, width=wide),
+    }
+    if density >= OVERLAPPING:
+        found["patterns"] = lambda: GroupedLinear(weight, bias, Way.PATTERNS)
+        found["patterns, wide panels"] = lambda: GroupedLinear(weight, bias, Way.PATTERNS, width=wide)
+    return found
+
+
+def _wide(columns: int) -> int:
+    """A panel for the second-level cache: fewer, longer loops."""
+    panels = -(-columns // 768)
+    return max(1, -(-columns // panels))
 
 
 def density_of(layer: nn.Module) -> float:
     """Share of a layer's weights that are not zero; 0 for none at all."""
     weight = cast(Tensor, layer.weight)
-    return float((weight != 0).float().mean()) if weight.numel() else 0.0
+    return int(weight.count_nonzero()) / weight.numel() if weight.numel() else 0.0
 
 
 def resident_bytes(module: nn.Module) -> int:
     """Bytes held for weights, biases not counted."""
     total = 0
     for part in module.modules():
-        if isinstance(part, SparseLinear):
+        if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear)):
             total += part.resident_bytes
         else:
             held = [p for n, p in part._parameters.items() if p is not None and n != "bias"]

@@ -16,6 +16,7 @@ from typing import Any, final
 from llvmlite import ir
 
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.layout import Pool, in_team, pack_function, unpack_function
 
 __all__ = ["PIECES", "TILES", "Slot", "kernels"]
 
@@ -42,10 +43,6 @@ class Slot(IntEnum):
     RELU = 8  # 0 or 1
     VECTORS = 9  # vectors of tokens per full tile, one of TILES
     BOUNDS = 10  # int64 [PIECES + 1], where the rows are cut into pieces of about equally many non-zeros
-    PARALLEL = 11  # address of GOMP_parallel
-    NUMBER = 12  # address of omp_get_thread_num
-    TEAM = 13  # address of omp_get_num_threads
-    BARRIER = 14  # address of GOMP_barrier
 
 
 def kernels(lanes: int) -> str:
@@ -64,8 +61,8 @@ def kernels(lanes: int) -> str:
         The module's text.
     """
     module = ir.Module("gossamer")
-    pack = _pack(module, lanes)
-    unpack = _unpack(module, lanes)
+    pack = pack_function(module, lanes)
+    unpack = unpack_function(module, lanes)
     vector = _matrix_vector(module, lanes)
     products = {count: _product(module, lanes, count) for count in TILES}
     _layer(module, lanes, pack, unpack, vector, products)
@@ -180,85 +177,6 @@ def _matrix_vector(module: ir.Module, lanes: int) -> ir.Function:
     return made
 
 
-def _squares(e: Emitter, first: Node, last: Node) -> Node:
-    """Where the last whole square of vectors in [first, last) ends."""
-    return e.add(first, e.mul(e.div(e.sub(last, first), e.lanes), e.lanes))
-
-
-def _tokens(e: Emitter, base: Node, v: Node, stride: Node, tokens: Node) -> list[Node]:
-    """Addresses of the tokens of vector ``v``; beyond the last token, that of the last one."""
-    token, final = e.mul(v, e.lanes), e.sub(tokens, 1)
-    return [e.element(base, e.mul(e.least(e.add(token, i), final), stride), F32) for i in range(e.lanes)]
-
-
-def _pack(module: ir.Module, lanes: int) -> ir.Function:
-    """Columns [first, last) of X [tokens, K] to a feature-major tile; lanes beyond the last token repeat it."""
-    made = function(module, "pack", [PTR, PTR] + [I64] * 5, exported=False)
-    x, tile, stride, tokens, vectors, first, last = made.args
-    e = Emitter(made, lanes)
-    width = e.mul(vectors, lanes)
-    squares = _squares(e, first, last)
-
-    def group(v: Node, _: list[Node]) -> list[Node]:
-        target = e.element(tile, e.mul(v, lanes), F32)
-        sources = _tokens(e, x, v, stride, tokens)
-
-        def square(k: Node, _: list[Node]) -> list[Node]:
-            for i, vector in enumerate(e.transpose([e.load(source, k) for source in sources])):
-                e.store(vector, target, e.mul(e.add(k, i), width), lanes * 4)
-            return []
-
-        def rest(k: Node, _: list[Node]) -> list[Node]:
-            row = e.element(target, e.mul(k, width), F32)
-            for i, source in enumerate(sources):
-                e.write(e.read(source, k, F32), row, i)
-            return []
-
-        e.loop(first, squares, square, step=lanes)
-        e.loop(squares, last, rest)
-        return []
-
-    e.loop(0, vectors, group)
-    e.at.ret_void()
-    return made
-
-
-def _unpack(module: ir.Module, lanes: int) -> ir.Function:
-    """Rows [first, last) of a feature-major tile to Y [tokens, M].
-
-    Lanes beyond the last token hold what the last token holds, so they may be written on top of it.
-    """
-    made = function(module, "unpack", [PTR, PTR] + [I64] * 5, exported=False)
-    tile, y, stride, tokens, vectors, first, last = made.args
-    e = Emitter(made, lanes)
-    width = e.mul(vectors, lanes)
-    squares = _squares(e, first, last)
-
-    def group(v: Node, _: list[Node]) -> list[Node]:
-        source = e.element(tile, e.mul(v, lanes), F32)
-        targets = _tokens(e, y, v, stride, tokens)
-
-        def square(r: Node, _: list[Node]) -> list[Node]:
-            loaded = [e.load(source, e.mul(e.add(r, i), width), lanes * 4) for i in range(lanes)]
-            for target, vector in zip(targets, e.transpose(loaded), strict=True):
-                e.store(vector, target, r)
-            return []
-
-        def rest(r: Node, _: list[Node]) -> list[Node]:
-            row = e.element(source, e.mul(r, width), F32)
-            for i, target in enumerate(targets):
-                e.write(e.read(row, i, F32), target, r)
-            return []
-
-        e.loop(first, squares, square, step=lanes)
-        e.loop(squares, last, rest)
-        return []
-
-    e.loop(0, vectors, group)
-    e.at.ret_void()
-    return made
-
-
 @final
 class _Matrix:
     """The fields of a packed matrix's description, as a kernel reads them."""
@@ -308,39 +226,6 @@ class _Matrix:
         return low, high
 
 
-def _in_team(module: ir.Module, name: str, work: ir.Function, words: int) -> None:
-    """Exports ``name(description, words…, threads)``: ``work(description, words…, part, team)`` on every thread.
-
-    The team comes from the OpenMP runtime that PyTorch uses, so that both share one pool of threads. It may be smaller
-    than asked for (inside another parallel region it is one thread): each member is told how large it is.
-    """
-    body = function(module, f"{name}_member", [PTR], exported=False)
-    e = Emitter(body, 1)
-    saved = [e.read(body.args[0], i, I64) for i in range(words + 1)]
-    description = e.at.inttoptr(saved[0], PTR)
-    part, team = (
-        e.at.zext(e.at.call(e.foreign(e.read(description, int(slot), I64), I32, []), []), I64)
-        for slot in (Slot.NUMBER, Slot.TEAM)
-    )
-    e.at.call(work, [description, *saved[1:], part, team])
-    e.at.ret_void()
-
-    made = function(module, name, [PTR] + [I64] * (words + 1), exported=True)
-    e = Emitter(made, 1)
-    description, *given, threads = made.args
-    with e.at.if_else(e.equal(threads, 1)) as (alone, together):
-        with alone:
-            e.at.call(work, [description, *given, e.constant(0), e.constant(1)])
-        with together:
-            saved = e.at.alloca(I64, size=words + 1)
-            for i, word in enumerate([e.at.ptrtoint(description, I64), *given]):
-                e.write(word, saved, i)
-            parallel = e.read(description, int(Slot.PARALLEL), I64)
-            kind = e.foreign(parallel, ir.VoidType(), [PTR, PTR, I32, I32])
-            e.at.call(kind, [body, saved, e.at.trunc(threads, I32), ir.Constant(I32, 0)])
-    e.at.ret_void()
-
-
 def _layer(
     module: ir.Module,
     lanes: int,
@@ -360,7 +245,7 @@ def _layer(
     def one_token() -> None:
         w.multiply(vector, x, y, low, high)
 
-    def many_tokens() -> None:
+    def manytoken_addresses() -> None:
         vectors = w.word(Slot.VECTORS)
         span = e.mul(vectors, lanes)
         each = e.div(e.div(tokens, span), team)
@@ -379,7 +264,7 @@ def _layer(
 
         def wait(condition: Node) -> None:
             with e.at.if_then(condition):
-                e.at.call(e.foreign(w.word(Slot.BARRIER), ir.VoidType(), []), [])
+                e.at.call(e.foreign(e.read(description, int(Pool.BARRIER), I64), ir.VoidType(), []), [])
 
         together = e.less(1, team)
         squares = e.div(e.add(w.columns, lanes - 1), lanes)
@@ -406,9 +291,9 @@ def _layer(
         with one:
             one_token()
         with many:
-            many_tokens()
+            manytoken_addresses()
     e.at.ret_void()
-    _in_team(module, "layer", made, 6)
+    in_team(module, "layer", made, 6)
 
 
 def _tiles(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -> None:
@@ -439,4 +324,4 @@ def _tiles(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -> N
     e.loop(0, each, own)
     e.loop(e.mul(each, team), count, shared)
     e.at.ret_void()
-    _in_team(module, "tiles", made, 4)
+    in_team(module, "tiles", made, 4)

@@ -7,9 +7,10 @@ from typing import Any, final
 
 from llvmlite import ir
 
-__all__ = ["F32", "I16", "I32", "I64", "PTR", "Emitter", "function"]
+__all__ = ["F32", "I8", "I16", "I32", "I64", "PTR", "Emitter", "function"]
 
 F32 = ir.FloatType()
+I8 = ir.IntType(8)
 I16 = ir.IntType(16)
 I32 = ir.IntType(32)
 I64 = ir.IntType(64)
@@ -128,6 +129,21 @@ class Emitter:
     def at_least(self, value: Node, floor: Node) -> Node:
         """max(value, floor) per lane; NaN stays NaN."""
         return self.at.select(self.at.fcmp_ordered("<", value, floor), floor, value)
+
+    def at_most(self, value: Node, ceiling: Node) -> Node:
+        """min(value, ceiling) per lane; NaN stays NaN."""
+        return self.at.select(self.at.fcmp_ordered(">", value, ceiling), ceiling, value)
+
+    def number(self, value: float) -> Node:
+        """A constant in every lane."""
+        return ir.Constant(self.vector, [float(value)] * self.lanes)
+
+    def polynomial(self, x: Node, coefficients: Sequence[float]) -> Node:
+        """Σ cₖ·xᵏ by Horner's rule, lowest power first."""
+        total = self.number(coefficients[-1])
+        for c in reversed(coefficients[:-1]):
+            total = self.fma(total, x, self.number(c))
+        return total
 
     def foreign(self, address: Node, result: Node, arguments: Sequence[Node]) -> Node:
         """A function of another library, to be called through its address, a 64-bit integer."""

@@ -7,23 +7,98 @@ import hashlib
 import os
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import codegen, emit
+from gossamer.runtime import codegen, emit, epilogue, group_code, layout, tile_code
 from gossamer.runtime.cpu import Processor
 
-__all__ = ["Kernels", "assembly", "cache_directory", "load_kernels"]
+__all__ = [
+    "ROWS",
+    "TILES",
+    "Code",
+    "Engine",
+    "Kernels",
+    "TileKernels",
+    "assembly",
+    "cache_directory",
+    "load_kernels",
+    "load_tile_kernels",
+    "object_code_of",
+    "read_private",
+    "source_key",
+    "write_private",
+]
 
 _DIGEST = 32
-_LARGEST = 1 << 24  # bytes of object code that are read at most; a module takes about 15 kB
+_LARGEST = 1 << 24  # bytes of object code that are read at most; a module takes 15 to 60 kB
+
+
+@final
+@dataclass(frozen=True)
+class Code:
+    """Something to compile.
+
+    Args:
+        name: for people.
+        generate: floats per vector register → LLVM IR.
+        sources: Python modules that the IR depends on.
+    """
+
+    name: str
+    generate: Callable[[int], str]
+    sources: tuple[ModuleType, ...]
+
+
+ROWS = Code("rows", codegen.kernels, (codegen, emit, layout))
+"""Products for activations as PyTorch lays them out."""
+
+TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, epilogue, emit, layout))
+"""Products and other layers for feature-major tiles."""
 
 
 @final
 class Kernels:
-    """The entry points of compiled code, which lives as long as this object.
+    """The entry points of compiled `ROWS`, which lives as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.layer = self._engine.function("layer", 8)
+        self.tiles = self._engine.function("tiles", 6)
+
+
+@final
+class TileKernels:
+    """The entry points of compiled `TILES`, which lives as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.multiply = self._engine.function("multiply", 7)
+        self.pack = self._engine.function("pack", 8)
+        self.unpack = self._engine.function("unpack", 8)
+        self.normalise = self._engine.function("normalise", 10)
+        self.combine = self._engine.function("combine", 7)
+
+
+@final
+class Engine:
+    """Compiled code in memory; its functions work as long as the engine lives.
 
     Args:
         object_code: an object file compiled for this processor.
@@ -33,19 +108,21 @@ class Kernels:
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         import llvmlite.binding as llvm
 
-        machine = _machine(processor, jit=True)
-        self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine)
+        self._engine: Any = llvm.create_mcjit_compiler(llvm.parse_assembly(""), _machine(processor, jit=True))
         self._engine.add_object_file(llvm.ObjectFileRef.from_data(object_code))
         self._engine.finalize_object()
-        self.processor = processor
+
+    def function(self, name: str, arguments: int) -> Callable[..., None]:
+        """An entry point that takes so many addresses or 64-bit integers."""
         # Other Python threads run during a call. ctypes passes addresses twice as fast as 64-bit integers.
-        self.layer = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 8)(self._engine.get_function_address("layer"))
-        self.tiles = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * 6)(self._engine.get_function_address("tiles"))
+        kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)
+        made: Callable[..., None] = kind(self._engine.get_function_address(name))
+        return made
 
 
 @cache
 def load_kernels(processor: Processor, directory: Path | None) -> Kernels:
-    """The kernels for a processor: from memory, else from disk, else compiled now and written to disk.
+    """The kernels for rows: from memory, else from disk, else compiled now and written to disk.
 
     Args:
         processor: must be able to run here.
@@ -56,17 +133,34 @@ def load_kernels(processor: Processor, directory: Path | None) -> Kernels:
 
     Cost: 0.2–0.4 s for compilation, some milliseconds from disk.
     """
+    return Kernels(object_code_of(ROWS, processor, directory), processor)
+
+
+@cache
+def load_tile_kernels(processor: Processor, directory: Path | None) -> TileKernels:
+    """The kernels for tiles, likewise."""
+    return TileKernels(object_code_of(TILES, processor, directory), processor)
+
+
+def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:
+    """An object file: from disk, else compiled now and written to disk.
+
+    Args:
+        code: what to compile.
+        processor: what for.
+        directory: of compiled kernels, made if missing; None keeps nothing.
+    """
     if directory is None:
-        return Kernels(_compiled(processor), processor)
+        return _compiled(processor, code)
     try:
-        name = f"{_key(processor)}.o"
+        name = f"{source_key(processor, code)}.o"
     except OSError:  # the source is not a file: the package runs from an archive
-        return Kernels(_compiled(processor), processor)
-    code = _read(directory, name)
-    if code is None:
-        code = _compiled(processor)
-        _write(directory, name, code)  # where that is impossible, the next process compiles again
-    return Kernels(code, processor)
+        return _compiled(processor, code)
+    made = read_private(directory, name)
+    if made is None:
+        made = _compiled(processor, code)
+        write_private(directory, name, made)  # where that is impossible, the next process compiles again
+    return made
 
 
 def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
@@ -89,10 +183,10 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
         return None
 
 
-def assembly(processor: Processor) -> str:
+def assembly(processor: Processor, code: Code = ROWS) -> str:
     """The kernels as text for the assembler; the processor need not be the one at hand."""
     machine = _machine(processor, jit=False)
-    text: str = machine.emit_assembly(_module(processor, machine))
+    text: str = machine.emit_assembly(_module(processor, machine, code))
     return text
 
 
@@ -108,10 +202,10 @@ def _machine(processor: Processor, *, jit: bool) -> Any:
     )
 
 
-def _module(processor: Processor, machine: Any) -> Any:
+def _module(processor: Processor, machine: Any, code: Code) -> Any:
     import llvmlite.binding as llvm
 
-    module = llvm.parse_assembly(codegen.kernels(processor.lanes))
+    module = llvm.parse_assembly(code.generate(processor.lanes))
     module.triple = processor.triple
     module.data_layout = str(machine.target_data)
     module.verify()
@@ -122,19 +216,19 @@ def _module(processor: Processor, machine: Any) -> Any:
     return module
 
 
-def _compiled(processor: Processor) -> bytes:
+def _compiled(processor: Processor, code: Code) -> bytes:
     machine = _machine(processor, jit=True)
-    code: bytes = machine.emit_object(_module(processor, machine))
-    return code
+    made: bytes = machine.emit_object(_module(processor, machine, code))
+    return made
 
 
-def _key(processor: Processor) -> str:
+def source_key(processor: Processor, code: Code) -> str:
     """Everything the object code depends on: the generator's source, the compiler, the processor."""
     import llvmlite
     import llvmlite.binding as llvm
 
     digest = hashlib.sha256()
-    for source in (codegen, emit):
+    for source in code.sources:
         digest.update(hashlib.sha256(Path(str(source.__file__)).read_bytes()).digest())
     digest.update(repr((llvmlite.__version__, llvm.llvm_version_info, processor)).encode())
     return digest.hexdigest()
@@ -154,8 +248,8 @@ def _opened(directory: Path) -> int:
     return descriptor
 
 
-def _read(directory: Path, name: str) -> bytes | None:
-    """The object code in a file of a private directory; None if there is none, or none that is whole."""
+def read_private(directory: Path, name: str) -> bytes | None:
+    """What a file of a private directory holds; None if there is none, or none that is whole."""
     try:
         inside = _opened(directory)
     except OSError:
@@ -172,8 +266,8 @@ def _read(directory: Path, name: str) -> bytes | None:
     return code if code and hashlib.sha256(code).digest() == stored[:_DIGEST] else None
 
 
-def _write(directory: Path, name: str, code: bytes) -> bool:
-    """Keeps object code in a private directory, whole or not at all; says whether that was possible."""
+def write_private(directory: Path, name: str, content: bytes) -> bool:
+    """Keeps bytes in a private directory, whole or not at all; says whether that was possible."""
     temporary = f"{name}.{os.getpid()}.{secrets.token_hex(4)}"
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -184,7 +278,7 @@ def _write(directory: Path, name: str, code: bytes) -> bool:
         file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600, dir_fd=inside)
         try:
             with os.fdopen(file, "wb") as stream:
-                stream.write(hashlib.sha256(code).digest() + code)
+                stream.write(hashlib.sha256(content).digest() + content)
             os.rename(temporary, name, src_dir_fd=inside, dst_dir_fd=inside)
         except OSError:
             os.unlink(temporary, dir_fd=inside)

@@ -16,7 +16,7 @@ from gossamer.runtime.kernel_cache import Kernels, cache_directory, load_kernels
 from gossamer.runtime.spmm import SparseProduct
 from gossamer.runtime.threads import openmp
 
-__all__ = ["SparseLinear", "available"]
+__all__ = ["SparseLinear", "available", "checked_rows"]
 
 
 def available() -> bool:
@@ -87,17 +87,8 @@ class SparseLinear(torch.nn.Module):
         Raises:
             RuntimeError: x has another dtype, device or width, or a gradient is asked for.
         """
-        if x.dtype is not torch.float32 or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
-            raise RuntimeError(self._refusal(x))
-        if x.ndim == 2:
-            if x.shape[1] != self.in_features:
-                raise RuntimeError(self._refusal(x))
-            return self._product(x if x.is_contiguous() or x.stride(1) == 1 else x.contiguous())
-        if x.ndim == 0 or x.shape[-1] != self.in_features:
-            raise RuntimeError(self._refusal(x))
-        outer = x.shape[:-1]
-        rows = x.reshape(outer.numel(), self.in_features).contiguous()
-        return self._product(rows).view(*outer, self.out_features)
+        y = self._product(checked_rows(x, self.in_features, "SparseLinear"))
+        return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     @property
     def resident_bytes(self) -> int:
@@ -116,13 +107,27 @@ class SparseLinear(torch.nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, sparsity={zeros:.3f}, relu={self.relu}"
         )
 
-    def _refusal(self, x: Tensor) -> str:
-        if x.requires_grad and torch.is_grad_enabled():
-            return "SparseLinear: found an input that requires a gradient, expected inference; train with .trainable()"
-        return (
-            f"SparseLinear: found input {tuple(x.shape)} {x.dtype} on {x.device}, "
-            f"expected [..., {self.in_features}] torch.float32 on cpu"
-        )
+
+def checked_rows(x: Tensor, features: int, who: str) -> Tensor:
+    """An input [..., features] as rows [tokens, features] whose elements are adjacent.
+
+    Raises:
+        RuntimeError: it has another dtype, device or width, or a gradient is asked for.
+    """
+    if x.dtype is not torch.float32 or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
+        raise RuntimeError(_refusal(x, features, who))
+    if x.ndim == 2 and x.shape[1] == features:
+        return x if x.is_contiguous() or x.stride(1) == 1 else x.contiguous()
+    if x.ndim in (0, 2) or x.shape[-1] != features:
+        raise RuntimeError(_refusal(x, features, who))
+    return x.reshape(x.shape[:-1].numel(), features).contiguous()
+
+
+def _refusal(x: Tensor, features: int, who: str) -> str:
+    if x.requires_grad and torch.is_grad_enabled():
+        return f"{who}: found an input that requires a gradient, expected inference; train with .trainable()"
+    found = f"found input {tuple(x.shape)} {x.dtype} on {x.device}"
+    return f"{who}: {found}, expected [..., {features}] torch.float32 on cpu"
 
 
 @cache

@@ -1,15 +1,16 @@
 """From encodings to a fast callable: per layer the fastest of the measured candidates, dense always among them.
 
-Layer by layer: every layer is one call, whole outputs are written before the next layer starts.
+Then neighbouring layers keep a layout that suits them (`gossamer.runtime.graph`), if the network can be captured and
+that is measured to be faster. Layer by layer: every layer is one call, whole outputs are written before the next.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast, final
 
 import torch
@@ -17,22 +18,24 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gossamer.encoding.node import Encoding
-from gossamer.encoding.patterns import Mask
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.values import Dense
-from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, DataError
 from gossamer.measure.latency import interleaved
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
-from gossamer.runtime.candidates import WORTH_TRYING, candidates_for, density_of, resident_bytes
+from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
 from gossamer.runtime.cpu import unavailable
+from gossamer.runtime.graph import FeatureMajor, feature_major, untraceable
 from gossamer.runtime.operators import factorized
+from gossamer.runtime.tiled import GroupedLinear, tiler
+from gossamer.runtime.tuning import Memory, layer_key
 
 __all__ = ["Choice", "Lowered", "lower"]
 
 _SECONDS_PER_LAYER = 0.15
+_SECONDS_PER_NETWORK = 0.5
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Choice:
         bytes: of the weights as held in memory.
         dense_bytes: of the dense weights.
         reason: why nothing else was tried; empty if candidates were timed.
+        layout: of a layer on grouped rows: "feature-major", or "module replacement" with why not; else empty.
     """
 
     layer: str
@@ -58,6 +62,7 @@ class Choice:
     bytes: int
     dense_bytes: int
     reason: str = ""
+    layout: str = ""
 
 
 @final
@@ -111,6 +116,9 @@ def lower(
     why_not = unavailable()
     if why_not:
         warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
+    tuner = _Tuner(
+        Memory.of_this_machine(), jit=not why_not, traceable=not why_not and not untraceable(network, arguments)
+    )
     choices: dict[str, Choice] = {}
     replaced: list[tuple[tuple[str, ...], nn.Module]] = []
     for names, tree in weights:
@@ -119,7 +127,7 @@ def lower(
         if name not in seen:
             choices[name] = _kept_dense(name, layer, "the layer was not called with the example inputs")
             continue
-        chosen, choices[name] = _choose(name, layer, tree, seen[name], jit=not why_not)
+        chosen, choices[name] = tuner.choose(name, layer, tree, seen[name])
         if chosen is not layer:
             replaced.append((names, layer))
             network = _put(network, names, chosen)
@@ -128,7 +136,32 @@ def lower(
         names, layer = replaced.pop()
         network = _put(network, names, layer)
         choices[names[0]] = _kept_dense(names[0], layer, f"with faster layers the network {problem}")
+    if any(isinstance(module, GroupedLinear) for module in network.modules()):
+        network = _captured(network, arguments, expected, choices, tuner)
     return Lowered(network, list(choices.values()))
+
+
+def _captured(
+    network: nn.Module, arguments: tuple[Any, ...], expected: Any, choices: dict[str, Choice], tuner: _Tuner
+) -> nn.Module:
+    """The network feature-major where that can be done and is faster; says so in the choices, which are changed."""
+    made = feature_major(network, arguments, tiler())
+    if isinstance(made, str):
+        why_not = made
+    elif problem := _differs(made.network, arguments, expected):
+        why_not = f"captured, it {problem}"
+    else:
+        modules: dict[str, nn.Module] = {"module replacement": network, "feature-major": made.network}
+        calls = {name: _call_all(module, arguments) for name, module in modules.items()}
+        times = tuner.network_times(choices.values(), arguments, calls)
+        why_not = "" if times["feature-major"] < times["module replacement"] else "measured to be faster"
+    inside = made.linears if isinstance(made, FeatureMajor) and not why_not else ()
+    for name, choice in choices.items():
+        if isinstance(network.get_submodule(name), GroupedLinear):
+            outside = why_not or "no neighbour shares its layout"
+            layout = "feature-major" if name in inside else f"module replacement: {outside}"
+            choices[name] = replace(choice, layout=layout)
+    return made.network if isinstance(made, FeatureMajor) and not why_not else network
 
 
 def _differs(network: nn.Module, arguments: tuple[Any, ...], expected: Any) -> str:
@@ -156,11 +189,9 @@ def _weights(
     if specs is not None and trees is not None:
         known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
     else:
+        parameters = dict(network.named_parameters())
         known = {
-            n: _found_zeros(network.get_parameter(s.name))
-            for s in specs_of(network)
-            for n in s.names
-            if s.name in dict(network.named_parameters())
+            n: Dense(parameters[s.name].detach()) for s in specs_of(network) for n in s.names if s.name in parameters
         }
     found: dict[int, tuple[tuple[str, ...], Encoding]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
@@ -176,14 +207,6 @@ def _weights(
 
 def _join(owner: str, key: str) -> str:
     return f"{owner}.{key}" if owner else key
-
-
-def _found_zeros(weight: Tensor) -> Encoding:
-    dense = weight.detach()
-    if dense.dim() == 2 and int(dense.count_nonzero()) < WORTH_TRYING * dense.numel():
-        where = Mask.of(dense != 0)
-        return Masked(where, Dense(dense.reshape(-1)[where.positions().long()]))
-    return Dense(dense)
 
 
 @contextmanager
@@ -223,24 +246,66 @@ def _kept_dense(name: str, layer: nn.Module, reason: str) -> Choice:
     return Choice(name, "dense", density_of(layer), float("nan"), float("nan"), size, size, reason)
 
 
-def _choose(name: str, layer: nn.Module, tree: Encoding, inputs: Tensor, *, jit: bool) -> tuple[nn.Module, Choice]:
-    plain = _kept_dense(name, layer, "")
-    candidates = candidates_for(layer, tree, inputs, jit=jit)
-    if len(candidates) == 1:
-        return layer, _kept_dense(name, layer, _no_candidate(layer, tree, plain.density, jit=jit))
-    calls = {kind: _call(module, inputs) for kind, module in candidates.items()}
-    times = interleaved(calls, seconds=_SECONDS_PER_LAYER * len(calls))
-    best = min(times, key=lambda kind: times[kind].median_ms)
-    held = resident_bytes(candidates[best])
-    choice = Choice(name, best, plain.density, times[best].median_ms, times["dense"].median_ms, held, plain.dense_bytes)
-    return candidates[best], choice
+@final
+class _Tuner:
+    """Chooses by measured times, which are remembered."""
+
+    def __init__(self, memory: Memory, *, jit: bool, traceable: bool) -> None:
+        self.memory = memory
+        self.jit = jit
+        self.traceable = traceable
+
+    def choose(self, name: str, layer: nn.Module, tree: Encoding, inputs: Tensor) -> tuple[nn.Module, Choice]:
+        """The fastest candidate for a layer."""
+        plain = _kept_dense(name, layer, "")
+        offers = offers_for(layer, tree, plain.density, inputs.dtype, jit=self.jit)
+        if len(offers) == 1:
+            return layer, replace(plain, reason=_no_candidate(layer, tree, plain.density, inputs, jit=self.jit))
+        built: dict[str, nn.Module] = {}
+
+        def measure() -> dict[str, float]:
+            built.update({kind: make() for kind, make in offers.items()})
+            calls = {kind: self._call(module, inputs) for kind, module in built.items()}
+            times = interleaved(calls, seconds=_SECONDS_PER_LAYER * len(calls))
+            return {kind: timing.median_ms for kind, timing in times.items()}
+
+        if isinstance(layer, nn.Linear) and not factorized(tree):
+            shape = (layer.out_features, layer.in_features)
+            tokens = inputs.numel() // max(1, inputs.shape[-1])
+            key = f"{layer_key(shape, plain.density, tokens, inputs.dtype)} tiles {self.traceable}"
+            times = self.memory.times(key, tuple(offers), measure)
+        else:
+            times = measure()
+        best = min(times, key=lambda kind: times[kind])
+        chosen = built[best] if best in built else offers[best]()
+        choice = replace(plain, kernel=best, ms=times[best], dense_ms=times["dense"], bytes=resident_bytes(chosen))
+        return chosen, choice
+
+    def network_times(
+        self, choices: Iterable[Choice], arguments: tuple[Any, ...], calls: Mapping[str, Callable[[], object]]
+    ) -> dict[str, float]:
+        """Milliseconds of the whole network in several forms."""
+        layers = [(c.layer, c.kernel, c.dense_bytes, round(c.density, 2)) for c in choices]
+        shapes = [tuple(a.shape) if isinstance(a, Tensor) else repr(type(a)) for a in arguments]
+
+        def measure() -> dict[str, float]:
+            times = interleaved(calls, seconds=_SECONDS_PER_NETWORK)
+            return {kind: timing.median_ms for kind, timing in times.items()}
+
+        return self.memory.times(f"network {layers} {shapes}", tuple(calls), measure)
+
+    def _call(self, module: nn.Module, inputs: Tensor) -> Callable[[], object]:
+        if isinstance(module, GroupedLinear) and self.traceable and inputs.numel():
+            packed = tiler().pack(inputs)  # neighbours will hand on tiles
+            return lambda: module.product(packed.data)
+        return lambda: module(inputs)
 
 
-def _call(module: nn.Module, inputs: Tensor) -> Callable[[], object]:
-    return lambda: module(inputs)
+def _call_all(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
+    return lambda: module(*arguments)
 
 
-def _no_candidate(layer: nn.Module, tree: Encoding, density: float, *, jit: bool) -> str:
+def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tensor, *, jit: bool) -> str:
     if factorized(tree):
         return f"{type(tree).__name__} in {type(layer).__name__}: no small operators for it here"
     if density >= WORTH_TRYING:
@@ -249,7 +314,7 @@ def _no_candidate(layer: nn.Module, tree: Encoding, density: float, *, jit: bool
         return f"{type(layer).__name__}: no sparse kernel for it yet"
     if not jit:
         return "no compiler for this processor"
-    return f"{type(tree).__name__}: only float32 inputs have sparse kernels"
+    return f"{inputs.dtype}: only float32 has sparse kernels"
 
 
 def _put(network: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:

@@ -13,9 +13,10 @@ from torch import Tensor
 from gossamer.errors import PlanError
 from gossamer.runtime.codegen import PIECES, TILES, Slot
 from gossamer.runtime.kernel_cache import Kernels
+from gossamer.runtime.layout import Pool
 from gossamer.runtime.threads import OpenMP
 
-__all__ = ["SparseProduct", "Workspace", "workspace"]
+__all__ = ["SparseProduct", "Workspace", "check_sparse", "workspace"]
 
 _WORTH_A_TEAM = 120_000
 """Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
@@ -102,7 +103,7 @@ class SparseProduct:
         team_from: int = _WORTH_A_TEAM,
     ) -> None:
         rows, columns = shape
-        _check(rows, columns, positions, values, bias)
+        check_sparse(rows, columns, positions, values, bias)
         lanes = kernels.processor.lanes
         nonzeros = len(values)
         vectors = vectors or (4 if lanes == 16 else 8)
@@ -127,7 +128,7 @@ class SparseProduct:
             np.zeros(rows, np.float32) if bias is None else np.array(bias, np.float32),
             _bounds(counts.sum(axis=0)),
         )
-        description = np.zeros(len(Slot), np.int64)
+        description = np.zeros(len(Slot) + len(Pool), np.int64)
         addresses = openmp.addresses or (0, 0, 0, 0)
         for slot, number in {
             Slot.ROWS: rows,
@@ -141,10 +142,10 @@ class SparseProduct:
             Slot.RELU: int(relu),
             Slot.VECTORS: vectors,
             Slot.BOUNDS: packed[4].ctypes.data,
-            Slot.PARALLEL: addresses[0],
-            Slot.NUMBER: addresses[1],
-            Slot.TEAM: addresses[2],
-            Slot.BARRIER: addresses[3],
+            Pool.PARALLEL: addresses[0],
+            Pool.NUMBER: addresses[1],
+            Pool.TEAM: addresses[2],
+            Pool.BARRIER: addresses[3],
         }.items():
             description[slot] = number
         self._arrays = (*packed, description)
@@ -237,13 +238,18 @@ def _bounds(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     return np.ascontiguousarray(bounds)
 
 
-def _check(
+def check_sparse(
     rows: int,
     columns: int,
     positions: npt.NDArray[Any],
     values: npt.NDArray[Any],
     bias: npt.NDArray[Any] | None,
 ) -> None:
+    """Refuse what no kernel could multiply with.
+
+    Raises:
+        PlanError: sizes do not fit, or positions are out of order or range.
+    """
     if rows < 0 or columns < 0 or positions.ndim != 1 or values.shape != positions.shape:
         raise PlanError(
             f"sparse weight: found shape {(rows, columns)}, {positions.shape} positions and {values.shape} values, "

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import stat
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import torch
 
 from gossamer.runtime import kernel_cache
 from gossamer.runtime.cpu import Processor, host
-from gossamer.runtime.kernel_cache import Kernels, assembly, cache_directory, load_kernels
+from gossamer.runtime.kernel_cache import ROWS, TILES, Code, Kernels, assembly, cache_directory, load_kernels
 from gossamer.runtime.spmm import SparseProduct
 from gossamer.runtime.threads import openmp
 
@@ -20,16 +22,21 @@ _CHEAP = host("generic")
 _OBJECTS: dict[Processor, bytes] = {}
 
 
+@cache
+def _neon_tiles() -> str:
+    return assembly(Processor.neon(), TILES)
+
+
 @pytest.fixture
 def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Processor]:
     """Processors that were compiled for; the code itself is compiled once for all tests of this file."""
     seen: list[Processor] = []
     compile_now = kernel_cache._compiled
 
-    def compiled(processor: Processor) -> bytes:
+    def compiled(processor: Processor, code: Code) -> bytes:
         seen.append(processor)
         if processor not in _OBJECTS:
-            _OBJECTS[processor] = compile_now(processor)
+            _OBJECTS[processor] = compile_now(processor, code)
         return _OBJECTS[processor]
 
     monkeypatch.setattr(kernel_cache, "_compiled", compiled)
@@ -123,7 +130,8 @@ def test_a_failed_write_leaves_nothing_behind(
 
 def test_another_processor_has_another_file() -> None:
     other = Processor(_CHEAP.triple, _CHEAP.name, "+sse2", _CHEAP.lanes)
-    assert kernel_cache._key(other) != kernel_cache._key(_CHEAP)
+    assert kernel_cache.source_key(other, ROWS) != kernel_cache.source_key(_CHEAP, ROWS)
+    assert kernel_cache.source_key(_CHEAP, TILES) != kernel_cache.source_key(_CHEAP, ROWS)
 
 
 def test_the_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -137,3 +145,23 @@ def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
     text = assembly(Processor.neon())
     assert "fmla\tv" in text and ".4s" in text
     assert text.count("product_") and "bl\tfmaf" not in text
+
+
+@pytest.mark.parametrize(
+    ("kernel", "wanted"),
+    [
+        ("sliced_8_4", "fmla"),
+        ("sliced_16_1", "fmla"),
+        ("patterns_8_4", "fmla"),
+        ("patterns_16_2", "fmla"),
+        ("finish", "fdiv"),
+        ("normalise_vector", "fsqrt"),
+        ("pack_tile", "trn1|zip1|uzp1"),
+        ("unpack_tile", "trn1|zip1|uzp1"),
+    ],
+)
+def test_neon_code_for_tiles_is_vector_code_in_every_kernel(kernel: str, wanted: str) -> None:
+    found = re.search(rf"^{kernel}:$.*?^\.Lfunc_end", _neon_tiles(), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    assert re.search(rf"\b({wanted})\tv\d+\.\d+[sd]", found.group())
+    assert not re.search(r"\bbl\t(fmaf|expf|erff|sqrtf)", found.group())

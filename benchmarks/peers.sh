@@ -1,0 +1,57 @@
+#!/usr/bin/env bash
+# Environments of the programs that `benchmarks.runtime` compares with: one folder each, never Gossamer's own.
+#   benchmarks/peers.sh [FOLDER]      (.peers by default)
+# What cannot be installed is reported and left out. DeepSparse (Neural Magic licence) is run for evaluation only.
+set -u
+folder=${1:-.peers}
+mkdir -p "$folder"
+missing=()
+
+# python_of 3.11 3.10 …: the first interpreter of these versions that is here
+python_of() {
+  local version found
+  for version in "$@"; do
+    for found in "$(command -v "python$version")" "${PYENV_ROOT:-$HOME/.pyenv}"/versions/"$version".*/bin/python; do
+      if [ -x "$found" ] && "$found" -c 'import venv' 2>/dev/null; then
+        echo "$found"
+        return
+      fi
+    done
+  done
+}
+
+# peer NAME "VERSIONS OF PYTHON" MODULE PACKAGES…
+peer() {
+  local name=$1 versions=$2 module=$3 python log
+  shift 3
+  log=$folder/$name.log
+  if [ -x "$folder/$name/bin/python" ] && "$folder/$name/bin/python" -c "import $module" 2>/dev/null; then
+    echo "$name: there"
+    return
+  fi
+  # shellcheck disable=SC2086 # several words are meant
+  python=$(python_of $versions)
+  if [ -z "$python" ]; then
+    echo "$name: no Python of $versions here"
+    missing+=("$name")
+    return
+  fi
+  rm -rf "${folder:?}/$name"
+  if "$python" -m venv "$folder/$name" >"$log" 2>&1 &&
+    "$folder/$name/bin/python" -m pip install --disable-pip-version-check "$@" >>"$log" 2>&1 &&
+    "$folder/$name/bin/python" -c "import $module" >>"$log" 2>&1; then
+    echo "$name: installed with $("$python" --version)"
+  else
+    echo "$name: cannot be installed, see $log: $(tail -n 1 "$log")"
+    rm -rf "${folder:?}/$name"
+    missing+=("$name")
+  fi
+}
+
+peer onnxruntime "3.11 3.12 3.10 3.13" onnxruntime onnxruntime onnx numpy
+peer openvino "3.11 3.12 3.10 3.13" openvino openvino numpy
+peer deepsparse "3.11 3.10 3.9 3.8" deepsparse "deepsparse==1.8.0" "numpy<2"
+
+if [ ${#missing[@]} -gt 0 ]; then
+  echo "left out: ${missing[*]}"
+fi

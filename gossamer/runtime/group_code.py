@@ -1,0 +1,323 @@
+"""Kernels for sparse × dense products that take several rows of the weight at once, as LLVM IR.
+
+Activations are feature-major tiles, X [tiles, K, tile] → Y [tiles, M, tile], a tile being 1, 2 or 4 vectors of tokens.
+The columns of W are cut into panels, its rows into chunks; within both, rows form groups. A group's outputs of one
+tile are held in registers while its non-zeros of one panel are gone through. There are two ways to go:
+
+- *sliced*: the rows of a group have about equally many non-zeros, and step through them side by side, each at columns
+  of its own (sliced ELLPACK with sorted rows: Kreutzer et al. 2014, arXiv 1307.6209, section 2). One loop per group,
+  nearly as long as the one before: its end is foreseen by the processor.
+- *patterns*: the columns of a group are sorted by which of its rows are not zero there; each row of X that is loaded is
+  used by all of these. Pays where rows overlap, from a density of about 0.2 on.
+
+Positions are data: the same code serves every matrix. Indices count from the start of the panel, in 8 or 16 bits.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any
+
+from llvmlite import ir
+
+from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.epilogue import finish_function
+from gossamer.runtime.layout import in_team
+
+__all__ = ["PATTERNS", "TILES", "Field", "Way", "add_products", "height"]
+
+Node = Any  # llvmlite has no type stubs
+
+TILES = (1, 2, 4)
+"""Vectors of tokens per tile for which there is code."""
+
+PATTERNS = tuple(sorted(range(1, 16), key=lambda mask: (mask.bit_count(), mask)))
+"""The non-empty sets of four rows as bit masks, in the order in which a group goes through them."""
+
+_BATCH = 8
+"""Vectors of tokens that go through a block of weights before the next block is read from memory."""
+
+
+class Way(IntEnum):
+    """How a group's non-zeros are ordered."""
+
+    SLICED = 0
+    PATTERNS = 1
+
+
+class Field(IntEnum):
+    """Where kernels find what in the description of a packed matrix, beside ``layout.Pool``."""
+
+    ROWS = 0
+    COLUMNS = 1
+    PANELS = 2
+    WIDTH = 3  # columns per panel
+    CHUNKS = 4
+    STEP = 5  # chunks per block
+    STARTS = 6  # int64 [PANELS · CHUNKS + 1, 3]: the first group, index and value of each panel and chunk
+    COUNTS = 7  # uint16 [groups] or [groups, 15]: steps of a group, or columns of each of its patterns
+    ORDER = 8  # uint32 [groups, height]: rows of a group; one that repeats the first row stands for none
+    INDEX = 9  # uint8 or uint16 [indices], column within the panel
+    VALUES = 10  # float32 [values]
+    BIAS = 15  # float32 [ROWS]
+    ACTIVATION = 16
+    WAY = 17
+    NARROW = 18  # 1 if indices have 8 bits
+
+
+def height(way: Way, lanes: int) -> int:
+    """Rows per group: what registers have room for beside the tile (16 of them with vectors of 8 floats, else 32)."""
+    return 2 if way is Way.SLICED and lanes == 8 else 4
+
+
+def add_products(module: ir.Module, lanes: int) -> ir.Function:
+    """Adds ``multiply(description, x, y, residual, tiles, vectors, threads)``: Y = f(W·X + b) + residual.
+
+    Args:
+        module: gets the entry point and what it calls.
+        lanes: floats per vector register.
+
+    Returns:
+        The function that applies activation and residual to a row.
+    """
+    finish = finish_function(module, lanes)
+    made = function(module, "multiply_share", [PTR] + [I64] * 7, exported=False)
+    description, x, y, residual, tiles, vectors, part, team = made.args
+    e = Emitter(made, lanes)
+    after = made.append_basic_block()
+    found = [e.read(description, int(field), I64) for field in (Field.WAY, Field.NARROW)] + [vectors]
+    for way in Way:
+        for narrow in (1, 0):
+            for count in TILES:
+                walk = _walk(module, lanes, way, narrow, count, finish)
+                yes, no = made.append_basic_block(), made.append_basic_block()
+                same = [e.equal(a, int(b)) for a, b in zip(found, (way, narrow, count), strict=True)]
+                e.at.cbranch(e.at.and_(e.at.and_(same[0], same[1]), same[2]), yes, no)
+                e.at.position_at_end(yes)
+                e.at.call(walk, [description, x, y, residual, tiles, part, team])
+                e.at.branch(after)
+                e.at.position_at_end(no)
+    e.at.branch(after)
+    e.at.position_at_end(after)
+    e.at.ret_void()
+    in_team(module, "multiply", made, 5)
+    return finish
+
+
+def _walk(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, finish: ir.Function) -> ir.Function:
+    """One member's share of a product: chunks of rows for all tiles, or all rows for some tiles."""
+    product = _product(module, lanes, way, narrow, vectors, finish)
+    made = function(
+        module, f"walk_{way.name.lower()}_{8 if narrow else 16}_{vectors}", [PTR] + [I64] * 6, exported=False
+    )
+    description, x, y, residual, tiles, part, team = made.args
+    e = Emitter(made, lanes)
+    rows, columns, panels, chunks, step = (
+        e.read(description, int(f), I64) for f in (Field.ROWS, Field.COLUMNS, Field.PANELS, Field.CHUNKS, Field.STEP)
+    )
+    # By chunks each member reads its own part of the weights; with many members and tiles, shares would get uneven.
+    by_chunks = e.at.or_(e.less(tiles, team), e.less(e.mul(team, 2), e.add(chunks, 1)))
+
+    def share(whole: Node, divided: Node) -> list[Node]:
+        bounds = (e.div(e.mul(e.add(part, i), whole), team) for i in range(2))
+        return [e.at.select(divided, b, e.constant(o)) for b, o in zip(bounds, (0, whole), strict=True)]
+
+    chunk_from, chunk_to = share(chunks, by_chunks)
+    tile_from, tile_to = share(tiles, e.at.not_(by_chunks))
+    tile_bytes = 4 * lanes * vectors
+    batch = _BATCH // vectors
+
+    def some_tiles(t: Node, _: list[Node]) -> list[Node]:
+        t_end = e.least(e.add(t, batch), tile_to)
+
+        def block(c: Node, _: list[Node]) -> list[Node]:
+            c_end = e.least(e.add(c, step), chunk_to)
+
+            def panel(p: Node, _: list[Node]) -> list[Node]:
+                def tile(i: Node, _: list[Node]) -> list[Node]:
+                    x_at = e.add(x, e.mul(i, e.mul(columns, tile_bytes)))
+                    y_off = e.mul(i, e.mul(rows, tile_bytes))
+                    none = e.equal(residual, 0)
+                    r_at = e.at.select(none, e.constant(0), e.add(residual, y_off))
+                    addresses = [e.at.inttoptr(a, PTR) for a in (x_at, e.add(y, y_off), r_at)]
+                    e.at.call(product, [description, *addresses, p, c, c_end])
+                    return []
+
+                e.loop(t, t_end, tile)
+                return []
+
+            e.loop(0, panels, panel)
+            return []
+
+        e.loop(chunk_from, chunk_to, block, step=step)
+        return []
+
+    e.loop(tile_from, tile_to, some_tiles, step=batch)
+    e.at.ret_void()
+    return made
+
+
+def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, finish: ir.Function) -> ir.Function:
+    """One panel of W, rows of the chunks [first, last), times one tile: added to Y, and finished if it is the last."""
+    name = f"{way.name.lower()}_{8 if narrow else 16}_{vectors}"
+    made = function(module, name, [PTR] * 4 + [I64] * 3, exported=False)
+    description, x, y, residual, panel, first, last = made.args
+    e = Emitter(made, lanes)
+    rows = height(way, lanes)
+    tile, align = lanes * vectors, lanes * 4
+    inner = min(vectors, 2) if way is Way.PATTERNS and lanes == 8 else vectors  # what registers have room for
+    index_type = I8 if narrow else I16
+    segments = len(PATTERNS) if way is Way.PATTERNS else 1
+
+    def field(which: Field, kind: Node = PTR) -> Node:
+        return e.read(description, int(which), kind)
+
+    starts, counts, order, index, values, bias = (
+        field(f) for f in (Field.STARTS, Field.COUNTS, Field.ORDER, Field.INDEX, Field.VALUES, Field.BIAS)
+    )
+    chunks, activation = field(Field.CHUNKS, I64), field(Field.ACTIVATION, I64)
+    x_panel = e.element(x, e.mul(panel, e.mul(field(Field.WIDTH, I64), tile)), F32)
+    opening = e.equal(panel, 0)
+    nothing = e.at.and_(e.equal(activation, 0), e.equal(e.at.ptrtoint(residual, I64), 0))
+    closing = e.at.and_(e.equal(panel, e.sub(field(Field.PANELS, I64), 1)), e.at.not_(nothing))
+
+    def half(h: Node, _: list[Node]) -> list[Node]:
+        offset = e.mul(h, inner * lanes)
+        x_half, y_half, r_half = (e.element(base, offset, F32) for base in (x_panel, y, residual))
+
+        def group(g: Node, carried: list[Node]) -> list[Node]:
+            at, value_at = carried
+            ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
+            outs = [e.element(y_half, e.mul(i, tile), F32) for i in ids]
+            flat = e.choose(
+                opening,
+                lambda: [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * inner],
+                lambda: [e.load(out, lanes * v, align) for out in outs for v in range(inner)],
+            )
+            sums = [flat[r * inner : (r + 1) * inner] for r in range(rows)]
+            go = _patterns if way is Way.PATTERNS else _sliced
+            sums, at, value_at = go(
+                _Group(e, counts, index, values, x_half, index_type, tile, segments), g, sums, at, value_at
+            )
+            # A row that stands for none repeats the first: its place is written before the first row's sums are.
+            for out, row in reversed(list(zip(outs, sums, strict=True))):
+                for v, s in enumerate(row):
+                    e.store(s, out, lanes * v, align)
+            with e.at.if_then(closing):
+                for r, out in enumerate(outs):
+                    real = e.constant(1) if r == 0 else None
+                    left = e.element(r_half, e.mul(ids[r], tile), F32)
+                    null = e.equal(e.at.ptrtoint(residual, I64), 0)
+                    left = e.at.select(null, residual, left)
+                    arguments = [out, left, activation, e.constant(inner)]
+                    if real is not None:
+                        e.at.call(finish, arguments)
+                    else:
+                        with e.at.if_then(e.at.not_(e.equal(ids[r], ids[0]))):
+                            e.at.call(finish, arguments)
+            return [at, value_at]
+
+        def chunk(c: Node, _: list[Node]) -> list[Node]:
+            entry = e.mul(e.add(e.mul(panel, chunks), c), 3)
+            begin, at, value_at, end = (e.read(starts, e.add(entry, i), I64) for i in range(4))
+            e.loop(begin, end, group, [at, value_at])
+            return []
+
+        e.loop(first, last, chunk)
+        return []
+
+    e.loop(0, vectors // inner, half)
+    e.at.ret_void()
+    return made
+
+
+class _Group:
+    """What the inner loops of both ways read."""
+
+    def __init__(
+        self, e: Emitter, counts: Node, index: Node, values: Node, x: Node, index_type: Node, tile: int, segments: int
+    ) -> None:
+        self.e = e
+        self.counts = counts
+        self.index = index
+        self.values = values
+        self.x = x
+        self.index_type = index_type
+        self.tile = tile
+        self.segments = segments
+
+    def count(self, g: Node, segment: int) -> Node:
+        """Steps of a segment of group ``g``."""
+        return self.e.wide(self.counts, self.e.add(self.e.mul(g, self.segments), segment), I16)
+
+    def inputs(self, at: Node) -> Node:
+        """Address of the row of X that index number ``at`` names."""
+        return self.row(self.e.wide(self.index, at, self.index_type))
+
+    def row(self, column: Node) -> Node:
+        """Address of a row of X."""
+        return self.e.element(self.x, self.e.mul(column, self.tile), F32)
+
+    def columns(self, at: Node, count: int) -> list[Node]:
+        """So many indices from number ``at`` on, read as one word: loads are what limits these loops."""
+        width = self.index_type.width
+        word = ir.IntType(width * count)
+        loaded = self.e.at.load(self.e.element(self.index, at, self.index_type), align=width // 8, typ=word)
+        found = []
+        for k in range(count):
+            part = self.e.at.lshr(loaded, ir.Constant(word, width * k)) if k else loaded
+            found.append(self.e.at.zext(self.e.at.trunc(part, self.index_type), I64))
+        return found
+
+    def weight(self, at: Node) -> Node:
+        """Value number ``at`` in every lane."""
+        return self.e.spread(self.e.read(self.values, at, F32))
+
+    def vector(self, address: Node, v: int) -> Node:
+        """Vector ``v`` of a row of X."""
+        return self.e.load(address, self.e.lanes * v, self.e.lanes * 4)
+
+
+def _sliced(
+    group: _Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
+) -> tuple[list[list[Node]], Node, Node]:
+    """Every row steps through as many non-zeros as the others: one of each at a time."""
+    e, rows, inner = group.e, len(sums), len(sums[0])
+    end = e.add(at, e.mul(group.count(g, 0), rows))
+
+    def step(p: Node, carried: list[Node]) -> list[Node]:
+        out: list[Node] = []
+        for r, column in enumerate(group.columns(p, rows)):
+            x_row = group.row(column)
+            weight = group.weight(e.add(p, r))
+            out += [e.fma(weight, group.vector(x_row, v), carried[r * inner + v]) for v in range(inner)]
+        return out
+
+    flat = e.loop(at, end, step, [s for row in sums for s in row], step=rows)
+    return [flat[r * inner : (r + 1) * inner] for r in range(rows)], end, e.add(value_at, e.sub(end, at))
+
+
+def _patterns(
+    group: _Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
+) -> tuple[list[list[Node]], Node, Node]:
+    """Pattern by pattern; one row of X is loaded for all rows of the pattern."""
+    e, inner = group.e, len(sums[0])
+    for segment, mask in enumerate(PATTERNS):
+        members = [r for r in range(4) if mask >> r & 1]
+        end = e.add(at, group.count(g, segment))
+
+        def column(p: Node, carried: list[Node], members: list[int] = members) -> list[Node]:
+            w, *flat = carried
+            x_row = group.inputs(p)
+            vectors = [group.vector(x_row, v) for v in range(inner)]
+            out: list[Node] = []
+            for k in range(len(members)):
+                weight = group.weight(e.add(w, k))
+                out += [e.fma(weight, vectors[v], flat[k * inner + v]) for v in range(inner)]
+            return [e.add(w, len(members)), *out]
+
+        value_at, *flat = e.loop(at, end, column, [value_at, *(s for r in members for s in sums[r])])
+        for k, r in enumerate(members):
+            sums[r] = flat[k * inner : (k + 1) * inner]
+        at = end
+    return sums, at, value_at

@@ -1,0 +1,260 @@
+"""Networks become feature-major where they can, and compute the same for any batch and length."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gossamer as gs
+from benchmarks.runtime_networks import Encoder, EncoderSize, prune
+from gossamer.measure.latency import Timing
+from gossamer.runtime.graph import FeatureMajor, feature_major
+from gossamer.runtime.group_code import Way
+from gossamer.runtime.lower import Lowered
+from gossamer.runtime.tiled import GroupedLinear, tiler
+
+FAVOURITES = ("feature-major", "sliced")
+
+
+def tiles_win(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, Timing]:
+    del seconds
+    return {name: Timing(1.0 if name in FAVOURITES else 2.0, 1.0, 2.0, 5) for name in calls}
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.runtime.lower.interleaved", tiles_win)
+
+
+def lowered(model: nn.Module, *inputs: Any) -> Lowered:
+    made: Lowered = gs.lower(model, inputs)  # type: ignore[operator]
+    return made
+
+
+def encoder(norm: Literal["pre", "post"]) -> Encoder:
+    torch.manual_seed(0)
+    size = EncoderSize(layers=2, hidden=64, heads=4, inner=160, norm=norm)
+    model = Encoder(size, vocabulary=50, positions=40).eval()
+    prune(model, 0.8)
+    return model
+
+
+def grouped(model: nn.Module) -> nn.Module:
+    """All Linear layers on grouped rows."""
+    model = copy.deepcopy(model).eval()
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, nn.Linear):
+            owner, _, key = name.rpartition(".")
+            setattr(model.get_submodule(owner), key, GroupedLinear(layer.weight, layer.bias, Way.SLICED))
+    return model
+
+
+def captured(model: nn.Module, *inputs: Any) -> FeatureMajor:
+    made = feature_major(grouped(model), inputs, tiler())
+    assert isinstance(made, FeatureMajor), made
+    return made
+
+
+def assert_same(found: Tensor, model: nn.Module, *inputs: Any) -> None:
+    with torch.inference_mode():
+        exact = copy.deepcopy(model).double()(*(x.double() if x.is_floating_point() else x for x in inputs))
+    assert found.shape == exact.shape
+    assert float((found - exact).abs().max()) <= 1e-5 * float(exact.abs().max())
+
+
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_a_whole_encoder_is_feature_major_for_any_batch_and_length(norm: Literal["pre", "post"]) -> None:
+    model = encoder(norm)
+    fast = lowered(model, torch.randint(50, (1, 20)))
+    choices = fast.explain()
+    assert len(choices) == 12 and {c.layout for c in choices} == {"feature-major"}
+    for shape in ((1, 20), (1, 1), (3, 40), (7, 5)):
+        tokens = torch.randint(50, shape)
+        assert_same(fast(tokens), model, tokens)
+    copied = copy.deepcopy(fast)
+    assert torch.equal(copied(tokens), fast(tokens))
+
+
+@pytest.mark.parametrize(("norm", "norms"), [("post", 5), ("pre", 4)])
+def test_layouts_change_only_around_attention_and_at_the_edges(norm: Literal["pre", "post"], norms: int) -> None:
+    made = captured(encoder(norm), torch.randint(50, (2, 20)))
+    assert len(made.linears) == 12
+    assert made.norms == norms
+    assert made.fused == 2 * 3  # per block: GELU, and two sums
+    assert made.changes == 2 * 4 + 2  # per block: q, k, v out and the mixture in; embeddings in, result out
+
+
+class Chain(nn.Module):
+    """Shapes of code that fusion must see through, or leave alone."""
+
+    def __init__(self, forward: Callable[[Chain, Tensor], Tensor]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b = nn.Linear(30, 30), nn.Linear(30, 30)
+        self.norm, self.act, self.hasty = nn.LayerNorm(30), nn.SiLU(), nn.ReLU(inplace=True)
+        self.body = forward
+        prune(self, 0.7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(self, x)
+
+
+def in_place_sum(m: Chain, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = m.b(y)
+    y += z
+    return y * z
+
+
+def reused_in_place(m: Chain, x: Tensor) -> Tensor:
+    y = m.a(x)
+    z = m.hasty(y)
+    return m.b(z) + y
+
+
+def view_in_place(m: Chain, x: Tensor) -> Tensor:
+    y = m.a(x)
+    y.view(-1).relu_()
+    return m.b(y)
+
+
+def later_residual(m: Chain, x: Tensor) -> Tensor:
+    y = m.a(x)
+    return y + m.b(m.norm(x))
+
+
+BODIES: dict[str, Callable[[Chain, Tensor], Tensor]] = {
+    "two layers": lambda m, x: m.b(m.a(x)),
+    "an activation between": lambda m, x: m.b(m.act(m.a(x))),
+    "GELU by tanh": lambda m, x: m.b(F.gelu(m.a(x), approximate="tanh")),
+    "an activation that is read twice": lambda m, x: m.b(y := m.act(m.a(x))) + y,
+    "a layer that is read twice": lambda m, x: m.b(F.relu(y := m.a(x))) + y,
+    "a sum of a value with itself": lambda m, x: (y := m.a(x)) + y,
+    "a residual before an activation": lambda m, x: m.act(m.a(x) + x),
+    "a residual after an activation": lambda m, x: m.b(m.act(m.a(x)) + x),
+    "one layer twice": lambda m, x: m.a(F.relu(m.a(x))),
+    "a residual that comes later": later_residual,
+    "the norm's input and output are used": lambda m, x: m.b(m.norm(y := m.a(x)) + y),
+    "a sum with a vector": lambda m, x: m.b(m.a(x) + torch.ones(30)),
+    "a sum with a number": lambda m, x: m.b(m.a(x) + 1),
+    "a sum in place": in_place_sum,
+    "an activation in place": lambda m, x: m.b(m.hasty(m.a(x))),
+    "rows between": lambda m, x: m.b(m.a(x).softmax(-1)),
+    "dropout between": lambda m, x: m.b(F.dropout(m.a(x), 0.5, m.training)),
+    "dropout between, by name": lambda m, x: m.b(F.dropout(m.a(x), p=0.5, training=m.training)),
+}
+
+
+@pytest.mark.parametrize("body", BODIES.values(), ids=BODIES.keys())
+def test_any_order_of_layers_computes_the_same(body: Callable[[Chain, Tensor], Tensor]) -> None:
+    model = Chain(body).eval()
+    x = torch.randn(3, 7, 30)
+    made = captured(model, x)
+    with torch.inference_mode():
+        assert_same(made.network(x), model, x)
+        more = torch.randn(90, 30)
+        assert_same(made.network(more), model, more)
+
+
+@pytest.mark.parametrize("body", [reused_in_place, view_in_place])
+def test_what_is_overwritten_and_read_again_is_not_captured(body: Callable[[Chain, Tensor], Tensor]) -> None:
+    model = Chain(body).eval()
+    x = torch.randn(3, 7, 30)
+    reason = feature_major(grouped(model), (x,), tiler())
+    assert isinstance(reason, str) and "overwrites a value that may be read again" in reason
+    assert_same(lowered(model, x)(x), model, x)
+
+
+def test_a_sum_that_broadcasts_only_for_other_batches_is_right() -> None:
+    class Positions(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.places = nn.Linear(30, 30), nn.Linear(30, 30), nn.Parameter(torch.randn(1, 7, 30))
+            prune(self, 0.7)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.b(self.a(x) + self.places)
+            return out
+
+    model = Positions().eval()
+    made = captured(model, torch.randn(1, 7, 30))
+    x = torch.randn(4, 7, 30)
+    with torch.inference_mode():
+        assert_same(made.network(x), model, x)
+
+
+class Masked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(30, 30), nn.Linear(30, 30)
+        prune(self, 0.7)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, deep: bool = True) -> Tensor:
+        y: Tensor = self.a(x)
+        if mask is not None:
+            y = y * mask
+        if deep:
+            y = self.b(y)
+        return y
+
+
+@pytest.mark.parametrize("example", ["x", "x, mask", "x, None", "x, None, False"])
+def test_optional_arguments_may_be_given_or_left_out_later(example: str) -> None:
+    model, x, mask = Masked().eval(), torch.randn(5, 30), (torch.rand(5, 30) < 0.5).float()
+    calls: dict[str, tuple[Any, ...]] = {
+        "x": (x,),
+        "x, mask": (x, mask),
+        "x, None": (x, None),
+        "x, None, False": (x, None, False),
+        "x, mask, False": (x, mask, False),
+    }
+    fast = lowered(model, *calls[example])
+    assert {c.layout for c in fast.explain() if c.kernel == "sliced"} == {"feature-major"}
+    for inputs in calls.values():
+        with torch.inference_mode():
+            torch.testing.assert_close(fast(*inputs), model(*inputs), rtol=1e-4, atol=1e-5)
+
+
+class Untraceable(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(30, 30), nn.Linear(30, 30)
+        prune(self, 0.7)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.b(F.relu(self.a(x)))
+        return y if bool((y > 0).any()) else -y
+
+
+def test_where_capture_fails_layers_are_replaced_and_the_reason_is_named() -> None:
+    model, x = Untraceable().eval(), torch.randn(5, 30)
+    fast = lowered(model, x)
+    assert all(c.layout.startswith("module replacement: tracing failed: TraceError") for c in fast.explain())
+    assert_same(fast(x), model, x)
+
+
+def test_where_capture_is_slower_layers_are_replaced_and_that_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rows_win(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, Timing]:
+        times = tiles_win(calls, seconds=seconds)
+        return times if "feature-major" not in calls else {n: Timing(1.0, 1, 1, 5) for n in calls}
+
+    monkeypatch.setattr("gossamer.runtime.lower.interleaved", rows_win)
+    model, x = encoder("post"), torch.randint(50, (1, 20))
+    fast = lowered(model, x)
+    assert {c.layout for c in fast.explain()} == {"module replacement: measured to be faster"}
+    assert_same(fast(x), model, x)
+
+
+def test_an_encoder_of_pytorch_keeps_working() -> None:
+    torch.manual_seed(0)
+    model = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).eval()
+    prune(model, 0.8)
+    x = torch.randn(2, 9, 32)
+    fast = lowered(nn.Sequential(model), x)
+    assert_same(fast(x), nn.Sequential(model), x)
