@@ -319,8 +319,8 @@ def minilm_rows() -> tuple[Row, ...]:
     heal = Tune(epochs=1, lr=2e-4)
     return (
         _row("down-sizing", "Heads", "an eighth of the heads, tuned", Heads(sparsity=0.125), heal),
-        _row("down-sizing", "Heads", "75% of the heads", Heads(sparsity=0.75), breaking=True),
-        _row("down-sizing", "Blocks", "half of the blocks", Blocks(sparsity=0.5), breaking=True),
+        _row("down-sizing", "Heads", "90% of the heads, not tuned", Heads(sparsity=0.9), breaking=True),
+        _row("down-sizing", "Blocks", "three of four blocks, not tuned", Blocks(sparsity=0.75), breaking=True),
         _row("quantization", "NormalFloat", "4 bits, 64 weights a scale", NormalFloat(bits=4)),
     )
 
