@@ -87,8 +87,8 @@ def _families(rows: list[dict[str, Any]]) -> dict[str, str]:
     tables = {}
     for family in sorted({row["family"] for row in rows}):
         lines = [
-            "| method | setting | network | smaller | dense → compressed | lost | latency, batch 64 |",
-            "|---|---|---|--:|--:|--:|--:|",
+            "| method | setting | network | smaller | multiply-adds | dense → compressed | lost | latency, batch 64 |",
+            "|---|---|---|--:|--:|--:|--:|--:|",
         ]
         of_family = [row for row in rows if row["family"] == family]
         for row in sorted(of_family, key=_place):
@@ -99,6 +99,7 @@ def _families(rows: list[dict[str, Any]]) -> dict[str, str]:
                 row["setting"],
                 row["network"],
                 f"{row['dense_bytes'] / row['file_bytes']:.1f}x",
+                f"{row['macs'] / row['dense_macs']:.2f}",
                 f"{row['dense_value']:.2%} → {row['value']:.2%}{error}",
                 f"{_lost(row):+.2f}",
                 f"{row['latency_ms_64'] / row['dense_latency_ms_64']:.2f}",
