@@ -36,6 +36,7 @@ __all__ = ["Choice", "Lowered", "lower"]
 
 _SECONDS_PER_LAYER = 0.15
 _SECONDS_PER_NETWORK = 0.5
+_TILE_FROM = 16  # tokens from which on a network may be feature-major
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def lower(
     why_not = unavailable()
     if why_not:
         warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
-    tuner = _Tuner(
-        Memory.of_this_machine(), jit=not why_not, traceable=not why_not and not untraceable(network, arguments)
-    )
+    tokens = max((x.numel() // max(1, x.shape[-1]) for x in seen.values()), default=0)
+    # With fewer tokens than a vector has places most of a tile is padding: layers are timed as they stand.
+    tiles = not why_not and tokens >= _TILE_FROM and not untraceable(network, arguments)
+    tuner = _Tuner(Memory.of_this_machine(), jit=not why_not, traceable=tiles)
     choices: dict[str, Choice] = {}
     replaced: list[tuple[tuple[str, ...], nn.Module]] = []
     for names, tree in weights:
