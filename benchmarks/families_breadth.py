@@ -279,7 +279,9 @@ def resnet_rows() -> tuple[Row, ...]:
         _row(
             "factorization", "Tucker2", "45% of the multiplications, tuned", Tucker2(macs=0.45), replace(tune, lr=4e-3)
         ),
-        _row("factorization", "Tucker2", "65% of the multiplications, tuned", Tucker2(macs=0.65), heal),
+        _row(
+            "factorization", "Tucker2", "65% of the multiplications, tuned", Tucker2(macs=0.65), replace(tune, lr=4e-3)
+        ),
         _row("factorization", "Tucker2", "10% of the multiplications", Tucker2(macs=0.1), breaking=True),
         _row(
             "factorization",
