@@ -25,7 +25,7 @@ from gossamer.store.json_file import write_json
 from gossamer.store.safetensors_file import dense_file_bytes, write_safetensors
 from gossamer.store.weights import load_weights_into
 
-__all__ = ["bench_file", "compress_file", "decompress_file", "inspect_file", "show_plan"]
+__all__ = ["bench_file", "check_output", "compress_file", "decompress_file", "inspect_file", "show_plan"]
 
 
 def compress_file(
@@ -42,15 +42,13 @@ def compress_file(
     console: Console,
 ) -> None:
     """Weights and recipe or preset in, one file out."""
-    if output is None and not dry_run:
-        raise PlanError("found neither --output nor --dry-run, expected one of them")
-    if output is not None and not output.parent.is_dir():
-        raise DataError(f"{output}: found no folder {str(output.parent)!r} to write to")
+    check_output(output, dry_run=dry_run)
     if output is not None and output.resolve() == weights.resolve():
         raise DataError(f"{output}: found the input file, expected another name: inputs are never overwritten")
     factory = factory_of(network)
-    steps = chosen.for_network(factory(), has_data=data is not None or dry_run)
-    model = load_weights_into(factory(), weights).eval()
+    model = factory()
+    steps = chosen.for_network(model, has_data=data is not None or dry_run)
+    model = load_weights_into(model, weights).eval()
     dense_bytes = dense_file_bytes(dict(model.state_dict()))
     batches = named_object(data, "--data")() if data else None
     if dry_run:
@@ -74,6 +72,19 @@ def compress_file(
     document = {"recipe": small.notes["recipe"], "plan": small.notes["plan"], "skipped": small.skipped}
     document |= {"dense_bytes": dense_bytes}
     write_json(json_file, {**document, "file": str(output), "file_bytes": written, "ratio": dense_bytes / written})
+
+
+def check_output(output: Path | None, *, dry_run: bool) -> None:
+    """Refuse what cannot be written to, before any work.
+
+    Raises:
+        PlanError: no file although something is to be written.
+        DataError: no such folder.
+    """
+    if output is None and not dry_run:
+        raise PlanError("found neither --output nor --dry-run, expected one of them")
+    if output is not None and not output.parent.is_dir():
+        raise DataError(f"{output}: found no folder {str(output.parent)!r} to write to")
 
 
 def show_plan(console: Console, plans: list[dict[str, Any]], skipped: dict[str, str]) -> None:

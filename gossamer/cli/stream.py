@@ -9,7 +9,7 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from gossamer.cli.commands import show_plan
+from gossamer.cli.commands import check_output, show_plan
 from gossamer.cli.network import factory_of
 from gossamer.cli.output import size, table
 from gossamer.cli.recipes import Chosen
@@ -41,14 +41,11 @@ def compress_checkpoint(
     console: Console,
 ) -> None:
     """A folder of shards, or one file, in; one container out."""
-    if output is None and not dry_run:
-        raise PlanError("found neither --output nor --dry-run, expected one of them")
+    check_output(output, dry_run=dry_run)
     if data is not None:
         raise PlanError(
             "--data: found training data for a checkpoint that is read in pieces, expected --network and one file"
         )
-    if output is not None and not output.parent.is_dir():
-        raise DataError(f"{output}: found no folder {str(output.parent)!r} to write to")
     shards = open_checkpoint(checkpoint)
     if output is not None and output.resolve() in {s.path.resolve() for s in shards.shards}:
         raise DataError(f"{output}: found an input file, expected another name: inputs are never overwritten")

@@ -9,6 +9,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gossamer.errors import PlanError
+from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Field, Way, height
 from gossamer.runtime.kernel_cache import TileKernels
@@ -32,7 +33,7 @@ _PACKERS = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pac
 
 
 @final
-class GroupedProduct:
+class GroupedProduct(CompiledProduct):
     """Y = f(W·X + b) + R for a weight W [M, K] with zeros, over feature-major tiles.
 
     Immutable: one object may be used by many threads and modules.
@@ -167,15 +168,6 @@ class GroupedProduct:
     def resident_bytes(self) -> int:
         """Bytes held for the weight: values, indices, counts and order; without the bias."""
         return sum(array.nbytes for array in self._arrays[:5])
-
-    def __copy__(self) -> GroupedProduct:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> GroupedProduct:
-        return self
-
-    def __reduce__(self) -> str:
-        raise TypeError("a compiled product cannot be pickled: save the compressed network and lower it again")
 
 
 def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:

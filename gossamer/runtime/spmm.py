@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.runtime.codegen import PIECES, TILES, Slot
+from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.kernel_cache import Kernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.threads import OpenMP
@@ -48,7 +49,7 @@ def workspace() -> Workspace:
 
 
 @final
-class SparseProduct:
+class SparseProduct(CompiledProduct):
     """Y = f(X·Wᵀ + b) for a weight W [M, K] with zeros, f the identity or ReLU.
 
     Immutable: one object may be used by many threads and modules.
@@ -206,15 +207,6 @@ class SparseProduct:
     def resident_bytes(self) -> int:
         """Bytes held for the weight: values, indices and where rows begin; without the bias."""
         return sum(array.nbytes for array in self._arrays[:3])
-
-    def __copy__(self) -> SparseProduct:
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> SparseProduct:
-        return self
-
-    def __reduce__(self) -> str:
-        raise TypeError("a compiled product cannot be pickled: save the compressed network and lower it again")
 
 
 def _panel_width(columns: int, tokens: int, density: float) -> int:
