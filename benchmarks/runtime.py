@@ -207,7 +207,7 @@ def layer_row(shape: tuple[int, int], sparsity: float, seconds: float) -> dict[s
             GroupedLinear(w, None, way, width=-(-columns // panels)) for w in weights
         ]
         for way in Way
-        for panels in {-(-columns // width) for width in (128, 192, 256, 768)}
+        for panels in {-(-columns // width) for width in (96, 128, 192, 256, 768)}
     }
     rates: dict[str, list[float]] = {form: [] for form in forms}
     peaks: list[float] = []

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.runtime.group_code import Way
+from gossamer.runtime.grouped import panel_width
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.operators import name_of, operator_of
-from gossamer.runtime.tiled import GroupedLinear, TiledLinear
+from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler
 
 __all__ = ["WORTH_TRYING", "density_of", "offers_for", "resident_bytes"]
 
@@ -59,7 +60,7 @@ def _same(module: nn.Module) -> nn.Module:
 
 
 def _sparse_offers(layer: nn.Linear, density: float) -> dict[str, Callable[[], nn.Module]]:
-    """Row by row; and in groups of rows, with narrow and with wide panels."""
+    """Row by row; and in groups of rows, with narrower and wider panels."""
     weight, bias, wide = layer.weight, layer.bias, _wide(layer.in_features)
     found: dict[str, Callable[[], nn.Module]] = {
         "sparse": lambda: _sparse(layer),
@@ -67,9 +68,16 @@ def _sparse_offers(layer: nn.Linear, density: float) -> dict[str, Callable[[], n
         "sliced, wide panels": lambda: GroupedLinear(weight, bias, Way.SLICED, width=wide),
     }
     if density >= OVERLAPPING:
+        found["pairs"] = lambda: GroupedLinear(weight, bias, Way.PAIRS)
+        found["pairs, narrow panels"] = lambda: GroupedLinear(weight, bias, Way.PAIRS, width=_narrow(layer, density))
         found["patterns"] = lambda: GroupedLinear(weight, bias, Way.PATTERNS)
         found["patterns, wide panels"] = lambda: GroupedLinear(weight, bias, Way.PATTERNS, width=wide)
     return found
+
+
+def _narrow(layer: nn.Linear, density: float) -> int:
+    """Half of the usual panel: leaves room in the first-level cache for weights and outputs."""
+    return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density) // 2)
 
 
 def _wide(columns: int) -> int:

@@ -7,6 +7,8 @@ tile are held in registers while its non-zeros of one panel are gone through. Th
 - *sliced*: the rows of a group have about equally many non-zeros, and step through them side by side, each at columns
   of its own (sliced ELLPACK with sorted rows: Kreutzer et al. 2014, arXiv 1307.6209, section 2). One loop per group,
   nearly as long as the one before: its end is foreseen by the processor.
+- *pairs*: columns that two rows have in common serve both; two pairs step through these side by side, as many as both
+  have, then the four rows through what is left, sliced. Two loops per group instead of the fifteen of patterns.
 - *patterns*: the columns of a group are sorted by which of its rows are not zero there; each row of X that is loaded is
   used by all of these. Pays where rows overlap, from a density of about 0.2 on.
 
@@ -43,6 +45,7 @@ class Way(IntEnum):
 
     SLICED = 0
     PATTERNS = 1
+    PAIRS = 2
 
 
 class Field(IntEnum):
@@ -55,7 +58,7 @@ class Field(IntEnum):
     CHUNKS = 4
     STEP = 5  # chunks per block
     STARTS = 6  # int64 [PANELS · CHUNKS + 1, 3]: the first group, index and value of each panel and chunk
-    COUNTS = 7  # uint16 [groups] or [groups, 15]: steps of a group, or columns of each of its patterns
+    COUNTS = 7  # uint16 [groups, segments]: steps of a group in each of its segments
     ORDER = 8  # uint32 [groups, height]: rows of a group; one that repeats the first row stands for none
     INDEX = 9  # uint8 or uint16 [indices], column within the panel
     VALUES = 10  # float32 [values]
@@ -165,9 +168,9 @@ def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int,
     e = Emitter(made, lanes)
     rows = height(way, lanes)
     tile, align = lanes * vectors, lanes * 4
-    inner = min(vectors, 2) if way is Way.PATTERNS and lanes == 8 else vectors  # what registers have room for
+    inner = min(vectors, 2) if way is not Way.SLICED and lanes == 8 else vectors  # what registers have room for
     index_type = I8 if narrow else I16
-    segments = len(PATTERNS) if way is Way.PATTERNS else 1
+    segments = {Way.SLICED: 1, Way.PAIRS: 2, Way.PATTERNS: len(PATTERNS)}[way]
 
     def field(which: Field, kind: Node = PTR) -> Node:
         return e.read(description, int(which), kind)
@@ -195,7 +198,7 @@ def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int,
                 lambda: [e.load(out, lanes * v, align) for out in outs for v in range(inner)],
             )
             sums = [flat[r * inner : (r + 1) * inner] for r in range(rows)]
-            go = _patterns if way is Way.PATTERNS else _sliced
+            go = {Way.SLICED: _sliced, Way.PAIRS: _pairs, Way.PATTERNS: _patterns}[way]
             sums, at, value_at = go(
                 _Group(e, counts, index, values, x_half, index_type, tile, segments), g, sums, at, value_at
             )
@@ -282,19 +285,52 @@ def _sliced(
     group: _Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
 ) -> tuple[list[list[Node]], Node, Node]:
     """Every row steps through as many non-zeros as the others: one of each at a time."""
+    sums, end = _side_by_side(group, group.count(g, 0), sums, at, 0)
+    return sums, end, group.e.add(value_at, group.e.sub(end, at))
+
+
+def _pairs(
+    group: _Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
+) -> tuple[list[list[Node]], Node, Node]:
+    """Columns of the first pair of rows beside those of the second, then every row's own."""
+    e, inner = group.e, len(sums[0])
+    end = e.add(at, e.mul(group.count(g, 0), 2))
+
+    def step(p: Node, carried: list[Node]) -> list[Node]:
+        w, *flat = carried
+        out: list[Node] = []
+        for pair, column in enumerate(group.columns(p, 2)):
+            x_row = group.row(column)
+            vectors = [group.vector(x_row, v) for v in range(inner)]
+            for r in (2 * pair, 2 * pair + 1):
+                weight = group.weight(e.add(w, r))
+                out += [e.fma(weight, vectors[v], flat[r * inner + v]) for v in range(inner)]
+        return [e.add(w, 4), *out]
+
+    value_at, *flat = e.loop(at, end, step, [value_at, *(s for row in sums for s in row)], step=2)
+    sums = [flat[r * inner : (r + 1) * inner] for r in range(4)]
+    sums, last = _side_by_side(group, group.count(g, 1), sums, end, e.sub(value_at, end))
+    return sums, last, e.add(value_at, e.sub(last, end))
+
+
+def _side_by_side(
+    group: _Group, steps: Node, sums: list[list[Node]], at: Node, shift: Node
+) -> tuple[list[list[Node]], Node]:
+    """One non-zero of every row at a time; values lie ``shift`` behind their indices."""
     e, rows, inner = group.e, len(sums), len(sums[0])
-    end = e.add(at, e.mul(group.count(g, 0), rows))
+    end = e.add(at, e.mul(steps, rows))
 
     def step(p: Node, carried: list[Node]) -> list[Node]:
         out: list[Node] = []
+        w = p if isinstance(shift, int) else e.add(p, shift)
         for r, column in enumerate(group.columns(p, rows)):
             x_row = group.row(column)
-            weight = group.weight(e.add(p, r))
+            weight = group.weight(e.add(w, r))
             out += [e.fma(weight, group.vector(x_row, v), carried[r * inner + v]) for v in range(inner)]
         return out
 
     flat = e.loop(at, end, step, [s for row in sums for s in row], step=rows)
-    return [flat[r * inner : (r + 1) * inner] for r in range(rows)], end, e.add(value_at, e.sub(end, at))
+    return [flat[r * inner : (r + 1) * inner] for r in range(rows)], end
 
 
 def _patterns(

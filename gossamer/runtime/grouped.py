@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
@@ -11,13 +10,14 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.group_code import PATTERNS, TILES, Field, Way, height
+from gossamer.runtime.group_code import TILES, Field, Way, height
 from gossamer.runtime.kernel_cache import TileKernels
 from gossamer.runtime.layout import Pool
+from gossamer.runtime.packing import pack_pairs, pack_patterns, pack_sliced
 from gossamer.runtime.spmm import check_sparse
 from gossamer.runtime.threads import OpenMP
 
-__all__ = ["GroupedProduct", "describe"]
+__all__ = ["GroupedProduct", "describe", "panel_width"]
 
 _WORTH_A_TEAM = 120_000
 """Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
@@ -28,16 +28,7 @@ _NARROW = 256
 Array = npt.NDArray[Any]
 
 
-@final
-@dataclass(frozen=True, eq=False)
-class _Packed:
-    """What `_sliced` and `_patterns` return: arrays as `Field` describes them."""
-
-    starts: Array
-    counts: Array
-    order: Array
-    index: Array
-    values: Array
+_PACKERS = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs}
 
 
 @final
@@ -96,11 +87,11 @@ class GroupedProduct:
         rows, columns = shape
         check_sparse(rows, columns, positions, values, bias)
         lanes = kernels.processor.lanes
-        width = max(1, min(width or _panel(columns, lanes, len(values) / max(1, rows * columns)), columns))
+        width = max(1, min(width or panel_width(columns, lanes, len(values) / max(1, rows * columns)), columns))
         if not 0 < width < 1 << 16:
             raise PlanError(f"panel: found {width} columns, expected 1–65535")
         bounds, step = _chunks(rows)
-        pack = _patterns if way is Way.PATTERNS else _sliced
+        pack = _PACKERS[way]
         small = np.int32 if rows * columns < 1 << 31 else np.int64  # dividing 32-bit integers is twice as fast
         row, column = np.divmod(positions.astype(small, copy=False), small(max(1, columns)))
         made = pack(row, column, np.asarray(values, np.float32), rows, columns, width, bounds, height(way, lanes))
@@ -195,7 +186,7 @@ def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
     return description
 
 
-def _panel(columns: int, lanes: int, density: float) -> int:
+def panel_width(columns: int, lanes: int, density: float) -> int:
     """Columns per panel: a panel of X should stay in the first-level cache, and a group's rows should not get short."""
     width = 49152 // (4 * lanes * TILES[-1])  # three quarters of 64 kB on none, all of 48 kB, a little more than 32 kB
     while width < 1 << 13 and width * density < 10:
@@ -213,100 +204,3 @@ def _chunks(rows: int) -> tuple[Array, int]:
     bounds = np.minimum((np.arange(count + 1) * rows // count + 3) // 4 * 4, rows).astype(np.int64)
     bounds[-1] = rows
     return bounds, max(1, 512 * count // max(1, rows))
-
-
-def _sliced(
-    row: Array, column: Array, values: Array, rows: int, columns: int, width: int, bounds: Array, tall: int
-) -> _Packed:
-    panels, chunks = max(1, -(-columns // width)), len(bounds) - 1
-    panel = column // width
-    counts = np.bincount(row * panels + panel, minlength=rows * panels).reshape(rows, panels)
-    rank = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts.ravel(), counts.ravel())
-    slots: list[Array] = []  # per panel: row of every slot, −1 for none
-    steps: list[Array] = []
-    group_counts = np.zeros((panels, chunks), np.int64)
-    for p in range(panels):
-        # Longest rows first; empty ones last and in groups of their own, for they have no weight that could be split.
-        for c in range(chunks):
-            have = counts[bounds[c] : bounds[c + 1], p]
-            order = np.argsort(-have, kind="stable")
-            live = int(np.count_nonzero(have))
-            padded = [_filled(order[:live] + bounds[c], tall), _filled(order[live:] + bounds[c], tall)]
-            group = np.concatenate(padded).reshape(-1, tall)
-            slots.append(group)
-            steps.append(counts[group[:, 0], p])
-            group_counts[p, c] = len(group)
-    order = np.concatenate(slots) if slots else np.zeros((0, tall), np.int64)
-    step = np.concatenate(steps) if steps else np.zeros(0, np.int64)
-    first = np.concatenate([[0], np.cumsum(step * tall)])  # index of each group's first entry
-    # Where every row of a panel lies: its group's beginning plus its place among the rows of the group.
-    group_panel = np.repeat(np.arange(panels), group_counts.sum(axis=1))
-    begin = np.zeros((rows, panels), np.int64)
-    length = np.zeros((rows, panels), np.int64)
-    for r in range(tall):
-        real = order[:, r] >= 0
-        begin[order[real, r], group_panel[real]] = first[:-1][real] + r
-        length[order[real, r], group_panel[real]] = step[real]
-    key = row * panels + panel
-    have, want = counts.ravel()[key], length.ravel()[key]
-    # A row with fewer non-zeros than its group has steps splits some of them into 2, 3, … parts that add up exactly.
-    share, extra = np.divmod(want, np.maximum(have, 1))
-    parts = share + (rank < extra)
-    place = begin.ravel()[key] + (rank * share + np.minimum(rank, extra)) * tall
-    within = column - panel * width
-    if np.any(parts > 1):
-        which = np.repeat(np.arange(len(row)), parts)
-        k = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
-        large = 1 << np.floor(np.log2(parts)).astype(np.int64)  # parts are 1/large or half of that
-        divisor = np.where(k < (2 * large - parts)[which], large[which], 2 * large[which])
-        place, within, values = place[which] + k * tall, within[which], values[which] / divisor.astype(np.float32)
-    total = int(first[-1])
-    index, packed = np.zeros(total, np.uint16), np.zeros(total, np.float32)
-    index[place], packed[place] = within, values
-    starts = np.zeros((panels * chunks + 1, 3), np.int64)
-    starts[1:, 0] = np.cumsum(group_counts.ravel())
-    starts[:, 1] = starts[:, 2] = first[starts[:, 0]]
-    return _Packed(starts, step, np.where(order < 0, order[:, :1], order), index, packed)
-
-
-def _filled(rows: Array, tall: int) -> Array:
-    """Padded with −1 to whole groups."""
-    return np.concatenate([rows, np.full(-len(rows) % tall, -1, np.int64)])
-
-
-_RANK = np.full(16, 15, np.uint8)
-_RANK[list(PATTERNS)] = np.arange(15)
-_MEMBERS = np.array([[mask >> r & 1 for r in range(4)] for mask in range(16)], np.bool_)
-
-
-def _patterns(
-    row: Array, column: Array, values: Array, rows: int, columns: int, width: int, bounds: Array, tall: int
-) -> _Packed:
-    del tall
-    panels, groups, chunks = max(1, -(-columns // width)), -(-rows // 4), len(bounds) - 1
-    dense = np.zeros((groups * 4, columns), np.float32)
-    live = np.zeros((groups * 4, columns), np.uint8)
-    dense[row, column] = values
-    live[row, column] = 1
-    four = live.reshape(groups, 4, columns)
-    masks = four[:, 0] | four[:, 1] << 1 | four[:, 2] << 2 | four[:, 3] << 3
-    group, at = np.nonzero(masks)
-    mask = masks[group, at]
-    panel = at // width
-    key = (panel * groups + group) * 15 + _RANK[mask]
-    ordered = np.argsort(key, kind="stable")
-    group, at, mask, panel = group[ordered], at[ordered], mask[ordered], panel[ordered]
-    counts = np.bincount(key, minlength=panels * groups * 15).reshape(panels * groups, 15)
-    members = _MEMBERS[mask]
-    chosen = dense.reshape(groups, 4, columns)[group, :, at][members]
-    order = np.tile(np.arange(groups * 4).reshape(groups, 4), (panels, 1))
-    order = np.where(order >= rows, order[:, :1], order)
-    # Groups lie panel by panel, chunk after chunk: chunks begin at multiples of four rows.
-    begin = (np.arange(panels)[:, None] * groups + (bounds[None, :-1] + 3) // 4).ravel()
-    begin = np.concatenate([begin, [panels * groups]])
-    sizes = np.array([m.bit_count() for m in PATTERNS])
-    indices = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
-    weights = np.concatenate([[0], np.cumsum(counts @ sizes)])
-    starts = np.stack([begin, indices[begin], weights[begin]], axis=1)
-    assert len(begin) == panels * chunks + 1
-    return _Packed(starts, counts, order, at - panel * width, chosen)

@@ -86,11 +86,20 @@ class Recording:
         return {k: Timing(1.0 if k == self.winner else 2.0, 1.0, 2.0, 5) for k in calls}
 
 
+OVERLAPPING = {"pairs", "pairs, narrow panels", "patterns", "patterns, wide panels"}
 GROUPED = {"sparse", "sliced", "sliced, wide panels"}
 OFFERED = {
     "sparse": {"dense", *GROUPED},
     "low rank": {"dense", "low rank"},
-    "low rank, sparse": {"dense", "low rank", "low rank, sparse", *GROUPED, "patterns", "patterns, wide panels"},
+    "low rank, sparse": {
+        "dense",
+        "low rank",
+        "low rank, sparse",
+        *GROUPED,
+        "pairs",
+        "patterns",
+        "patterns, wide panels",
+    },
     "tensor train": {"dense", "tensor train"},
     "monarch": {"dense", "monarch"},
     "sum": {"dense", "sum, sparse"},

@@ -1,0 +1,204 @@
+"""Non-zeros in the orders in which the kernels of `group_code` go through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+
+from gossamer.runtime.group_code import PATTERNS
+
+__all__ = ["Packed", "pack_pairs", "pack_patterns", "pack_sliced"]
+
+Array = npt.NDArray[Any]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Arrays of a packed weight, as `group_code.Field` describes them."""
+
+    starts: Array
+    counts: Array
+    order: Array
+    index: Array
+    values: Array
+
+
+def pack_sliced(
+    row: Array, column: Array, values: Array, rows: int, columns: int, width: int, bounds: Array, tall: int
+) -> Packed:
+    """Rows of a group side by side.
+
+    Args:
+        row: int [n], of each non-zero.
+        column: int [n]; non-zeros are in the order of rows, then columns.
+        values: float32 [n].
+        rows: of the weight.
+        columns: of the weight.
+        width: columns per panel.
+        bounds: int64 [chunks + 1], where rows are cut, at multiples of four.
+        tall: rows per group.
+    """
+    panels = max(1, -(-columns // width))
+    panel = column // width
+    counts = np.bincount(row * panels + panel, minlength=rows * panels).reshape(rows, panels)
+    order, group_panel, begins = _sorted_groups(counts, bounds, tall)
+    step = counts[order[:, 0], group_panel]
+    first = np.concatenate([[0], np.cumsum(step * tall)])  # index of each group's first entry
+    # Where every row of a panel lies: its group's beginning plus its place among the rows of the group.
+    begin, length = np.zeros((2, rows, panels), np.int64)
+    for r in range(tall):
+        real = order[:, r] >= 0
+        begin[order[real, r], group_panel[real]] = first[:-1][real] + r
+        length[order[real, r], group_panel[real]] = step[real]
+    key = row * panels + panel
+    which, at, divisor = _parts(_ranks(counts.ravel()), counts.ravel()[key], length.ravel()[key])
+    place = begin.ravel()[key[which]] + at * tall
+    index, packed = np.zeros(first[-1], np.uint16), np.zeros(first[-1], np.float32)
+    index[place], packed[place] = (column - panel * width)[which], values[which] / divisor
+    starts = np.stack([begins, first[begins], first[begins]], axis=1)
+    return Packed(starts, step, np.where(order < 0, order[:, :1], order), index, packed)
+
+
+def pack_pairs(
+    row: Array, column: Array, values: Array, rows: int, columns: int, width: int, bounds: Array, tall: int
+) -> Packed:
+    """What the first two rows of a group have in common, beside what the last two have; then the rest, sliced.
+
+    Arguments as of `pack_sliced`.
+    """
+    panels = max(1, -(-columns // width))
+    dense = np.zeros((rows + 1, panels * width), np.float32)  # the last row stands for none
+    live = np.zeros((rows + 1, panels, width), np.bool_)
+    dense[row, column] = values
+    live.reshape(rows + 1, -1)[row, column] = True
+    order, group_panel, begins = _sorted_groups(live[:rows].sum(axis=2), bounds, tall)
+    single = live[order, group_panel[:, None]]  # [groups, 4, width]
+    both = single[:, 0::2] & single[:, 1::2]
+    # Every row keeps one weight of its own, which can be split where it has fewer than the others.
+    common = np.minimum(both.sum(axis=2).min(axis=1), np.maximum(single.sum(axis=2).min(axis=1) - 1, 0))
+    rank = np.cumsum(both, axis=2, dtype=np.uint16)
+    shared = both & (rank <= common[:, None, None])
+    single &= ~np.repeat(shared, 2, axis=1)
+    own = single.sum(axis=2)
+    alone = own.max(axis=1)
+    indices = np.concatenate([[0], np.cumsum(2 * common + 4 * alone)])
+    weights = np.concatenate([[0], np.cumsum(4 * common + 4 * alone)])
+    index, packed = np.zeros(indices[-1], np.uint16), np.zeros(weights[-1], np.float32)
+
+    group, pair, at = np.nonzero(shared)
+    step = rank[group, pair, at].astype(np.int64) - 1
+    index[indices[group] + 2 * step + pair] = at
+    for k in range(2):
+        found = dense[order[group, 2 * pair + k], group_panel[group] * width + at]
+        packed[weights[group] + 4 * step + 2 * pair + k] = found
+
+    group, member, at = np.nonzero(single)
+    found = dense[order[group, member], group_panel[group] * width + at]
+    which, step, divisor = _parts(_ranks(own.ravel()), own[group, member], alone[group])
+    group, member = group[which], member[which]
+    index[indices[group] + 2 * common[group] + 4 * step + member] = at[which]
+    packed[weights[group] + 4 * common[group] + 4 * step + member] = found[which] / divisor
+    starts = np.stack([begins, indices[begins], weights[begins]], axis=1)
+    counts = np.stack([common, alone], axis=1)
+    return Packed(starts, counts, np.where(order < 0, order[:, :1], order), index, packed)
+
+
+def _sorted_groups(counts: Array, bounds: Array, tall: int) -> tuple[Array, Array, Array]:
+    """Rows sorted by how many non-zeros they have in a panel, longest first, within every panel and chunk.
+
+    Rows that have none come last and in groups of their own, for they have no weight that could be split.
+
+    Returns:
+        Rows of each group, −1 for none; its panel; and the first group of every panel and chunk, with the end.
+    """
+    order: list[Array] = []
+    panels, sizes = counts.shape[1], []
+    for p in range(panels):
+        for low, high in pairwise(bounds):
+            have = counts[low:high, p]
+            rows = np.argsort(-have, kind="stable") + low
+            live = int(np.count_nonzero(have))
+            padded = [_filled(rows[:live], tall), _filled(rows[live:], tall)]
+            order.append(np.concatenate(padded).reshape(-1, tall))
+            sizes.append(len(order[-1]))
+    panel = np.repeat(np.repeat(np.arange(panels), len(bounds) - 1), sizes)
+    return np.concatenate(order), panel, np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+
+
+def _filled(rows: Array, tall: int) -> Array:
+    """Padded with −1 to whole groups."""
+    return np.concatenate([rows, np.full(-len(rows) % tall, -1, np.int64)])
+
+
+def _ranks(counts: Array) -> Array:
+    """0, 1, … within each run of so many."""
+    ends = np.cumsum(counts)
+    ranks: Array = np.arange(int(ends[-1]) if len(ends) else 0) - np.repeat(ends - counts, counts)
+    return ranks
+
+
+def _parts(rank: Array, have: Array, want: Array) -> tuple[Array, Array, Array]:
+    """Spreads the ``have`` non-zeros of a row over ``want`` ≥ have steps.
+
+    A row with too few splits some of them into 2, 3, … parts, w/2ᵏ or half of that, which add up exactly.
+
+    Returns:
+        For every part: the non-zero that it is of, its step, and the float32 that the weight is divided by.
+    """
+    share, extra = np.divmod(want, np.maximum(have, 1))
+    parts = share + (rank < extra)
+    begin = rank * share + np.minimum(rank, extra)
+    which = np.repeat(np.arange(len(rank)), parts)
+    if len(which) == len(rank):
+        return which, begin, np.ones(1, np.float32)
+    k = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
+    large = 1 << np.floor(np.log2(np.maximum(parts, 1))).astype(np.int64)
+    divisor = np.where(k < (2 * large - parts)[which], large[which], 2 * large[which])
+    return which, begin[which] + k, divisor.astype(np.float32)
+
+
+_RANK = np.full(16, 15, np.uint8)
+_RANK[list(PATTERNS)] = np.arange(15)
+_MEMBERS = np.array([[mask >> r & 1 for r in range(4)] for mask in range(16)], np.bool_)
+
+
+def pack_patterns(
+    row: Array, column: Array, values: Array, rows: int, columns: int, width: int, bounds: Array, tall: int
+) -> Packed:
+    """Columns of four rows by which of them are not zero there.
+
+    Arguments as of `pack_sliced`.
+    """
+    del tall
+    panels, groups, chunks = max(1, -(-columns // width)), -(-rows // 4), len(bounds) - 1
+    dense = np.zeros((groups * 4, columns), np.float32)
+    live = np.zeros((groups * 4, columns), np.uint8)
+    dense[row, column] = values
+    live[row, column] = 1
+    four = live.reshape(groups, 4, columns)
+    masks = four[:, 0] | four[:, 1] << 1 | four[:, 2] << 2 | four[:, 3] << 3
+    group, at = np.nonzero(masks)
+    mask = masks[group, at]
+    panel = at // width
+    key = (panel * groups + group) * 15 + _RANK[mask]
+    ordered = np.argsort(key, kind="stable")
+    group, at, mask, panel = group[ordered], at[ordered], mask[ordered], panel[ordered]
+    counts = np.bincount(key, minlength=panels * groups * 15).reshape(panels * groups, 15)
+    members = _MEMBERS[mask]
+    chosen = dense.reshape(groups, 4, columns)[group, :, at][members]
+    order = np.tile(np.arange(groups * 4).reshape(groups, 4), (panels, 1))
+    order = np.where(order >= rows, order[:, :1], order)
+    # Groups lie panel by panel, chunk after chunk: chunks begin at multiples of four rows.
+    begin = (np.arange(panels)[:, None] * groups + (bounds[None, :-1] + 3) // 4).ravel()
+    begin = np.concatenate([begin, [panels * groups]])
+    sizes = np.array([m.bit_count() for m in PATTERNS])
+    indices = np.concatenate([[0], np.cumsum(counts.sum(axis=1))])
+    weights = np.concatenate([[0], np.cumsum(counts @ sizes)])
+    starts = np.stack([begin, indices[begin], weights[begin]], axis=1)
+    assert len(begin) == panels * chunks + 1
+    return Packed(starts, counts, order, at - panel * width, chosen)
