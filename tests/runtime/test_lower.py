@@ -91,15 +91,7 @@ GROUPED = {"sparse", "sliced", "sliced, wide panels"}
 OFFERED = {
     "sparse": {"dense", *GROUPED},
     "low rank": {"dense", "low rank"},
-    "low rank, sparse": {
-        "dense",
-        "low rank",
-        "low rank, sparse",
-        *GROUPED,
-        "pairs",
-        "patterns",
-        "patterns, wide panels",
-    },
+    "low rank, sparse": {"dense", "low rank", "low rank, sparse", *GROUPED, *OVERLAPPING},
     "tensor train": {"dense", "tensor train"},
     "monarch": {"dense", "monarch"},
     "sum": {"dense", "sum, sparse"},
