@@ -56,7 +56,7 @@ def pack_sliced(
         begin[order[real, r], group_panel[real]] = first[:-1][real] + r
         length[order[real, r], group_panel[real]] = step[real]
     key = row * panels + panel
-    which, at, divisor = _parts(_ranks(counts.ravel()), counts.ravel()[key], length.ravel()[key])
+    which, at, divisor = _parts(_ranks(counts.ravel()), counts.ravel(), length.ravel(), key)
     place = begin.ravel()[key[which]] + at * tall
     index, packed = np.zeros(first[-1], np.uint16), np.zeros(first[-1], np.float32)
     index[place], packed[place] = (column - panel * width)[which], values[which] / divisor
@@ -77,32 +77,41 @@ def pack_pairs(
     dense[row, column] = values
     live.reshape(rows + 1, -1)[row, column] = True
     order, group_panel, begins = _sorted_groups(live[:rows].sum(axis=2), bounds, tall)
-    single = live[order, group_panel[:, None]]  # [groups, 4, width]
+    chosen = (order, group_panel[:, None])
+    single = live[chosen]  # [groups, 4, width]
+    value = dense.reshape(rows + 1, panels, width)[chosen].reshape(-1)
     both = single[:, 0::2] & single[:, 1::2]
     # Every row keeps one weight of its own, which can be split where it has fewer than the others.
     common = np.minimum(both.sum(axis=2).min(axis=1), np.maximum(single.sum(axis=2).min(axis=1) - 1, 0))
     rank = np.cumsum(both, axis=2, dtype=np.uint16)
     shared = both & (rank <= common[:, None, None])
-    single &= ~np.repeat(shared, 2, axis=1)
-    own = single.sum(axis=2)
-    alone = own.max(axis=1)
+    single[:, 0::2] &= ~shared
+    single[:, 1::2] &= ~shared
+    own = single.sum(axis=2).reshape(-1)
+    alone = own.reshape(-1, 4).max(axis=1, initial=0)
     indices = np.concatenate([[0], np.cumsum(2 * common + 4 * alone)])
     weights = np.concatenate([[0], np.cumsum(4 * common + 4 * alone)])
     index, packed = np.zeros(indices[-1], np.uint16), np.zeros(weights[-1], np.float32)
 
-    group, pair, at = np.nonzero(shared)
-    step = rank[group, pair, at].astype(np.int64) - 1
+    flat = np.flatnonzero(shared)  # (group · 2 + pair) · width + column
+    row_pair, at = np.divmod(flat, width)
+    group, pair = row_pair >> 1, row_pair & 1
+    step = rank.reshape(-1)[flat].astype(np.int64) - 1
     index[indices[group] + 2 * step + pair] = at
-    for k in range(2):
-        found = dense[order[group, 2 * pair + k], group_panel[group] * width + at]
-        packed[weights[group] + 4 * step + 2 * pair + k] = found
+    place = weights[group] + 4 * step + 2 * pair
+    first = flat + row_pair * width  # the same column of the pair's first row: (group · 4 + 2 · pair) · width + column
+    packed[place] = value[first]
+    packed[place + 1] = value[first + width]
 
-    group, member, at = np.nonzero(single)
-    found = dense[order[group, member], group_panel[group] * width + at]
-    which, step, divisor = _parts(_ranks(own.ravel()), own[group, member], alone[group])
-    group, member = group[which], member[which]
-    index[indices[group] + 2 * common[group] + 4 * step + member] = at[which]
-    packed[weights[group] + 4 * common[group] + 4 * step + member] = found[which] / divisor
+    flat = np.flatnonzero(single)  # (group · 4 + row) · width + column
+    counted = np.repeat(np.arange(len(own)), own)  # group · 4 + row of each
+    at = flat - counted * width
+    which, step, divisor = _parts(_ranks(own), own, np.repeat(alone, 4), counted)
+    counted = counted[which]
+    group, member = counted >> 2, counted & 3
+    place = 4 * step + member
+    index[(indices[:-1] + 2 * common)[group] + place] = at[which]
+    packed[(weights[:-1] + 4 * common)[group] + place] = value[flat][which] / divisor
     starts = np.stack([begins, indices[begins], weights[begins]], axis=1)
     counts = np.stack([common, alone], axis=1)
     return Packed(starts, counts, np.where(order < 0, order[:, :1], order), index, packed)
@@ -142,24 +151,39 @@ def _ranks(counts: Array) -> Array:
     return ranks
 
 
-def _parts(rank: Array, have: Array, want: Array) -> tuple[Array, Array, Array]:
-    """Spreads the ``have`` non-zeros of a row over ``want`` ≥ have steps.
+def _parts(rank: Array, have: Array, want: Array, row: Array) -> tuple[Array, Array, Array]:
+    """Spreads the ``have`` non-zeros of each row over its ``want`` ≥ have steps.
 
     A row with too few splits some of them into 2, 3, … parts, w/2ᵏ or half of that, which add up exactly.
+
+    Args:
+        rank: of each non-zero in its row.
+        have: of each row.
+        want: of each row, if it has any.
+        row: of each non-zero.
 
     Returns:
         For every part: the non-zero that it is of, its step, and the float32 that the weight is divided by.
     """
-    share, extra = np.divmod(want, np.maximum(have, 1))
-    parts = share + (rank < extra)
-    begin = rank * share + np.minimum(rank, extra)
-    which = np.repeat(np.arange(len(rank)), parts)
-    if len(which) == len(rank):
-        return which, begin, np.ones(1, np.float32)
-    k = np.arange(len(which)) - np.repeat(np.cumsum(parts) - parts, parts)
-    large = 1 << np.floor(np.log2(np.maximum(parts, 1))).astype(np.int64)
-    divisor = np.where(k < (2 * large - parts)[which], large[which], 2 * large[which])
-    return which, begin[which] + k, divisor.astype(np.float32)
+    everything = np.arange(len(rank))
+    short = (have < want)[row]
+    if not short.any():
+        return everything, rank, np.ones(1, np.float32)
+    some = everything[short]
+    k, lacking = rank[short], row[short]
+    share, extra = (np.divmod(want, np.maximum(have, 1))[i][lacking] for i in range(2))
+    parts = share + (k < extra)
+    begin = k * share + np.minimum(k, extra)
+    which = np.repeat(np.arange(len(some)), parts)
+    nth = _ranks(parts)
+    large = 1 << np.floor(np.log2(parts)).astype(np.int64)
+    divisor = np.where(nth < (2 * large - parts)[which], large[which], 2 * large[which])
+    enough = everything[~short]
+    return (
+        np.concatenate([enough, some[which]]),
+        np.concatenate([rank[enough], begin[which] + nth]),
+        np.concatenate([np.ones(len(enough), np.float32), divisor.astype(np.float32)]),
+    )
 
 
 _RANK = np.full(16, 15, np.uint8)
