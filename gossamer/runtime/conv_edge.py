@@ -91,7 +91,7 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
         )
     )
     table = e.read(description, int(ConvField.COPY), PTR)
-    top = e.mul(band, band_step)
+    top, content = e.mul(band, band_step), e.sub(size, lanes)
 
     def channel(c: Node, _: list[Node]) -> list[Node]:
         plane = e.element(x, e.mul(c, x_channel), F32)
@@ -105,9 +105,10 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
                 source = e.add(e.add(first, top), e.mul(r, down))
                 target = e.element(copies, e.add(begin, e.mul(r, line)), F32)
                 inside = e.at.icmp_unsigned("<", source, high)
+                length = e.least(line, e.sub(e.add(content, shift), e.mul(r, line)))
                 with e.at.if_else(inside) as (yes, no):
                     with yes:
-                        arguments = [target, e.element(plane, e.mul(source, wide), F32), left, wide, line, across]
+                        arguments = [target, e.element(plane, e.mul(source, wide), F32), left, wide, length, across]
                         with e.at.if_else(e.equal(across, 1)) as (adjacent, apart):
                             with adjacent:
                                 e.at.call(rows[1], arguments)
@@ -117,7 +118,7 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
                                 with other:
                                     e.at.call(rows[0], arguments)
                     with no:
-                        e.loop(0, line, lambda j, _: _stored(e, e.number(0), target, j), step=lanes)
+                        e.loop(0, length, lambda j, _: _stored(e, e.number(0), target, j), step=lanes)
                 return []
 
             e.loop(0, lines, row)

@@ -163,7 +163,8 @@ def _cost(draft: _Draft, channels: int, nonzeros: int, lanes: int) -> float:
     bands = -(-draft.outputs[0] // draft.band)
     tiles = -(-draft.vectors // draft.width)
     multiply = nonzeros * tiles * draft.width * _MULTIPLY * _TIME_OF_WIDTH[draft.width] + tiles * _START
-    copied = channels * len(draft.copies) * draft.lines * -(-draft.line // lanes) * _COPY
+    ragged = -(-draft.line // lanes) * lanes / draft.line
+    copied = channels * len(draft.copies) * draft.copy_vectors * ragged * _COPY
     held = channels * len(draft.copies) * draft.copy_vectors * lanes
     return bands * (multiply + copied) * (1.0 if held <= _HELD else 1.3)
 

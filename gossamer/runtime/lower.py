@@ -26,11 +26,12 @@ from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
 from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
+from gossamer.runtime.convolution import geometry_of
 from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.graph import FeatureMajor, feature_major, untraceable
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
-from gossamer.runtime.tuning import Memory, layer_key
+from gossamer.runtime.tuning import Memory, convolution_key, layer_key
 
 __all__ = ["Choice", "Lowered", "lower"]
 
@@ -258,7 +259,7 @@ class _Tuner:
     def choose(self, name: str, layer: nn.Module, tree: Encoding, inputs: Tensor) -> tuple[nn.Module, Choice]:
         """The fastest candidate for a layer."""
         plain = _kept_dense(name, layer, "")
-        offers = offers_for(layer, tree, plain.density, inputs.dtype, jit=self.jit)
+        offers = offers_for(layer, tree, plain.density, inputs, jit=self.jit)
         if len(offers) == 1:
             return layer, replace(plain, reason=_no_candidate(layer, tree, plain.density, inputs, jit=self.jit))
         built: dict[str, nn.Module] = {}
@@ -273,6 +274,9 @@ class _Tuner:
             shape = (layer.out_features, layer.in_features)
             tokens = inputs.numel() // max(1, inputs.shape[-1])
             key = f"{layer_key(shape, plain.density, tokens, inputs.dtype)} tiles {self.traceable}"
+            times = self.memory.times(key, tuple(offers), measure)
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)) and not factorized(tree):
+            key = convolution_key(layer, plain.density, tuple(inputs.shape), inputs.dtype)
             times = self.memory.times(key, tuple(offers), measure)
         else:
             times = measure()
@@ -310,8 +314,12 @@ def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tens
         return f"{type(tree).__name__} in {type(layer).__name__}: no small operators for it here"
     if density >= WORTH_TRYING:
         return f"density {density:.2f}: too few zeros to gain from"
-    if not isinstance(layer, nn.Linear):
-        return f"{type(layer).__name__}: no sparse kernel for it yet"
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        geometry = geometry_of(layer)
+        if isinstance(geometry, str):
+            return f"{type(layer).__name__}: {geometry}"
+    elif not isinstance(layer, nn.Linear):
+        return f"{type(layer).__name__}: no sparse kernel for it"
     if not jit:
         return "no compiler for this processor"
     return f"{inputs.dtype}: only float32 has sparse kernels"
