@@ -245,9 +245,7 @@ def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool
         y_row, r_row = (e.element(base, e.mul(o, y_channel), F32) for base in (y, residual))
 
         def segment(s: Node, _: list[Node]) -> list[Node]:
-            words = [
-                e.wide(segments, e.add(e.mul(s, _SEGMENT_WORDS), i), I32) for i in range(_SEGMENT_WORDS)
-            ]
+            words = [e.wide(segments, e.add(e.mul(s, _SEGMENT_WORDS), i), I32) for i in range(_SEGMENT_WORDS)]
             place, target, length, full = words
             whole = e.mul(e.div(length, lanes), lanes)
 

@@ -247,9 +247,7 @@ def _copied(
                 )
 
 
-def _finished(
-    draft: _Draft, geometry: Geometry, panel: int, lanes: int, x_channel: int, whole_vectors: bool
-) -> Plan:
+def _finished(draft: _Draft, geometry: Geometry, panel: int, lanes: int, x_channel: int, whole_vectors: bool) -> Plan:
     bands = -(-draft.outputs[0] // draft.band)
     channel = max(1, len(draft.copies)) * draft.copy_vectors
     within = np.array([copy * draft.copy_vectors + whole for copy, whole in draft.distance], np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import cache
 from typing import Any, cast, final
 
@@ -248,6 +249,14 @@ class ConvolutionProduct:
             description[field] = table.ctypes.data
         return _Prepared(made, description, tables, scratch + 16)
 
+    def with_activation(self, activation: Activation) -> ConvolutionProduct:
+        """The same weight, shared, with another f."""
+        made = object.__new__(ConvolutionProduct)
+        made.__dict__.update(self.__dict__)
+        made.activation = activation
+        made._prepared = {}
+        return made
+
     @property
     def resident_bytes(self) -> int:
         """Bytes held for the weight: values, indices, counts and order; without the bias."""
@@ -375,21 +384,40 @@ class SparseConv(nn.Module):
         self.product = product_of(layer, way, size, activation=activation, level=level)
         self.dimensions = len(layer.kernel_size)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def with_activation(self, activation: Activation) -> SparseConv:
+        """The same weight, shared, with another activation."""
+        made = copy.copy(self)
+        made.product = self.product.with_activation(activation)
+        return made
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """float32 [N, C, …] or [C, …] → [N, M, …] or [M, …].
+
+        Args:
+            x: any strides.
+            residual: added before the activation; of the result's shape.
 
         Raises:
             RuntimeError: x has another dtype, device or shape, or a gradient is asked for.
         """
         product, n = self.product, self.dimensions
-        fits = x.dtype is torch.float32 and x.is_cpu and x.ndim in (n + 1, n + 2) and x.shape[-n - 1] == product.channels
+        fits = (
+            x.dtype is torch.float32 and x.is_cpu and x.ndim in (n + 1, n + 2) and x.shape[-n - 1] == product.channels
+        )
         if not fits or (x.requires_grad and torch.is_grad_enabled()):
             raise RuntimeError(self._refusal(x))
         size = (1, x.shape[-1]) if n == 1 else (x.shape[-2], x.shape[-1])
         if min(product.geometry.outputs(size)) < 1 or 0 in size:
             raise RuntimeError(f"SparseConv: found input {tuple(x.shape)}, smaller than the kernel")
-        y = product(x.contiguous().view(-1, product.channels, *size))
         outer = x.shape[: x.ndim - n - 1]
+        if residual is not None:
+            rows, columns = product.geometry.outputs(size)
+            places = (columns,) if n == 1 else (rows, columns)
+            if residual.shape != (*outer, product.rows, *places) or residual.dtype is not torch.float32:
+                found = f"found residual {tuple(residual.shape)} {residual.dtype}"
+                raise RuntimeError(f"SparseConv: {found}, expected {(*outer, product.rows, *places)} torch.float32")
+            residual = residual.contiguous()
+        y = product(x.contiguous().view(-1, product.channels, *size), residual)
         return y.view(*outer, product.rows, *(y.shape[3:] if n == 1 else y.shape[2:]))
 
     def _refusal(self, x: Tensor) -> str:

@@ -74,6 +74,7 @@ def finish_function(module: ir.Module, lanes: int) -> ir.Function:
 
 
 def activated(e: Emitter, x: Node, kind: Activation) -> Node:
+    """f of every lane; not for `Activation.NONE`."""
     if kind is Activation.RELU:
         return e.at_least(x, e.number(0))
     if kind is Activation.RELU6:

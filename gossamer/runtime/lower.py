@@ -26,8 +26,9 @@ from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
 from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
-from gossamer.runtime.convolution import geometry_of
+from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
+from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import FeatureMajor, feature_major, untraceable
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
@@ -117,6 +118,7 @@ def lower(
     why_not = unavailable()
     if why_not:
         warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
+    network = _folded(network, arguments, expected, weights) if not why_not else network
     tuner = _Tuner(
         Memory.of_this_machine(), jit=not why_not, traceable=not why_not and not untraceable(network, arguments)
     )
@@ -137,9 +139,26 @@ def lower(
         names, layer = replaced.pop()
         network = _put(network, names, layer)
         choices[names[0]] = _kept_dense(names[0], layer, f"with faster layers the network {problem}")
+    if any(isinstance(module, SparseConv) for module in network.modules()):
+        fused = fuse_convolutions(network, arguments)
+        network = network if fused is network or _differs(fused, arguments, expected) else fused
     if any(isinstance(module, GroupedLinear) for module in network.modules()):
         network = _captured(network, arguments, expected, choices, tuner)
     return Lowered(network, list(choices.values()))
+
+
+def _folded(
+    network: nn.Module, arguments: tuple[Any, ...], expected: Any, weights: list[tuple[tuple[str, ...], Encoding]]
+) -> nn.Module:
+    """The network with BatchNorm folded into convolutions, if some of these have zeros to gain from."""
+    layers = {names[0]: network.get_submodule(names[0]) for names, _ in weights}
+    convolutions = [m for m in layers.values() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
+    if not any(density_of(m) < WORTH_TRYING and not isinstance(geometry_of(m), str) for m in convolutions):
+        return network
+    folded = copy.deepcopy(network)
+    skip = frozenset(name for names, tree in weights if factorized(tree) for name in names)
+    changed = fold_norms(folded, arguments, skip)
+    return folded if changed and not _differs(folded, arguments, expected) else network
 
 
 def _captured(

@@ -16,7 +16,15 @@ import torch
 from torch import nn
 
 from gossamer.runtime.cpu import host, wanted_level
-from gossamer.runtime.kernel_cache import CONVOLUTIONS, ROWS, TILES, cache_directory, read_private, source_key, write_private
+from gossamer.runtime.kernel_cache import (
+    CONVOLUTIONS,
+    ROWS,
+    TILES,
+    cache_directory,
+    read_private,
+    source_key,
+    write_private,
+)
 
 __all__ = ["Memory", "convolution_key", "layer_key"]
 
@@ -26,9 +34,7 @@ def layer_key(shape: tuple[int, int], density: float, tokens: int, dtype: torch.
     return f"linear {shape[0]}x{shape[1]} {_rounded(density)} tokens {tokens} {dtype}"
 
 
-def convolution_key(
-    layer: nn.Conv1d | nn.Conv2d, density: float, inputs: tuple[int, ...], dtype: torch.dtype
-) -> str:
+def convolution_key(layer: nn.Conv1d | nn.Conv2d, density: float, inputs: tuple[int, ...], dtype: torch.dtype) -> str:
     """What the times of a convolution depend on, as text."""
     steps = f"stride {layer.stride} padding {layer.padding} dilation {layer.dilation} groups {layer.groups}"
     return f"convolution {tuple(layer.weight.shape)} {steps} {_rounded(density)} inputs {inputs} {dtype}"

@@ -78,7 +78,15 @@ def test_any_two_dimensional_convolution_agrees_with_float64(level: Level, way: 
     seed=st.integers(0, 1 << 20),
 )
 def test_any_one_dimensional_convolution_agrees_with_float64(
-    level: Level, way: Way, channels: int, rows: int, kernel: int, stride: int, padding: int | str, length: int, seed: int
+    level: Level,
+    way: Way,
+    channels: int,
+    rows: int,
+    kernel: int,
+    stride: int,
+    padding: int | str,
+    length: int,
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
     layer = thinned(nn.Conv1d(channels, rows, kernel, stride, padding), 0.2)
