@@ -1,4 +1,4 @@
-"""BatchNorm folded into the convolution before it, and sums and activations done at a sparse convolution's store."""
+"""BatchNorm folded into the convolution before it, and sums and activations done at its store."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from gossamer.network.inspect import owner_of
 from gossamer.runtime.convolution import SparseConv
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.graph import Either, activation_of, adds, captured
+from gossamer.runtime.pooling import PlanePool
 
 __all__ = ["fold_norms", "fuse_convolutions"]
 
@@ -94,7 +95,8 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
     found = captured(network, arguments)
     if found is None:
         return network
-    traced, shapes = found
+    traced, known = found
+    shapes = dict(known)
     graph, modules = traced.graph, dict(traced.named_modules())
     for node in list(graph.nodes):
         if node.op == "call_module" and type(modules.get(str(node.target))) in (nn.Identity, nn.Dropout):
@@ -126,6 +128,8 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
         with graph.inserting_before(last):
             made = graph.call_module(name, (node.args[0],) if residual is None else (node.args[0], residual))
         last.replace_all_uses_with(made)
+        if last in shapes:
+            shapes[made] = shapes[last]
         while last is not node:  # from the end: each is read by the next only
             before = last.args[0] if last.args[0] is not residual else last.args[1]
             graph.erase_node(last)
@@ -135,6 +139,11 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
         changed = True
     if not changed:
         return network
+    for node in list(graph.nodes):
+        pool = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(pool) is nn.MaxPool2d and not pool.return_indices:
+            node.target = f"planes_{node.name}"
+            traced.add_submodule(node.target, PlanePool(pool))
     graph.lint()
     return Either(fx.GraphModule(traced, graph).eval(), network, arguments)
 

@@ -141,10 +141,18 @@ def lower(
         choices[names[0]] = _kept_dense(names[0], layer, f"with faster layers the network {problem}")
     if any(isinstance(module, SparseConv) for module in network.modules()):
         fused = fuse_convolutions(network, arguments)
-        network = network if fused is network or _differs(fused, arguments, expected) else fused
+        if fused is not network and not _differs(fused, arguments, expected):
+            return Lowered(fused, [_between_convolutions(network, choice) for choice in choices.values()])
     if any(isinstance(module, GroupedLinear) for module in network.modules()):
         network = _captured(network, arguments, expected, choices, tuner)
     return Lowered(network, list(choices.values()))
+
+
+def _between_convolutions(network: nn.Module, choice: Choice) -> Choice:
+    """What is said of a Linear layer on grouped rows in a network that was captured for its convolutions."""
+    if not isinstance(network.get_submodule(choice.layer), GroupedLinear):
+        return choice
+    return replace(choice, layout="module replacement: the network is captured for its convolutions")
 
 
 def _folded(
