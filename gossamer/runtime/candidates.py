@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
-from gossamer.runtime.convolution import SparseConv, geometry_of
+from gossamer.runtime.convolution import SparseConv, refusal
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.grouped import panel_width
 from gossamer.runtime.linear import SparseLinear
@@ -45,8 +45,10 @@ def offers_for(
     if sparse and inputs.dtype == torch.float32 and density < WORTH_TRYING:
         if isinstance(layer, nn.Linear):
             found |= _sparse_offers(layer, density)
-        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)) and not isinstance(geometry_of(layer), str):
-            found |= _convolution_offers(layer, density, tuple(inputs.shape[-len(layer.kernel_size) :]))
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+            size = tuple(inputs.shape[-len(layer.kernel_size) :])
+            if not refusal(layer, size, density):
+                found |= _convolution_offers(layer, density, size)
     name, operator = name_of(tree), operator_of(tree, layer)
     if name is None or operator is None:
         return found

@@ -24,7 +24,7 @@ from gossamer.runtime.packing import pack_pairs, pack_patterns, pack_sliced
 from gossamer.runtime.spmm import check_sparse, workspace
 from gossamer.runtime.threads import OpenMP, openmp
 
-__all__ = ["ConvolutionProduct", "SparseConv", "geometry_of", "product_of"]
+__all__ = ["ConvolutionProduct", "SparseConv", "geometry_of", "product_of", "refusal"]
 
 Array = npt.NDArray[Any]
 
@@ -307,6 +307,24 @@ def geometry_of(layer: nn.Conv1d | nn.Conv2d) -> Geometry | str:
     else:
         before = after = cast("tuple[int, ...]", layer.padding)
     return Geometry(two(kernel, 1), two(layer.stride, 1), two(before, 0), two(after, 0), two(dilation, 1))
+
+
+def refusal(layer: nn.Conv1d | nn.Conv2d, size: tuple[int, ...], density: float) -> str:
+    """Why there is no kernel for a layer and inputs of a size; empty if there is one."""
+    geometry = geometry_of(layer)
+    if isinstance(geometry, str):
+        return geometry
+    high, wide = (1, size[0]) if len(size) == 1 else (size[0], size[1])
+    if min(geometry.outputs((high, wide))) < 1:
+        return "no outputs"
+    lanes, channels = host(wanted_level()).lanes, layer.in_channels
+    known = widths(Way.SLICED, lanes)
+    panel = _panel(channels, geometry, (high, wide), density, known, lanes)
+    try:
+        plan(geometry, (high, wide), channels, panel, 1, lanes, known, high * wide, whole_vectors=False)
+    except PlanError as error:
+        return str(error)
+    return ""
 
 
 @cache

@@ -26,7 +26,7 @@ from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
 from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
-from gossamer.runtime.convolution import SparseConv, geometry_of
+from gossamer.runtime.convolution import SparseConv, geometry_of, refusal
 from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import FeatureMajor, feature_major, untraceable
@@ -98,7 +98,7 @@ def lower(
     """Replace layers by faster ones where measured.
 
     Args:
-        model: dense network; zeros in its Linear weights are used. Not changed.
+        model: dense network; zeros in its Linear and convolution weights are used. Not changed.
         example_inputs: one tensor or a tuple of arguments; candidates are timed on what reaches each layer.
         specs: tensors of the original network, with ``trees``.
         trees: encodings, which also tell factorized weights apart. None: zeros in the weights are looked for.
@@ -342,9 +342,9 @@ def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tens
     if density >= WORTH_TRYING:
         return f"density {density:.2f}: too few zeros to gain from"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
-        geometry = geometry_of(layer)
-        if isinstance(geometry, str):
-            return f"{type(layer).__name__}: {geometry}"
+        why = refusal(layer, tuple(inputs.shape[-len(layer.kernel_size) :]), density) if jit else ""
+        if why:
+            return f"{type(layer).__name__}: {why}"
     elif not isinstance(layer, nn.Linear):
         return f"{type(layer).__name__}: no sparse kernel for it"
     if not jit:

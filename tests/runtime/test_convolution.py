@@ -17,7 +17,7 @@ import gossamer as gs
 from gossamer.errors import PlanError
 from gossamer.measure.latency import Timing
 from gossamer.runtime.conv_plan import Geometry, plan
-from gossamer.runtime.convolution import ConvolutionProduct, SparseConv, product_of
+from gossamer.runtime.convolution import ConvolutionProduct, SparseConv, product_of, refusal
 from gossamer.runtime.cpu import Level, Processor, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
@@ -212,6 +212,8 @@ def test_what_no_kernel_can_do_is_refused() -> None:
 
 
 def test_rows_too_long_for_indices_are_refused() -> None:
+    layer = nn.Conv2d(64, 4, 3, padding=1)
+    assert refusal(layer, (3, 1 << 20), 0.1) and not refusal(layer, (56, 56), 0.1)
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
     with pytest.raises(PlanError, match="shorter rows"):
         plan(geometry, (3, 1 << 20), 64, 64, 1000, 16, (1, 2, 4), 3 << 20, whole_vectors=False)
