@@ -318,10 +318,11 @@ def refusal(layer: nn.Conv1d | nn.Conv2d, size: tuple[int, ...], density: float)
     if min(geometry.outputs((high, wide))) < 1:
         return "no outputs"
     lanes, channels = host(wanted_level()).lanes, layer.in_channels
-    known = widths(Way.SLICED, lanes)
-    panel = _panel(channels, geometry, (high, wide), density, known, lanes)
     try:
-        plan(geometry, (high, wide), channels, panel, 1, lanes, known, high * wide, whole_vectors=False)
+        for way in Way:
+            known = widths(way, lanes)
+            panel = _panel(channels, geometry, (high, wide), density, known, lanes)
+            plan(geometry, (high, wide), channels, panel, 1, lanes, known, high * wide, whole_vectors=False)
     except PlanError as error:
         return str(error)
     return ""
