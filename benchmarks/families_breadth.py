@@ -295,6 +295,7 @@ def resnet_rows() -> tuple[Row, ...]:
             Blocks(sparsity=1.0),
             replace(tune, epochs=6, lr=3e-3),
         ),
+        _row("down-sizing", "Blocks", "the same block, not tuned", Blocks(sparsity=1.0), breaking=True),
         _row("sharing", "Tie", "two layers, rank 16 between them", Tie(pairs=pair, rank=16), heal),
         _row("sharing", "Tie", "two layers, not tuned", Tie(pairs=pair), breaking=True),
         _bits("4 bits, only rounded", 4),
@@ -315,12 +316,12 @@ def lstm_rows() -> tuple[Row, ...]:
 
 
 def minilm_rows() -> tuple[Row, ...]:
-    """Heads, blocks and embeddings of a transformer."""
+    """Heads and blocks of a transformer. The probe hears mostly the words: no loss of layers alone breaks it."""
     heal = Tune(epochs=1, lr=2e-4)
     return (
         _row("down-sizing", "Heads", "an eighth of the heads, tuned", Heads(sparsity=0.125), heal),
-        _row("down-sizing", "Heads", "75% of the heads", Heads(sparsity=0.75), breaking=True),
-        _row("down-sizing", "Blocks", "half of the blocks", Blocks(sparsity=0.5), breaking=True),
+        _row("down-sizing", "Heads", "90% of the heads, not tuned", Heads(sparsity=0.9)),
+        _row("down-sizing", "Blocks", "three of four blocks, not tuned", Blocks(sparsity=0.75)),
         _row("quantization", "NormalFloat", "4 bits, 64 weights a scale", NormalFloat(bits=4)),
     )
 

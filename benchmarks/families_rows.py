@@ -156,13 +156,13 @@ def _minilm() -> tuple[Row, ...]:
     return (
         LOSSLESS,
         _sparse("30% zeros in the layers", [Magnitude(sparsity=0.3, only=layers)]),
-        _sparse("95% zeros in the layers, not tuned", [Magnitude(sparsity=0.95, only=layers)], breaking=True),
+        _sparse("99% zeros in the layers, not tuned", [Magnitude(sparsity=0.99, only=layers)]),
         _shared("16 values per tensor", [KMeans(bits=4)]),
         _shared("2 values per tensor", [KMeans(bits=1)], breaking=True),
         _rounded("4 bits per channel", [RoundToNearest(bits=4, group="channel")], quick=True),
         _rounded("2 bits per channel", [RoundToNearest(bits=2, group="channel")], breaking=True),
         _factored("90% of the energy of the layers, tuned", [SVD(energy=0.9, only=layers), heal]),
-        _factored("30% of the energy of the layers", [SVD(energy=0.3, only=layers)], breaking=True),
+        _factored("10% of the energy of the layers", [SVD(energy=0.1, only=layers)]),
     )
 
 

@@ -35,20 +35,20 @@ class Embeddings(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """softmax(q kᵀ / √size) v per head; the number of heads follows from the weights, so heads can be removed."""
+    """softmax(q kᵀ / √head_dim) v per head; the number of heads follows from the weights, so heads can be removed."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.size = width // heads
+        self.head_dim = width // heads
         self.query = nn.Linear(width, width)
         self.key = nn.Linear(width, width)
         self.value = nn.Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        """x [n, t, width], mask bool [n, 1, 1, t] → [n, t, heads · size]."""
-        split = (*x.shape[:2], -1, self.size)
+        """x [n, t, width], mask bool [n, 1, 1, t] → [n, t, heads · head_dim]."""
+        split = (*x.shape[:2], -1, self.head_dim)
         q, k, v = (part(x).view(split).transpose(1, 2) for part in (self.query, self.key, self.value))
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [n, heads, t, size]
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [n, heads, t, head_dim]
         return mixed.transpose(1, 2).flatten(2)
 
 

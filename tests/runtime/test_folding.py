@@ -77,17 +77,17 @@ def test_a_residual_network_is_fused_as_a_whole(in_place: bool, monkeypatch: pyt
     kept = copy.deepcopy(net.state_dict())
     fast = gs.lower(net, torch.randn(1, 3, 20, 20))  # type: ignore[operator]
     assert all(torch.equal(a, b) for a, b in zip(kept.values(), net.state_dict().values(), strict=True))
-    assert isinstance(fast.network, Either)
+    assert isinstance(fast.captured, Either)
     called = [
-        fast.network.captured.get_submodule(str(node.target))
-        for node in fast.network.captured.graph.nodes
+        fast.captured.captured.get_submodule(str(node.target))
+        for node in fast.captured.captured.graph.nodes
         if node.op == "call_module"
     ]
     assert sum(isinstance(module, SparseConv) for module in called) == 14
     assert not any(isinstance(module, (nn.BatchNorm2d, nn.Identity)) for module in called)
     assert sum(isinstance(module, nn.ReLU) for module in called) == 1  # after the dense stem
     assert sum(isinstance(module, PlanePool) for module in called) == 1
-    functions = [node for node in fast.network.captured.graph.nodes if node.op == "call_function"]
+    functions = [node for node in fast.captured.captured.graph.nodes if node.op == "call_function"]
     assert not functions
     for shape in [(1, 3, 20, 20), (3, 3, 33, 47)]:
         x = torch.randn(shape)
