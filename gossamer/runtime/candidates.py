@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
+from gossamer.runtime.convolution import SparseConv, refusal
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.grouped import panel_width
 from gossamer.runtime.linear import SparseLinear
@@ -24,7 +25,7 @@ OVERLAPPING = 0.12  # density from which on four rows share columns often enough
 
 
 def offers_for(
-    layer: nn.Module, tree: Encoding, density: float, dtype: torch.dtype, *, jit: bool
+    layer: nn.Module, tree: Encoding, density: float, inputs: Tensor, *, jit: bool
 ) -> dict[str, Callable[[], nn.Module]]:
     """Everything that computes what the layer does and could be faster, by the name that explanations use.
 
@@ -32,7 +33,7 @@ def offers_for(
         layer: Linear, Conv1d, Conv2d or Embedding.
         tree: of its weight.
         density: of its weight.
-        dtype: of the inputs that reach it.
+        inputs: that reach it.
         jit: whether sparse kernels can be compiled here.
 
     Returns:
@@ -41,8 +42,13 @@ def offers_for(
     found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype == torch.float32
-    if isinstance(layer, nn.Linear) and sparse and dtype == torch.float32 and density < WORTH_TRYING:
-        found |= _sparse_offers(layer, density)
+    if sparse and inputs.dtype == torch.float32 and density < WORTH_TRYING:
+        if isinstance(layer, nn.Linear):
+            found |= _sparse_offers(layer, density)
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+            size = tuple(inputs.shape[-len(layer.kernel_size) :])
+            if not refusal(layer, size, density):
+                found |= _convolution_offers(layer, density, size)
     name, operator = name_of(tree), operator_of(tree, layer)
     if name is None or operator is None:
         return found
@@ -80,6 +86,16 @@ def _narrow(layer: nn.Linear, density: float) -> int:
     return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density) // 2)
 
 
+def _convolution_offers(
+    layer: nn.Conv1d | nn.Conv2d, density: float, size: tuple[int, ...]
+) -> dict[str, Callable[[], nn.Module]]:
+    found: dict[str, Callable[[], nn.Module]] = {"sliced planes": lambda: SparseConv(layer, Way.SLICED, size)}
+    if density >= OVERLAPPING:
+        found["planes by pairs"] = lambda: SparseConv(layer, Way.PAIRS, size)
+        found["planes by patterns"] = lambda: SparseConv(layer, Way.PATTERNS, size)
+    return found
+
+
 def _wide(columns: int) -> int:
     """A panel for the second-level cache: fewer, longer loops."""
     panels = -(-columns // 768)
@@ -96,7 +112,7 @@ def resident_bytes(module: nn.Module) -> int:
     """Bytes held for weights, biases not counted."""
     total = 0
     for part in module.modules():
-        if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear)):
+        if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear, SparseConv)):
             total += part.resident_bytes
         else:
             held = [p for n, p in part._parameters.items() if p is not None and n != "bias"]

@@ -10,7 +10,7 @@ from llvmlite import ir
 
 from gossamer.runtime.emit import I32, I64, PTR, Emitter, function
 
-__all__ = ["Activation", "finish_function"]
+__all__ = ["Activation", "activated", "finish_function"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -53,7 +53,7 @@ def finish_function(module: ir.Module, lanes: int) -> ir.Function:
 
         def one(v: Node, _: list[Node], kind: Activation = kind) -> list[Node]:
             at = e.mul(v, lanes)
-            e.store(_activated(e, e.load(y, at), kind), y, at)
+            e.store(activated(e, e.load(y, at), kind), y, at)
             return []
 
         e.loop(0, vectors, one)
@@ -73,7 +73,8 @@ def finish_function(module: ir.Module, lanes: int) -> ir.Function:
     return made
 
 
-def _activated(e: Emitter, x: Node, kind: Activation) -> Node:
+def activated(e: Emitter, x: Node, kind: Activation) -> Node:
+    """f of every lane; not for `Activation.NONE`."""
     if kind is Activation.RELU:
         return e.at_least(x, e.number(0))
     if kind is Activation.RELU6:

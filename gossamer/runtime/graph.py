@@ -23,7 +23,16 @@ from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.grouped import GroupedProduct
 from gossamer.runtime.tiled import Combine, GroupedLinear, Pack, TiledLinear, TiledNorm, Tiler, Unpack
 
-__all__ = ["FeatureMajor", "feature_major", "untraceable"]
+__all__ = [
+    "Either",
+    "FeatureMajor",
+    "activation_of",
+    "adds",
+    "captured",
+    "feature_major",
+    "overwritten",
+    "untraceable",
+]
 
 _SUMS: tuple[Any, ...] = (operator.add, operator.iadd, torch.add, "add")
 _IN_PLACE: tuple[Any, ...] = (
@@ -79,7 +88,7 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
         fixed = _fixed(network, arguments)
         graph = _Tracer().trace(network, concrete_args=fixed or None)
         traced = fx.GraphModule(network, graph)
-        if overwrites := _overwrites(traced):
+        if overwrites := overwritten(traced):
             return f"{overwrites} overwrites a value that may be read again"
         shapes = _Shapes(traced)
         with torch.inference_mode():
@@ -89,7 +98,7 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
     made = _Rewriting(traced, shapes.found, operations).run()
     if not made.linears:
         return "no layer could be feature-major"
-    return replace(made, network=_Either(made.network, network, arguments))
+    return replace(made, network=Either(made.network, network, arguments))
 
 
 def untraceable(network: nn.Module, arguments: tuple[Any, ...]) -> str:
@@ -118,7 +127,7 @@ def _fixed(network: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 
 @final
-class _Either(nn.Module):
+class Either(nn.Module):
     """The captured network for the kinds of arguments that it was captured with, else the other one."""
 
     def __init__(self, captured: nn.Module, other: nn.Module, arguments: tuple[Any, ...]) -> None:
@@ -137,7 +146,7 @@ class _Either(nn.Module):
         return self.other(*inputs)
 
 
-def _overwrites(traced: fx.GraphModule) -> str:
+def overwritten(traced: fx.GraphModule) -> str:
     """A node that works in place on a value that others may read, for tiles are copies; empty if there is none."""
     modules = dict(traced.named_modules())
     for node in traced.graph.nodes:
@@ -152,13 +161,43 @@ def _overwrites(traced: fx.GraphModule) -> str:
         )
         changed = node.all_input_nodes[0] if in_place and node.all_input_nodes else None
         # What a module or a sum returns is no view of another value.
-        if changed is not None and (len(changed.users) > 1 or not (changed.op == "call_module" or _adds(changed))):
+        if changed is not None and (len(changed.users) > 1 or not (changed.op == "call_module" or adds(changed))):
             return str(node.name)
     return ""
 
 
-def _adds(node: fx.Node) -> bool:
+def adds(node: fx.Node) -> bool:
+    """Whether a node is a sum, in place or not."""
     return node.op in ("call_function", "call_method") and node.target in _SUMS
+
+
+def activation_of(node: fx.Node, modules: Mapping[str, nn.Module]) -> Activation | None:
+    """Which function of one tensor a node is, if kernels have it."""
+    if len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
+        return None
+    module = modules.get(str(node.target)) if node.op == "call_module" else None
+    if type(module) is nn.GELU or node.target is F.gelu:
+        approximate = getattr(module, "approximate", node.kwargs.get("approximate", "none"))
+        return Activation.GELU_TANH if approximate == "tanh" else Activation.GELU
+    if module is not None:
+        return _MODULES.get(type(module))
+    return _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+
+
+def captured(
+    network: nn.Module, arguments: tuple[Any, ...]
+) -> tuple[fx.GraphModule, Mapping[fx.Node, tuple[int, ...]]] | None:
+    """The network as a graph, and the shapes of its float32 tensors; None if it cannot be had or overwrites values."""
+    try:
+        traced = fx.GraphModule(network, _Tracer().trace(network, concrete_args=_fixed(network, arguments) or None))
+        if overwritten(traced):
+            return None
+        shapes = _Shapes(traced)
+        with torch.inference_mode():
+            shapes.run(*arguments)
+    except Exception:  # code that depends on values of tensors raises whatever it raises when traced
+        return None
+    return traced, shapes.found
 
 
 def _said(error: Exception) -> str:
@@ -290,20 +329,11 @@ class _Rewriting:
                 self.graph.erase_node(node)
 
     def _activation(self, node: fx.Node) -> Activation | None:
-        """Which function of one tensor a node is, if kernels have it."""
-        if len(node.args) != 1 or not isinstance(node.args[0], fx.Node):
-            return None
-        module = self._module(node)
-        if type(module) is nn.GELU or node.target is F.gelu:
-            approximate = getattr(module, "approximate", node.kwargs.get("approximate", "none"))
-            return Activation.GELU_TANH if approximate == "tanh" else Activation.GELU
-        if module is not None:
-            return _MODULES.get(type(module))
-        return _FUNCTIONS.get(node.target) if node.op in ("call_function", "call_method") else None
+        return activation_of(node, self.modules)
 
     def _is_sum(self, node: fx.Node) -> bool:
         """Of two tensors of one shape, and nothing else."""
-        if not _adds(node) or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
+        if not adds(node) or len(node.args) != 2 or node.kwargs or not all(isinstance(a, fx.Node) for a in node.args):
             return False
         first, second = node.all_input_nodes[0], node.all_input_nodes[-1]
         a, b = self.shapes.get(first), self.shapes.get(second)

@@ -26,7 +26,19 @@ from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import finish_function
 from gossamer.runtime.layout import in_team
 
-__all__ = ["PATTERNS", "TILES", "Field", "Way", "add_products", "height"]
+__all__ = [
+    "PATTERNS",
+    "TILES",
+    "Field",
+    "Group",
+    "Way",
+    "add_products",
+    "height",
+    "pair_steps",
+    "pattern_steps",
+    "segments_of",
+    "sliced_steps",
+]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -71,6 +83,11 @@ class Field(IntEnum):
 def height(way: Way, lanes: int) -> int:
     """Rows per group: what registers have room for beside the tile (16 of them with vectors of 8 floats, else 32)."""
     return 2 if way is Way.SLICED and lanes == 8 else 4
+
+
+def segments_of(way: Way) -> int:
+    """Loops that a group's non-zeros are divided into."""
+    return {Way.SLICED: 1, Way.PAIRS: 2, Way.PATTERNS: len(PATTERNS)}[way]
 
 
 def add_products(module: ir.Module, lanes: int) -> ir.Function:
@@ -170,7 +187,7 @@ def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int,
     tile, align = lanes * vectors, lanes * 4
     inner = min(vectors, 2) if way is not Way.SLICED and lanes == 8 else vectors  # what registers have room for
     index_type = I8 if narrow else I16
-    segments = {Way.SLICED: 1, Way.PAIRS: 2, Way.PATTERNS: len(PATTERNS)}[way]
+    segments = segments_of(way)
 
     def field(which: Field, kind: Node = PTR) -> Node:
         return e.read(description, int(which), kind)
@@ -198,9 +215,9 @@ def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int,
                 lambda: [e.load(out, lanes * v, align) for out in outs for v in range(inner)],
             )
             sums = [flat[r * inner : (r + 1) * inner] for r in range(rows)]
-            go = {Way.SLICED: _sliced, Way.PAIRS: _pairs, Way.PATTERNS: _patterns}[way]
+            go = {Way.SLICED: sliced_steps, Way.PAIRS: pair_steps, Way.PATTERNS: pattern_steps}[way]
             sums, at, value_at = go(
-                _Group(e, counts, index, values, x_half, index_type, tile, segments), g, sums, at, value_at
+                Group(e, counts, index, values, x_half, index_type, tile, segments), g, sums, at, value_at
             )
             # A row that stands for none repeats the first: its place is written before the first row's sums are.
             for out, row in reversed(list(zip(outs, sums, strict=True))):
@@ -234,7 +251,7 @@ def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int,
     return made
 
 
-class _Group:
+class Group:
     """What the inner loops of both ways read."""
 
     def __init__(
@@ -281,16 +298,16 @@ class _Group:
         return self.e.load(address, self.e.lanes * v, self.e.lanes * 4)
 
 
-def _sliced(
-    group: _Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
+def sliced_steps(
+    group: Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
 ) -> tuple[list[list[Node]], Node, Node]:
     """Every row steps through as many non-zeros as the others: one of each at a time."""
     sums, end = _side_by_side(group, group.count(g, 0), sums, at, 0)
     return sums, end, group.e.add(value_at, group.e.sub(end, at))
 
 
-def _pairs(
-    group: _Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
+def pair_steps(
+    group: Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
 ) -> tuple[list[list[Node]], Node, Node]:
     """Columns of the first pair of rows beside those of the second, then every row's own."""
     e, inner = group.e, len(sums[0])
@@ -314,7 +331,7 @@ def _pairs(
 
 
 def _side_by_side(
-    group: _Group, steps: Node, sums: list[list[Node]], at: Node, shift: Node
+    group: Group, steps: Node, sums: list[list[Node]], at: Node, shift: Node
 ) -> tuple[list[list[Node]], Node]:
     """One non-zero of every row at a time; values lie ``shift`` behind their indices."""
     e, rows, inner = group.e, len(sums), len(sums[0])
@@ -333,8 +350,8 @@ def _side_by_side(
     return [flat[r * inner : (r + 1) * inner] for r in range(rows)], end
 
 
-def _patterns(
-    group: _Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
+def pattern_steps(
+    group: Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
 ) -> tuple[list[list[Node]], Node, Node]:
     """Pattern by pattern; one row of X is loaded for all rows of the pattern."""
     e, inner = group.e, len(sums[0])

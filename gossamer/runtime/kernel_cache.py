@@ -14,18 +14,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import codegen, emit, epilogue, group_code, layout, tile_code
+from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, tile_code
 from gossamer.runtime.cpu import Processor
 
 __all__ = [
+    "CONVOLUTIONS",
     "ROWS",
     "TILES",
     "Code",
+    "ConvolutionKernels",
     "Engine",
     "Kernels",
     "TileKernels",
     "assembly",
     "cache_directory",
+    "load_convolution_kernels",
     "load_kernels",
     "load_tile_kernels",
     "object_code_of",
@@ -59,6 +62,13 @@ ROWS = Code("rows", codegen.kernels, (codegen, emit, layout))
 
 TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, epilogue, emit, layout))
 """Products and other layers for feature-major tiles."""
+
+CONVOLUTIONS = Code(
+    "convolutions",
+    conv_code.convolution_kernels,
+    (conv_code, conv_edge, group_code, epilogue, emit, layout),
+)
+"""Convolutions over planes."""
 
 
 @final
@@ -94,6 +104,21 @@ class TileKernels:
         self.unpack = self._engine.function("unpack", 8)
         self.normalise = self._engine.function("normalise", 10)
         self.combine = self._engine.function("combine", 7)
+
+
+@final
+class ConvolutionKernels:
+    """The entry point of compiled `CONVOLUTIONS`, which lives as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.convolve = self._engine.function("convolve", 7)
 
 
 @final
@@ -140,6 +165,12 @@ def load_kernels(processor: Processor, directory: Path | None) -> Kernels:
 def load_tile_kernels(processor: Processor, directory: Path | None) -> TileKernels:
     """The kernels for tiles, likewise."""
     return TileKernels(object_code_of(TILES, processor, directory), processor)
+
+
+@cache
+def load_convolution_kernels(processor: Processor, directory: Path | None) -> ConvolutionKernels:
+    """The kernels for convolutions, likewise."""
+    return ConvolutionKernels(object_code_of(CONVOLUTIONS, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:

@@ -26,11 +26,13 @@ from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
 from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
+from gossamer.runtime.convolution import SparseConv, geometry_of, refusal
 from gossamer.runtime.cpu import unavailable
+from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import FeatureMajor, feature_major, untraceable
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
-from gossamer.runtime.tuning import Memory, layer_key
+from gossamer.runtime.tuning import Memory, convolution_key, layer_key
 
 __all__ = ["Choice", "Lowered", "lower"]
 
@@ -105,7 +107,7 @@ def lower(
     """Replace layers by faster ones where measured.
 
     Args:
-        model: dense network; zeros in its Linear weights are used. Not changed.
+        model: dense network; zeros in its Linear and convolution weights are used. Not changed.
         example_inputs: one tensor or a tuple of arguments; candidates are timed on what reaches each layer.
         specs: tensors of the original network, with ``trees``.
         trees: encodings, which also tell factorized weights apart. None: zeros in the weights are looked for.
@@ -125,6 +127,7 @@ def lower(
     why_not = unavailable()
     if why_not:
         warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
+    network = _folded(network, arguments, expected, weights) if not why_not else network
     tokens = max((x.numel() // max(1, x.shape[-1]) for x in seen.values()), default=0)
     # With fewer tokens than a vector has places most of a tile is padding: layers are timed as they stand.
     tiles = not why_not and tokens >= _TILE_FROM and not untraceable(network, arguments)
@@ -147,9 +150,34 @@ def lower(
         network = _put(network, names, layer)
         choices[names[0]] = _kept_dense(names[0], layer, f"with faster layers the network {problem}")
     captured = None
+    if any(isinstance(module, SparseConv) for module in network.modules()):
+        fused = fuse_convolutions(network, arguments)
+        if fused is not network and not _differs(fused, arguments, expected):
+            return Lowered(network, [_between_convolutions(network, choice) for choice in choices.values()], fused)
     if any(isinstance(module, GroupedLinear) for module in network.modules()):
         captured = _captured(network, arguments, expected, choices, tuner)
     return Lowered(network, list(choices.values()), captured)
+
+
+def _between_convolutions(network: nn.Module, choice: Choice) -> Choice:
+    """What is said of a Linear layer on grouped rows in a network that was captured for its convolutions."""
+    if not isinstance(network.get_submodule(choice.layer), GroupedLinear):
+        return choice
+    return replace(choice, layout="module replacement: the network is captured for its convolutions")
+
+
+def _folded(
+    network: nn.Module, arguments: tuple[Any, ...], expected: Any, weights: list[tuple[tuple[str, ...], Encoding]]
+) -> nn.Module:
+    """The network with BatchNorm folded into convolutions, if some of these have zeros to gain from."""
+    layers = {names[0]: network.get_submodule(names[0]) for names, _ in weights}
+    convolutions = [m for m in layers.values() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
+    if not any(density_of(m) < WORTH_TRYING and not isinstance(geometry_of(m), str) for m in convolutions):
+        return network
+    folded = copy.deepcopy(network)
+    skip = frozenset(name for names, tree in weights if factorized(tree) for name in names)
+    changed = fold_norms(folded, arguments, skip)
+    return folded if changed and not _differs(folded, arguments, expected) else network
 
 
 def _captured(
@@ -269,7 +297,7 @@ class _Tuner:
     def choose(self, name: str, layer: nn.Module, tree: Encoding, inputs: Tensor) -> tuple[nn.Module, Choice]:
         """The fastest candidate for a layer."""
         plain = _kept_dense(name, layer, "")
-        offers = offers_for(layer, tree, plain.density, inputs.dtype, jit=self.jit)
+        offers = offers_for(layer, tree, plain.density, inputs, jit=self.jit)
         if len(offers) == 1:
             return layer, replace(plain, reason=_no_candidate(layer, tree, plain.density, inputs, jit=self.jit))
         built: dict[str, nn.Module] = {}
@@ -284,6 +312,9 @@ class _Tuner:
             shape = (layer.out_features, layer.in_features)
             tokens = inputs.numel() // max(1, inputs.shape[-1])
             key = f"{layer_key(shape, plain.density, tokens, inputs.dtype)} tiles {self.traceable}"
+            times = self.memory.times(key, tuple(offers), measure)
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)) and not factorized(tree):
+            key = convolution_key(layer, plain.density, tuple(inputs.shape), inputs.dtype)
             times = self.memory.times(key, tuple(offers), measure)
         else:
             times = measure()
@@ -321,8 +352,12 @@ def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tens
         return f"{type(tree).__name__} in {type(layer).__name__}: no small operators for it here"
     if density >= WORTH_TRYING:
         return f"density {density:.2f}: too few zeros to gain from"
-    if not isinstance(layer, nn.Linear):
-        return f"{type(layer).__name__}: no sparse kernel for it yet"
+    if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+        why = refusal(layer, tuple(inputs.shape[-len(layer.kernel_size) :]), density) if jit else ""
+        if why:
+            return f"{type(layer).__name__}: {why}"
+    elif not isinstance(layer, nn.Linear):
+        return f"{type(layer).__name__}: no sparse kernel for it"
     if not jit:
         return "no compiler for this processor"
     return f"{inputs.dtype}: only float32 has sparse kernels"

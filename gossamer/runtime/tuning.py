@@ -13,17 +13,36 @@ from pathlib import Path
 from typing import final
 
 import torch
+from torch import nn
 
 from gossamer.runtime.cpu import host, wanted_level
-from gossamer.runtime.kernel_cache import ROWS, TILES, cache_directory, read_private, source_key, write_private
+from gossamer.runtime.kernel_cache import (
+    CONVOLUTIONS,
+    ROWS,
+    TILES,
+    cache_directory,
+    read_private,
+    source_key,
+    write_private,
+)
 
-__all__ = ["Memory", "layer_key"]
+__all__ = ["Memory", "convolution_key", "layer_key"]
 
 
 def layer_key(shape: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> str:
     """What the times of a Linear layer depend on, as text; densities within a few percent are one."""
+    return f"linear {shape[0]}x{shape[1]} {_rounded(density)} tokens {tokens} {dtype}"
+
+
+def convolution_key(layer: nn.Conv1d | nn.Conv2d, density: float, inputs: tuple[int, ...], dtype: torch.dtype) -> str:
+    """What the times of a convolution depend on, as text."""
+    steps = f"stride {layer.stride} padding {layer.padding} dilation {layer.dilation} groups {layer.groups}"
+    return f"convolution {tuple(layer.weight.shape)} {steps} {_rounded(density)} inputs {inputs} {dtype}"
+
+
+def _rounded(density: float) -> str:
     step = 0.0 if density <= 0 else round(math.log(density, 1.05))
-    return f"linear {shape[0]}x{shape[1]} density 1.05^{step} tokens {tokens} {dtype}"
+    return f"density 1.05^{step}"
 
 
 @final
@@ -64,7 +83,7 @@ class Memory:
     def _file(self, key: str) -> str:
         if not self._context:
             processor = host(wanted_level())
-            codes = [source_key(processor, code) for code in (ROWS, TILES)]
+            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS)]
             self._context = repr((codes, torch.__version__))
         return hashlib.sha256(f"{self._context} {key}".encode()).hexdigest() + ".json"
 

@@ -1,0 +1,188 @@
+"""Kernels for convolutions with zeros in their weights, as LLVM IR.
+
+A tile is a few vectors of adjacent outputs of a plane whose rows lie one after another; a weight of kernel row i and
+column j reads the input at a distance that is the same for all of them. So a convolution is a sparse × dense product
+whose indices are such distances, over one tile after the other; nothing is unfolded. The non-zeros of a group of rows
+are gone through as in `gossamer.runtime.group_code`, panel of channels by panel of channels; sums of a tile wait in a
+buffer between panels. Then residual and activation are applied and whole rows are written.
+
+Every call computes one layer and writes its whole output. Positions are data: the same code serves every weight.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from gossamer.runtime.conv_edge import ConvField, finish_functions, pack_copies
+from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.group_code import Group, Way, height, pair_steps, pattern_steps, segments_of, sliced_steps
+from gossamer.runtime.layout import in_team
+
+__all__ = ["convolution_kernels", "widths"]
+
+Node = Any  # llvmlite has no type stubs
+
+
+def widths(way: Way, lanes: int) -> tuple[int, ...]:
+    """Vectors per tile for which there is code: what registers have room for."""
+    if way is not Way.SLICED and lanes == 8:
+        return (1, 2)
+    if way is not Way.SLICED:
+        return (1, 2, 3, 4, 6) if way is Way.PAIRS else (1, 2, 3, 4)
+    return (1, 2, 3, 4, 6) if lanes == 8 else (1, 2, 3, 4, 6, 7)
+
+
+def convolution_kernels(lanes: int) -> str:
+    """LLVM IR of a module with one entry point.
+
+    ``convolve(description, x, y, residual, images, scratch, threads)`` is Y = f(W ⊛ X + b + residual); the residual may
+    be null. ``ConvField`` says what the description holds.
+
+    Args:
+        lanes: floats per vector register, a power of two.
+
+    Returns:
+        The module's text.
+    """
+    module = ir.Module("gossamer_convolution")
+    pack = pack_copies(module, lanes)
+    finish = finish_functions(module, lanes)
+    products = {(way, v): _product(module, lanes, way, v) for way in Way for v in widths(way, lanes)}
+    made = function(module, "convolve_share", [PTR] + [I64] * 7, exported=False)
+    description, x, y, residual, images, scratch, part, team = made.args
+    e = Emitter(made, lanes)
+
+    def word(field: ConvField) -> Node:
+        return e.read(description, int(field), I64)
+
+    tiles, bands, chunks, copies, way, width = (
+        word(f)
+        for f in (
+            ConvField.TILES,
+            ConvField.BANDS,
+            ConvField.CHUNKS,
+            ConvField.COPIES,
+            ConvField.WAY,
+            ConvField.WIDTH,
+        )
+    )
+    panels, panel_stride, step = word(ConvField.PANELS), word(ConvField.PANEL_STRIDE), word(ConvField.STEP)
+    activation, vectors = word(ConvField.ACTIVATION), word(ConvField.VECTORS)
+    bounds, segments, segment_starts = (
+        e.read(description, int(f), PTR) for f in (ConvField.BOUNDS, ConvField.SEGMENTS, ConvField.SEGMENT_STARTS)
+    )
+    sums = e.at.inttoptr(e.add(scratch, e.mul(e.mul(part, word(ConvField.SCRATCH)), 4)), PTR)
+    held = e.element(sums, word(ConvField.SUMS), F32)
+    units = e.mul(e.mul(images, bands), tiles)
+    # Members take tiles; where that would leave some of them idle for long, they take rows of the weight.
+    even = e.equal(e.at.urem(units, team), 0)
+    by_tiles = e.at.or_(e.at.or_(even, e.less(chunks, team)), e.less(e.mul(team, 4), units))
+
+    def share(whole: Node, divided: Node) -> list[Node]:
+        ends = (e.div(e.mul(e.add(part, i), whole), team) for i in range(2))
+        return [e.at.select(divided, b, e.constant(o)) for b, o in zip(ends, (0, whole), strict=True)]
+
+    first_unit, last_unit = share(units, by_tiles)
+    first_chunk, last_chunk = share(chunks, e.at.not_(by_tiles))
+
+    def unit(u: Node, carried: list[Node]) -> list[Node]:
+        item = e.div(u, tiles)
+        tile, image = e.sub(u, e.mul(item, tiles)), e.div(item, bands)
+        band = e.sub(item, e.mul(image, bands))
+        x_image = e.at.inttoptr(e.add(x, e.mul(e.mul(image, word(ConvField.X_IMAGE)), 4)), PTR)
+        direct = e.equal(copies, 0)
+        with e.at.if_then(e.at.not_(e.at.or_(direct, e.equal(item, carried[0])))):
+            e.at.call(pack, [description, x_image, held, band])
+        begin = e.mul(e.least(e.mul(tile, width), e.sub(vectors, width)), lanes)
+        x_tile = e.element(e.at.select(direct, x_image, e.element(held, lanes, F32)), begin, F32)
+        y_off = e.mul(e.mul(image, word(ConvField.Y_IMAGE)), 4)
+        none = e.equal(residual, 0)
+        r_at = e.at.select(none, e.constant(0), e.add(residual, y_off))
+        place = e.add(e.mul(band, tiles), tile)
+        segment, segment_end = (e.read(segment_starts, e.add(place, i), I64) for i in range(2))
+        mine = e.element(segments, e.mul(segment, 4), I32)
+
+        def block(c: Node, _: list[Node]) -> list[Node]:
+            end = e.least(e.add(c, step), last_chunk)
+
+            def panel(p: Node, _: list[Node]) -> list[Node]:
+                x_panel = e.element(x_tile, e.mul(p, panel_stride), F32)
+                after = made.append_basic_block()
+                for (kind, v), product in products.items():
+                    right = e.at.and_(e.equal(way, int(kind)), e.equal(width, v))
+                    yes, no = made.append_basic_block(), made.append_basic_block()
+                    e.at.cbranch(right, yes, no)
+                    e.at.position_at_end(yes)
+                    e.at.call(product, [description, x_panel, sums, p, c, end])
+                    e.at.branch(after)
+                    e.at.position_at_end(no)
+                e.at.branch(after)
+                e.at.position_at_end(after)
+                return []
+
+            e.loop(0, panels, panel)
+            addresses = [e.at.inttoptr(a, PTR) for a in (e.add(y, y_off), r_at)]
+            rows = [e.read(bounds, i, I64) for i in (c, end)]
+            finish(e, activation, [description, sums, *addresses, mine, e.sub(segment_end, segment), *rows])
+            return []
+
+        with e.at.if_then(e.less(segment, segment_end)):
+            e.loop(first_chunk, last_chunk, block, step=step)
+        return [item]
+
+    e.loop(first_unit, last_unit, unit, [e.constant(-1)])
+    e.at.ret_void()
+    in_team(module, "convolve", made, 5)
+    return str(module)
+
+
+def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Function:
+    """One panel of W, rows of the chunks [first, last), times one tile: added to the sums, or b + … in the first."""
+    made = function(module, f"{way.name.lower()}_{vectors}", [PTR] * 3 + [I64] * 3, exported=False)
+    description, x, sums_at, panel, first, last = made.args
+    e = Emitter(made, lanes)
+    rows, tile, align = height(way, lanes), lanes * vectors, lanes * 4
+    starts, counts, order, index, values, bias = (
+        e.read(description, int(f), PTR)
+        for f in (
+            ConvField.STARTS,
+            ConvField.COUNTS,
+            ConvField.ORDER,
+            ConvField.INDEX,
+            ConvField.VALUES,
+            ConvField.BIAS,
+        )
+    )
+    chunks = e.read(description, int(ConvField.CHUNKS), I64)
+    opening = e.equal(panel, 0)
+    steps = Group(e, counts, index, values, x, I16, lanes, segments_of(way))
+    go = {Way.SLICED: sliced_steps, Way.PAIRS: pair_steps, Way.PATTERNS: pattern_steps}[way]
+
+    def group(g: Node, carried: list[Node]) -> list[Node]:
+        at, value_at = carried
+        ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
+        outs = [e.element(sums_at, e.mul(i, tile), F32) for i in ids]
+        flat = e.choose(
+            opening,
+            lambda: [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * vectors],
+            lambda: [e.load(out, lanes * v, align) for out in outs for v in range(vectors)],
+        )
+        sums = [flat[r * vectors : (r + 1) * vectors] for r in range(rows)]
+        sums, at, value_at = go(steps, g, sums, at, value_at)
+        # A row that stands for none repeats the first: its place is written before the first row's sums are.
+        for out, row in reversed(list(zip(outs, sums, strict=True))):
+            for v, s in enumerate(row):
+                e.store(s, out, lanes * v, align)
+        return [at, value_at]
+
+    def chunk(c: Node, _: list[Node]) -> list[Node]:
+        entry = e.mul(e.add(e.mul(panel, chunks), c), 3)
+        begin, at, value_at, end = (e.read(starts, e.add(entry, i), I64) for i in range(4))
+        e.loop(begin, end, group, [at, value_at])
+        return []
+
+    e.loop(first, last, chunk)
+    e.at.ret_void()
+    return made

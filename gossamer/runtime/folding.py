@@ -1,0 +1,153 @@
+"""BatchNorm folded into the convolution before it, and sums and activations done at its store."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from gossamer.network.inspect import owner_of
+from gossamer.runtime.convolution import SparseConv
+from gossamer.runtime.epilogue import Activation
+from gossamer.runtime.graph import Either, activation_of, adds, captured
+from gossamer.runtime.pooling import PlanePool
+
+__all__ = ["fold_norms", "fuse_convolutions"]
+
+
+def fold_norms(network: nn.Module, arguments: tuple[Any, ...], skip: frozenset[str]) -> tuple[str, ...]:
+    """Folds every BatchNorm that alone reads a convolution into its weight and bias, in place.
+
+    Args:
+        network: in eval mode; is changed.
+        arguments: example inputs.
+        skip: names of convolutions to leave as they are.
+
+    Returns:
+        Names of the convolutions that were changed; none if the network cannot be traced.
+    """
+    found = captured(network, arguments)
+    if found is None:
+        return ()
+    traced, _ = found
+    modules = dict(network.named_modules())
+    calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
+    held = Counter(id(p) for _, p in network.named_parameters(remove_duplicate=False))
+    objects = Counter(id(m) for _, m in network.named_modules(remove_duplicate=False))
+    read = {str(node.target) for node in traced.graph.nodes if node.op == "get_attr"}
+    folded = []
+    for node in traced.graph.nodes:
+        name = str(node.target)
+        layer = modules.get(name) if node.op == "call_module" else None
+        if type(layer) not in (nn.Conv1d, nn.Conv2d) or len(node.users) != 1 or name in skip:
+            continue
+        layer = cast("nn.Conv1d | nn.Conv2d", layer)
+        (user,) = node.users
+        norm = modules.get(str(user.target)) if user.op == "call_module" else None
+        if type(norm) not in (nn.BatchNorm1d, nn.BatchNorm2d) or norm is None or norm.training:
+            continue
+        norm = cast("nn.BatchNorm1d | nn.BatchNorm2d", norm)
+        alone = all(calls[str(n.target)] == 1 for n in (node, user)) and all(objects[id(m)] == 1 for m in (layer, norm))
+        tied = any(held[id(p)] > 1 for p in layer.parameters(recurse=False))
+        if (
+            norm.running_mean is None
+            or norm.running_var is None
+            or not alone
+            or tied
+            or not read.isdisjoint({f"{name}.weight", f"{name}.bias"})
+        ):
+            continue
+        _fold(layer, norm)
+        owner, key = owner_of(str(user.target))
+        setattr(network.get_submodule(owner), key, nn.Identity())
+        folded.append(name)
+    return tuple(folded)
+
+
+@torch.no_grad()
+def _fold(layer: nn.Conv1d | nn.Conv2d, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    shift = -norm.running_mean.double() * scale
+    if norm.bias is not None:
+        shift = shift + norm.bias.double()
+    if layer.bias is not None:
+        shift = shift + layer.bias.double() * scale
+    weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
+    layer.weight = nn.Parameter(weight.to(layer.weight.dtype), requires_grad=False)
+    layer.bias = nn.Parameter(shift.to(layer.weight.dtype), requires_grad=False)
+
+
+def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Module:
+    """The network captured, with sums and activations that follow sparse convolutions done at their store.
+
+    Args:
+        network: in eval mode, some of its convolutions replaced by `SparseConv`. Not changed.
+        arguments: example inputs.
+
+    Returns:
+        The captured network, or the given one if nothing can be fused.
+    """
+    found = captured(network, arguments)
+    if found is None:
+        return network
+    traced, known = found
+    shapes = dict(known)
+    graph, modules = traced.graph, dict(traced.named_modules())
+    for node in list(graph.nodes):
+        if node.op == "call_module" and type(modules.get(str(node.target))) in (nn.Identity, nn.Dropout):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    order = {node: i for i, node in enumerate(graph.nodes)}
+    changed = False
+    for node in list(graph.nodes):
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if not isinstance(layer, SparseConv) or len(node.args) != 1:
+            continue
+        last, residual, activation = node, None, None
+        user = _only_user(last)
+        if user is not None and adds(user) and len(user.args) == 2 and not user.kwargs:
+            other = user.args[1] if user.args[0] is last else user.args[0]
+            same = isinstance(other, fx.Node) and shapes.get(other) == shapes.get(last, ())
+            if isinstance(other, fx.Node) and other is not last and same:
+                last, residual = user, other
+                user = _only_user(last)
+        if user is not None:
+            activation = activation_of(user, modules)
+            last = user if activation is not None else last
+        if last is node:
+            continue
+        assert order[node] < order[last]
+        fused = layer.with_activation(Activation.NONE if activation is None else activation)
+        name = f"fused_{node.name}"
+        traced.add_submodule(name, fused)
+        with graph.inserting_before(last):
+            made = graph.call_module(name, (node.args[0],) if residual is None else (node.args[0], residual))
+        last.replace_all_uses_with(made)
+        if last in shapes:
+            shapes[made] = shapes[last]
+        while last is not node:  # from the end: each is read by the next only
+            before = last.args[0] if last.args[0] is not residual else last.args[1]
+            graph.erase_node(last)
+            assert isinstance(before, fx.Node)
+            last = before
+        graph.erase_node(node)
+        changed = True
+    if not changed:
+        return network
+    for node in list(graph.nodes):
+        pool = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(pool) is nn.MaxPool2d and not pool.return_indices:
+            node.target = f"planes_{node.name}"
+            traced.add_submodule(node.target, PlanePool(pool))
+    graph.lint()
+    return Either(fx.GraphModule(traced, graph).eval(), network, arguments)
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    users = list(node.users)
+    return users[0] if len(users) == 1 else None
