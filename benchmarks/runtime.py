@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ import gossamer as gs
 from benchmarks.rows import Rows, code_hash, cpu_name
 from benchmarks.runtime_networks import bert_base, mlp, prune, vit_b16
 from benchmarks.runtime_peak import peak
-from benchmarks.runtime_peers import KINDS, exported, running
 from benchmarks.sparse_linear import busy_seconds
+from gossamer.measure.latency import in_turns, runner
+from gossamer.measure.onnx_file import exported
+from gossamer.measure.peers import PeerKind, running
 from gossamer.runtime import kernel_cache, linear, tiled
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.lower import Lowered
@@ -101,18 +104,6 @@ def lowered(network: nn.Module, x: Tensor) -> tuple[Lowered, float]:
     return fast, time.perf_counter() - start
 
 
-def in_turns(runners: dict[str, Callable[[int], list[float]]], seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each runner."""
-    taken: dict[str, list[float]] = {name: [] for name in runners}
-    for run in runners.values():
-        run(1)
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or len(next(iter(taken.values()))) < 3:
-        for name, run in runners.items():
-            taken[name] += run(1)
-    return taken
-
-
 def used(process: int) -> float:
     """Processor seconds of another process; 0 where Linux does not tell."""
     stat = Path(f"/proc/{process}/stat")
@@ -122,19 +113,9 @@ def used(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def here(module: Callable[[Tensor], Any], x: Tensor) -> Callable[[int], list[float]]:
-    """A runner in this process."""
-
-    def run(count: int) -> list[float]:
-        taken = []
-        with torch.inference_mode():
-            for _ in range(count):
-                start = time.perf_counter()
-                module(x)
-                taken.append(1e3 * (time.perf_counter() - start))
-        return taken
-
-    return run
+def pair(network: nn.Module, x: Tensor) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """What is exported, called in the process that does."""
+    return network, (x,)
 
 
 def relative_error(network: nn.Module, fast: nn.Module, x: Tensor) -> float:
@@ -157,16 +138,17 @@ def network_row(
     with tempfile.TemporaryDirectory() as folder, empty_cache():
         _, cold = lowered(network, x)
         fast, warm = lowered(network, x)
-        file = exported(network, x, peers, Path(folder)) if peers is not None else "no folder of peers given"
-        with running(peers, file, threads) as (started, missing):
-            runners = {"ms": here(fast, x), "torch_ms": here(network, x)}
-            runners |= {f"{kind}_ms": peer.run for kind, peer in started.items()}
+        none = "no folder of peers given"
+        file = exported(partial(pair, network, x), peers, Path(folder)) if peers is not None else none
+        with running(PeerKind, peers, file, threads) as (started, missing):
+            runners = {"ms": runner(partial(fast, x)), "torch_ms": runner(partial(network, x))}
+            runners |= {f"{kind.value}_ms": peer.run for kind, peer in started.items()}
             ours = [os.getpid(), *(peer.process_id for peer in started.values())]
             start, busy, own = time.perf_counter(), busy_seconds(), sum(used(p) for p in ours)
-            taken = in_turns(runners, seconds)
+            taken = in_turns(runners, seconds=seconds)
             others = busy_seconds() - busy - (sum(used(p) for p in ours) - own)
             others = max(0.0, others / (time.perf_counter() - start))
-            versions = {kind: peer.version for kind, peer in started.items()}
+            versions = {kind.value: peer.version for kind, peer in started.items()}
         choices = [c for c in fast.explain() if c.density < 0.999]
         medians = {key: round(float(np.median(ms)), 4) for key, ms in taken.items()}
         best = min((medians[key], key) for key in DENSE_FP32 if key in medians)
@@ -178,7 +160,7 @@ def network_row(
         "threads": threads,
         "dtype": "fp32",
         "format": "unstructured",
-        **{key: medians.get(key) for key in ("ms", "torch_ms", *(f"{kind}_ms" for kind in KINDS))},
+        **{key: medians.get(key) for key in ("ms", "torch_ms", *(f"{kind.value}_ms" for kind in PeerKind))},
         "spread": {key: [round(float(q), 4) for q in np.percentile(ms, [25, 75])] for key, ms in taken.items()},
         "speed_up": round(best[0] / medians["ms"], 3),
         "best_dense": best[1],
@@ -188,7 +170,7 @@ def network_row(
         "lower_warm_s": round(warm, 3),
         "max_rel_err": error,
         "kernels": sorted({f"{c.kernel}, {c.layout}" if c.layout else c.kernel for c in choices}),
-        "missing": missing,
+        "missing": {kind.value: reason for kind, reason in missing.items()},
         "versions": {"torch": torch.__version__, **versions},
         "others_busy": round(others, 2),
     }
@@ -236,7 +218,7 @@ def layer_row(shape: tuple[int, int], sparsity: float, seconds: float) -> dict[s
 
 def measure(plan: Plan, peers: Path | None, name: str) -> dict[str, Any]:
     """All rows of a plan."""
-    kept = Rows(name, code_hash("gossamer/runtime/*.py", "benchmarks/runtime*.py"))
+    kept = Rows(name, code_hash("gossamer/runtime/*.py", "gossamer/measure/peer*.py", "benchmarks/runtime*.py"))
     layers = []
     for shape in plan.shapes:
         for sparsity in plan.layers:
@@ -274,7 +256,7 @@ def measure(plan: Plan, peers: Path | None, name: str) -> dict[str, Any]:
 
 
 def _say(row: dict[str, Any]) -> None:
-    others = ", ".join(f"{k[:-3]} {row[k]:.1f}" for k in ("torch_ms", *(f"{p}_ms" for p in KINDS)) if row[k])
+    others = ", ".join(f"{k[:-3]} {row[k]:.1f}" for k in ("torch_ms", *(f"{p.value}_ms" for p in PeerKind)) if row[k])
     print(
         f"{row['network']} {row['sparsity']:.0%} batch {row['batch']} threads {row['threads']}: {row['ms']:.1f} ms "
         f"({others}), {row['speed_up']:.2f}x {row['best_dense'][:-3]}",

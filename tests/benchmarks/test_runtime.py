@@ -1,9 +1,6 @@
-"""The runtime benchmark measures what it says, with and without peers."""
+"""The runtime benchmark measures what it says, without peers."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,49 +9,6 @@ import torch
 from benchmarks import runtime
 from benchmarks.runtime_networks import Encoder, EncoderSize, prune
 from benchmarks.runtime_peak import peak
-from benchmarks.runtime_peers import KINDS, Peer, running
-
-_FAKE = """#!{python}
-import sys
-assert sys.argv[1].endswith("runtime_worker.py") and sys.argv[2] in {kinds!r} and sys.argv[4] == "1"
-if sys.argv[2] == "deepsparse":
-    sys.exit("no licence in this test")
-print("Welcome to a peer that talks")
-print('{{"version": "1.2"}}', flush=True)
-for line in sys.stdin:
-    print([0.5] * int(line), flush=True)
-"""
-
-
-@pytest.fixture
-def peers(tmp_path: Path) -> Path:
-    """Environments whose Python is a script that plays the worker."""
-    for name in set(KINDS.values()):
-        python = tmp_path / "peers" / name / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(_FAKE.format(python=sys.executable, kinds=list(KINDS)))
-        python.chmod(0o755)
-    return tmp_path / "peers"
-
-
-def test_a_peer_answers_as_many_times_as_it_is_asked(peers: Path, tmp_path: Path) -> None:
-    with Peer("openvino", peers, tmp_path / "network.onnx", 1) as peer:
-        assert peer.version == "1.2"
-        assert peer.run(3) == [0.5, 0.5, 0.5]
-        assert peer.run(1) == [0.5]
-
-
-def test_a_peer_that_does_not_start_is_reported_and_the_others_run(peers: Path, tmp_path: Path) -> None:
-    with running(peers, tmp_path / "network.onnx", 1) as (started, missing):
-        assert set(started) == set(KINDS) - {"deepsparse"}
-        assert missing == {"deepsparse": "no licence in this test"}
-
-
-def test_without_peers_every_one_is_reported(tmp_path: Path) -> None:
-    with running(None, "", 1) as (started, missing):
-        assert not started and set(missing) == set(KINDS)
-    with running(tmp_path, tmp_path / "network.onnx", 1) as (started, missing):
-        assert not started and set(missing.values()) == {"not installed"}
 
 
 def test_a_row_has_every_column_of_the_issue(monkeypatch: pytest.MonkeyPatch) -> None:
