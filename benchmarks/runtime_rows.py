@@ -22,6 +22,7 @@ from torch import Tensor, nn
 import gossamer as gs
 from benchmarks.runtime_networks import NETWORKS, prune
 from benchmarks.sparse_linear import busy_seconds
+from gossamer.measure.latency import Runner, in_turns, runner
 from gossamer.measure.onnx_file import exported
 from gossamer.measure.peers import Peer, PeerKind, running
 from gossamer.runtime.lower import Lowered
@@ -30,7 +31,6 @@ __all__ = ["DENSE_FP32", "Setting", "rows_of"]
 
 DENSE_FP32 = ("torch_ms", "onnxruntime_ms", "openvino_ms")
 _DENSE_KINDS = (PeerKind.ONNXRUNTIME, PeerKind.OPENVINO, PeerKind.OPENVINO_BF16, PeerKind.ONNXRUNTIME_INT8)
-Runner = Callable[[int], list[float]]
 
 
 @dataclass(frozen=True)
@@ -83,11 +83,11 @@ def rows_of(setting: Setting, peers: Path | None) -> list[dict[str, Any]]:
             started |= {_name(kind, sparsity): peer for kind, peer in found.items()}
             missing |= {_name(kind, sparsity): why for kind, why in absent.items()}
         form, torch_run = best_of_torch(dense, x)
-        runners: dict[str, Runner] = {f"{s:g}": here(fast, x) for s, fast in fasts.items()}
+        runners: dict[str, Runner] = {f"{s:g}": runner(partial(fast, x)) for s, fast in fasts.items()}
         runners |= {"torch": torch_run, **{name: peer.run for name, peer in started.items()}}
         processes = [os.getpid(), *(peer.process_id for peer in started.values())]
         start, busy, own = time.perf_counter(), busy_seconds(), sum(used(p) for p in processes)
-        taken = in_turns(runners, setting.seconds)
+        taken = in_turns(runners, seconds=setting.seconds)
         others = busy_seconds() - busy - (sum(used(p) for p in processes) - own)
         others = max(0.0, others / (time.perf_counter() - start))
         versions = {name: peer.version for name, peer in started.items()}
@@ -199,15 +199,15 @@ def lowered(network: nn.Module, x: Tensor) -> tuple[Lowered, float]:
 
 def best_of_torch(network: nn.Module, x: Tensor) -> tuple[str, Runner]:
     """PyTorch as it runs this network fastest: as it stands, or traced, frozen and optimised, in either layout."""
-    forms: dict[str, Runner] = {"eager": here(network, x)}
+    forms: dict[str, Runner] = {"eager": runner(partial(network, x))}
     with warnings.catch_warnings(), torch.inference_mode():
         warnings.simplefilter("ignore")  # torch.jit is deprecated, and what replaces it needs a compiler of C++
-        forms["torch.jit, frozen"] = here(frozen(network, x), x)
+        forms["torch.jit, frozen"] = runner(partial(frozen(network, x), x))
         if x.dim() == 4:
             last = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             y = x.to(memory_format=torch.channels_last)
-            forms["torch.jit, frozen, channels last"] = here(frozen(last, y), y)
-        taken = in_turns(forms, 1.0)
+            forms["torch.jit, frozen, channels last"] = runner(partial(frozen(last, y), y))
+        taken = in_turns(forms, seconds=1.0)
     best = min(taken, key=lambda form: float(np.median(taken[form])))
     return best, forms[best]
 
@@ -217,38 +217,6 @@ def frozen(network: nn.Module, x: Tensor) -> Callable[[Tensor], Any]:
     traced = torch.jit.trace(network, x)  # type: ignore[no-untyped-call]
     made: Callable[[Tensor], Any] = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
     return made
-
-
-def in_turns(runners: dict[str, Runner], seconds: float) -> dict[str, list[float]]:
-    """Milliseconds of each runner.
-
-    One that takes twenty times as long as the others in the middle (bf16 without instructions for it) runs once more
-    and then waits: it would take all the time.
-    """
-    first = {name: run(1)[0] for name, run in runners.items()}
-    limit = 20 * float(np.median(list(first.values())))
-    turns = {name: run for name, run in runners.items() if first[name] <= limit}
-    taken = {name: [] if name in turns else run(1) for name, run in runners.items()}
-    end = time.perf_counter() + seconds
-    while time.perf_counter() < end or any(len(taken[name]) < 3 for name in turns):
-        for name, run in turns.items():
-            taken[name] += run(1)
-    return taken
-
-
-def here(module: Callable[[Tensor], Any], x: Tensor) -> Runner:
-    """A runner in this process."""
-
-    def run(count: int) -> list[float]:
-        taken = []
-        with torch.inference_mode():
-            for _ in range(count):
-                start = time.perf_counter()
-                module(x)
-                taken.append(1e3 * (time.perf_counter() - start))
-        return taken
-
-    return run
 
 
 def used(process: int) -> float:
