@@ -125,7 +125,7 @@ def in_turns(
     fastest = {name: max(1e-3, min(run(warm_up))) for name, run in runners.items()}
     limit = patience * statistics.median(fastest.values()) if fastest else 0.0
     runs = {name: max(1, min(int(turn_ms / ms), 1000)) for name, ms in fastest.items() if ms <= limit}
-    taken = {name: [] if name in runs else run(1) for name, run in runners.items()}
+    taken: dict[str, list[float]] = {n: [] if n in runs else list(run(1)) for n, run in runners.items()}
     until = time.perf_counter() + seconds
     for turn in range(at_most):
         if turn >= at_least and time.perf_counter() > until:

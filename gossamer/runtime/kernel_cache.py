@@ -14,13 +14,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, tile_code
+from gossamer.runtime import (
+    attention_code,
+    codegen,
+    conv_code,
+    conv_edge,
+    emit,
+    epilogue,
+    group_code,
+    layout,
+    tile_code,
+)
+from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Processor
 
 __all__ = [
+    "ATTENTION",
     "CONVOLUTIONS",
     "ROWS",
     "TILES",
+    "AttentionKernels",
     "Code",
     "ConvolutionKernels",
     "Engine",
@@ -28,6 +41,7 @@ __all__ = [
     "TileKernels",
     "assembly",
     "cache_directory",
+    "load_attention_kernels",
     "load_convolution_kernels",
     "load_kernels",
     "load_tile_kernels",
@@ -69,6 +83,9 @@ CONVOLUTIONS = Code(
     (conv_code, conv_edge, group_code, epilogue, emit, layout),
 )
 """Convolutions over planes."""
+
+ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, emit, layout))
+"""Softmax attention over feature-major tiles."""
 
 
 @final
@@ -122,6 +139,21 @@ class ConvolutionKernels:
 
 
 @final
+class AttentionKernels(CompiledProduct):
+    """The entry point of compiled `ATTENTION`, which lives as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.attend = self._engine.function("attend", 8)
+
+
+@final
 class Engine:
     """Compiled code in memory; its functions work as long as the engine lives.
 
@@ -171,6 +203,12 @@ def load_tile_kernels(processor: Processor, directory: Path | None) -> TileKerne
 def load_convolution_kernels(processor: Processor, directory: Path | None) -> ConvolutionKernels:
     """The kernels for convolutions, likewise."""
     return ConvolutionKernels(object_code_of(CONVOLUTIONS, processor, directory), processor)
+
+
+@cache
+def load_attention_kernels(processor: Processor, directory: Path | None) -> AttentionKernels:
+    """The kernels for attention, likewise."""
+    return AttentionKernels(object_code_of(ATTENTION, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:

@@ -17,6 +17,7 @@ from torch import nn
 
 from gossamer.runtime.cpu import host, wanted_level
 from gossamer.runtime.kernel_cache import (
+    ATTENTION,
     CONVOLUTIONS,
     ROWS,
     TILES,
@@ -83,7 +84,7 @@ class Memory:
     def _file(self, key: str) -> str:
         if not self._context:
             processor = host(wanted_level())
-            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS)]
+            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS, ATTENTION)]
             self._context = repr((codes, torch.__version__))
         return hashlib.sha256(f"{self._context} {key}".encode()).hexdigest() + ".json"
 
