@@ -14,22 +14,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, tile_code
+from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, pack_code, tile_code
 from gossamer.runtime.cpu import Processor
+from gossamer.runtime.group_code import Way
 
 __all__ = [
     "CONVOLUTIONS",
+    "PACKERS",
     "ROWS",
     "TILES",
     "Code",
     "ConvolutionKernels",
     "Engine",
     "Kernels",
+    "PackKernels",
     "TileKernels",
     "assembly",
     "cache_directory",
     "load_convolution_kernels",
     "load_kernels",
+    "load_packers",
     "load_tile_kernels",
     "object_code_of",
     "read_private",
@@ -69,6 +73,9 @@ CONVOLUTIONS = Code(
     (conv_code, conv_edge, group_code, epilogue, emit, layout),
 )
 """Convolutions over planes."""
+
+PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit))
+"""What brings weights into the orders of the other kernels."""
 
 
 @final
@@ -122,6 +129,29 @@ class ConvolutionKernels:
 
 
 @final
+class PackKernels:
+    """The entry points of compiled `PACKERS`, which lives as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.count = self._engine.function("count", 5)
+        self.sort = self._engine.function("sort", 10)
+        self.match_pairs = self._engine.function("match_pairs", 9)
+        self.count_patterns = self._engine.function("count_patterns", 6)
+        self.fill = {
+            (way, narrow): self._engine.function(f"{way.name.lower()}_{8 if narrow else 16}", arguments)
+            for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PATTERNS: 8}.items()
+            for narrow in (True, False)
+        }
+
+
+@final
 class Engine:
     """Compiled code in memory; its functions work as long as the engine lives.
 
@@ -171,6 +201,12 @@ def load_tile_kernels(processor: Processor, directory: Path | None) -> TileKerne
 def load_convolution_kernels(processor: Processor, directory: Path | None) -> ConvolutionKernels:
     """The kernels for convolutions, likewise."""
     return ConvolutionKernels(object_code_of(CONVOLUTIONS, processor, directory), processor)
+
+
+@cache
+def load_packers(processor: Processor, directory: Path | None) -> PackKernels:
+    """What packs weights, likewise."""
+    return PackKernels(object_code_of(PACKERS, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:
