@@ -54,11 +54,13 @@ class Code:
         name: for people.
         generate: floats per vector register → LLVM IR.
         sources: Python modules that the IR depends on.
+        vectorise: whether LLVM may make vectors of loops over scalars.
     """
 
     name: str
     generate: Callable[[int], str]
     sources: tuple[ModuleType, ...]
+    vectorise: bool = True
 
 
 ROWS = Code("rows", codegen.kernels, (codegen, emit, layout))
@@ -74,7 +76,7 @@ CONVOLUTIONS = Code(
 )
 """Convolutions over planes."""
 
-PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit))
+PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit), vectorise=False)
 """What brings weights into the orders of the other kernels."""
 
 
@@ -278,6 +280,7 @@ def _module(processor: Processor, machine: Any, code: Code) -> Any:
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_unrolling = False  # the loops are unrolled as they should be
+    options.loop_vectorization = code.vectorise
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return module

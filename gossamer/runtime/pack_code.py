@@ -61,12 +61,12 @@ def pack_kernels(lanes: int) -> str:
     _sort(module)
     _match_pairs(module, lanes, both)
     _count_patterns(module, lanes, masks)
-    compress, divide = _compress_function(module), _divide_function(module)
+    compress, divide, gather = _compress_function(module), _divide_function(module), _gather_function(module)
     for kind in (I8, I16):
         spread = _spread_function(module, kind)
         _sliced(module, kind, compress, spread)
         _pairs(module, kind, compress, divide, spread)
-        _patterns(module, kind, masks)
+        _patterns(module, kind, masks, gather)
     return str(module)
 
 
@@ -567,7 +567,30 @@ def _count_patterns(module: ir.Module, lanes: int, masks: ir.Function) -> None:
     e.at.ret_void()
 
 
-def _patterns(module: ir.Module, kind: Node, masks: ir.Function) -> None:
+def _gather_function(module: ir.Module) -> ir.Function:
+    """Weights of four rows at the columns of each pattern in turn."""
+    made = function(module, "gather", [PTR, I64, PTR, PTR, PTR], exported=False)
+    first, columns, ordered, have, values = made.args
+    e = Emitter(made, 1)
+    at: Node = e.constant(0)
+    start: Node = e.constant(0)
+    for segment, mask in enumerate(PATTERNS):
+        members = [e.element(first, e.mul(columns, r), F32) for r in range(4) if mask >> r & 1]
+
+        def column(k: Node, carried: list[Node], members: list[Node] = members) -> list[Node]:
+            c = e.wide(ordered, k, I16)
+            for i, member in enumerate(members):
+                e.write(e.read(member, c, F32), values, e.add(carried[0], i))
+            return [e.add(carried[0], len(members))]
+
+        end = e.add(start, e.wide(have, segment, I16))
+        (at,) = e.loop(start, end, column, [at])
+        start = end
+    e.at.ret_void()
+    return made
+
+
+def _patterns(module: ir.Module, kind: Node, masks: ir.Function, gather: ir.Function) -> None:
     made = function(module, f"patterns_{kind.width}", [PTR, I64, I64, I64, PTR, PTR, PTR, PTR], exported=True)
     weight, rows, columns, width, counts, scratch, index, values = made.args
     e = Emitter(made, 1)
@@ -602,20 +625,9 @@ def _patterns(module: ir.Module, kind: Node, masks: ir.Function) -> None:
 
         e.loop(0, n, one)
         e.loop(0, total, copy)
-        start: Node = e.constant(0)
-        for many, mask in zip(counted, PATTERNS, strict=True):
-            members = [e.element(first, e.mul(columns, r), F32) for r in range(4) if mask >> r & 1]
-
-            def column(k: Node, carried: list[Node], members: list[Node] = members) -> list[Node]:
-                c = e.wide(ordered, k, I16)
-                for i, member in enumerate(members):
-                    e.write(e.read(member, c, F32), values, e.add(carried[0], i))
-                return [e.add(carried[0], len(members))]
-
-            end = e.add(start, many)
-            (value_at,) = e.loop(start, end, column, [value_at])
-            start = end
-        return [e.add(at, total), value_at]
+        e.at.call(gather, [first, columns, ordered, have, e.element(values, value_at, F32)])
+        taken = [e.mul(many, mask.bit_count()) for many, mask in zip(counted, PATTERNS, strict=True)]
+        return [e.add(at, total), e.add(value_at, *taken)]
 
     _fours(e, rows, columns, width, group, [e.constant(0), e.constant(0)])
     e.at.ret_void()
