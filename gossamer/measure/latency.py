@@ -51,6 +51,7 @@ def interleaved(
     *,
     seconds: float = 1.0,
     threads: int | None = None,
+    warm_up: int = 3,
     at_least: int = 5,
     at_most: int = 2000,
 ) -> dict[str, Timing]:
@@ -60,6 +61,7 @@ def interleaved(
         calls: by name, without arguments.
         seconds: for all of them together, warm-up excluded.
         threads: for torch (and the kernels, which follow it); restored afterwards.
+        warm_up: runs of each that do not count, at least one.
         at_least: repeats of each, however long they take.
         at_most: repeats of each.
 
@@ -74,7 +76,7 @@ def interleaved(
         torch.set_num_threads(threads)
     try:
         runners = {name: runner(call) for name, call in calls.items()}
-        taken = in_turns(runners, seconds=seconds, warm_up=3, at_least=at_least, at_most=at_most)
+        taken = in_turns(runners, seconds=seconds, warm_up=warm_up, at_least=at_least, at_most=at_most)
     finally:
         torch.set_num_threads(before)
     return {name: Timing.of(times) for name, times in taken.items()}

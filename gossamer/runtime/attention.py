@@ -11,8 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gossamer.runtime.attention_code import AttentionField, scratch_floats
+from gossamer.runtime.attention_kernels import AttentionKernels, load_attention_kernels
 from gossamer.runtime.grouped import describe
-from gossamer.runtime.kernel_cache import AttentionKernels, cache_directory, load_attention_kernels
+from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.tiled import Tiler, Tiles
 

@@ -19,10 +19,16 @@ from gossamer.runtime.conv_plan import Geometry, Plan, plan
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
-from gossamer.runtime.kernel_cache import ConvolutionKernels, cache_directory, load_convolution_kernels
+from gossamer.runtime.kernel_cache import (
+    ConvolutionKernels,
+    PackKernels,
+    cache_directory,
+    load_convolution_kernels,
+    load_packers,
+)
 from gossamer.runtime.layout import Pool
-from gossamer.runtime.packing import pack_pairs, pack_patterns, pack_sliced
-from gossamer.runtime.spmm import check_sparse, workspace
+from gossamer.runtime.packing import count_nonzeros, pack
+from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP, openmp
 
 __all__ = ["ConvolutionProduct", "SparseConv", "geometry_of", "product_of", "refusal"]
@@ -67,6 +73,7 @@ class ConvolutionProduct(CompiledProduct):
         geometry: strides, padding, dilation.
         activation: f, applied after the residual is added.
         kernels: compiled code.
+        packers: compiled code.
         openmp: where threads come from.
         way: how a group's non-zeros are ordered.
         size: rows and columns of typical images; panels are chosen for it.
@@ -88,6 +95,7 @@ class ConvolutionProduct(CompiledProduct):
         *,
         activation: Activation,
         kernels: ConvolutionKernels,
+        packers: PackKernels,
         openmp: OpenMP,
         way: Way,
         size: tuple[int, int],
@@ -101,25 +109,22 @@ class ConvolutionProduct(CompiledProduct):
         self._openmp, self._team_from, self._lanes = openmp, team_from, kernels.processor.lanes
         self._widths = widths(way, self._lanes)
         columns = self.channels * geometry.taps
-        flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
-        positions = np.flatnonzero(flat)
-        values = flat[positions]
-        check_sparse(self.rows, columns, positions, values, bias)
-        self.nonzeros = len(values)
+        if bias is not None and bias.shape != (self.rows,):
+            raise PlanError(f"bias: found shape {bias.shape}, expected {(self.rows,)}")
+        flat = np.ascontiguousarray(weight, np.float32).reshape(self.rows, columns)
+        self.nonzeros = count_nonzeros(flat)
         self.panel = _panel(self.channels, geometry, size, self.nonzeros / flat.size, self._widths, self._lanes)
         chunks = max(1, min(16, self.rows // 64))
         bounds = np.minimum((np.arange(chunks + 1) * self.rows // chunks + 3) // 4 * 4, self.rows).astype(np.int64)
         bounds[-1] = self.rows
-        pack = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs}[way]
-        width = self.panel * geometry.taps
-        row, column = np.divmod(positions, columns)
-        made = pack(row, column, values, self.rows, columns, width, bounds, height(way, self._lanes))
-        self._columns = np.ascontiguousarray(made.index, np.uint16)
+        width, tall = self.panel * geometry.taps, height(way, self._lanes)
+        made = pack(packers, way, flat, width=width, bounds=bounds, tall=tall, narrow=False)
+        self._columns = made.index
         self._weights = (
-            np.ascontiguousarray(made.starts, np.int64),
-            np.ascontiguousarray(made.counts, np.uint16),
-            np.ascontiguousarray(made.order, np.uint32),
-            np.ascontiguousarray(made.values, np.float32),
+            made.starts,
+            made.counts,
+            made.order,
+            made.values,
             np.zeros(self.rows, np.float32) if bias is None else np.array(bias, np.float32),
             bounds,
         )
@@ -344,12 +349,14 @@ def product_of(
     if isinstance(geometry, str):
         raise PlanError(f"sparse convolution: found {geometry}")
     weight = layer.weight.detach().cpu().float()
+    level = wanted_level() if level is None else level
     return ConvolutionProduct(
         weight.reshape(*weight.shape[:2], *geometry.kernel).numpy(),
         None if layer.bias is None else layer.bias.detach().cpu().float().numpy(),
         geometry,
         activation=activation,
-        kernels=_kernels(wanted_level() if level is None else level),
+        kernels=_kernels(level),
+        packers=load_packers(host(level), cache_directory()),
         openmp=openmp(),
         way=way,
         size=(1, size[0]) if len(size) == 1 else (size[0], size[1]),

@@ -12,10 +12,9 @@ from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Field, Way, height
-from gossamer.runtime.kernel_cache import TileKernels
+from gossamer.runtime.kernel_cache import PackKernels, TileKernels
 from gossamer.runtime.layout import Pool
-from gossamer.runtime.packing import pack_pairs, pack_patterns, pack_sliced
-from gossamer.runtime.spmm import check_sparse
+from gossamer.runtime.packing import count_nonzeros, pack
 from gossamer.runtime.threads import OpenMP
 
 __all__ = ["GroupedProduct", "describe", "panel_width"]
@@ -29,9 +28,6 @@ _NARROW = 256
 Array = npt.NDArray[Any]
 
 
-_PACKERS = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs}
-
-
 @final
 class GroupedProduct(CompiledProduct):
     """Y = f(W·X + b) + R for a weight W [M, K] with zeros, over feature-major tiles.
@@ -39,19 +35,18 @@ class GroupedProduct(CompiledProduct):
     Immutable: one object may be used by many threads and modules.
 
     Args:
-        shape: (M, K).
-        positions: int [n], where W is not zero: row · K + column, ascending.
-        values: float32 [n], what is there.
-        bias: float32 [M] or None.
+        weight: float32 [M, K], W; copied.
+        bias: float32 [M] or None; copied.
         activation: f.
         kernels: compiled code.
+        packers: compiled code.
         openmp: where threads come from.
         way: how a group's non-zeros are ordered.
         width: columns per panel, at most 65535; None for one that keeps a panel of X in the first-level cache.
         team_from: multiply-adds of vectors from which on a product runs on several threads.
 
     Raises:
-        PlanError: sizes or positions do not fit.
+        PlanError: sizes or types do not fit.
 
     Cost: 5 bytes per non-zero for panels of up to 256 columns, else 6; less where patterns share indices.
     Exact: each output is one sum in float32 in an order that depends on W alone, not on the number of threads. Sliced
@@ -73,39 +68,29 @@ class GroupedProduct(CompiledProduct):
 
     def __init__(
         self,
-        shape: tuple[int, int],
-        positions: Array,
-        values: Array,
+        weight: Array,
         bias: Array | None,
         *,
         activation: Activation,
         kernels: TileKernels,
+        packers: PackKernels,
         openmp: OpenMP,
         way: Way,
         width: int | None = None,
         team_from: int = _WORTH_A_TEAM,
     ) -> None:
-        rows, columns = shape
-        check_sparse(rows, columns, positions, values, bias)
-        lanes = kernels.processor.lanes
-        width = max(1, min(width or panel_width(columns, lanes, len(values) / max(1, rows * columns)), columns))
-        if not 0 < width < 1 << 16:
-            raise PlanError(f"panel: found {width} columns, expected 1–65535")
+        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+            found = f"found {weight.shape} and a bias {None if bias is None else bias.shape}"
+            raise PlanError(f"sparse weight: {found}, expected [M, K] and [M]")
+        rows, columns = weight.shape
+        lanes, nonzeros = kernels.processor.lanes, count_nonzeros(weight)
+        width = max(1, min(width or panel_width(columns, lanes, nonzeros / max(1, rows * columns)), columns))
         bounds, step = _chunks(rows)
-        pack = _PACKERS[way]
-        small = np.int32 if rows * columns < 1 << 31 else np.int64  # dividing 32-bit integers is twice as fast
-        row, column = np.divmod(positions.astype(small, copy=False), small(max(1, columns)))
-        made = pack(row, column, np.asarray(values, np.float32), rows, columns, width, bounds, height(way, lanes))
         narrow = width <= _NARROW
+        tall = height(way, lanes)
+        made = pack(packers, way, weight, width=width, bounds=bounds, tall=tall, narrow=narrow)
         offsets = np.zeros(rows, np.float32) if bias is None else np.array(bias, np.float32)
-        arrays = (
-            np.ascontiguousarray(made.starts, np.int64),
-            np.ascontiguousarray(made.counts, np.uint16),
-            np.ascontiguousarray(made.order, np.uint32),
-            np.ascontiguousarray(made.index, np.uint8 if narrow else np.uint16),
-            np.ascontiguousarray(made.values, np.float32),
-            offsets,
-        )
+        arrays = (made.starts, made.counts, made.order, made.index, made.values, offsets)
         description = describe(openmp)
         for field, number in {
             Field.ROWS: rows,
@@ -126,7 +111,7 @@ class GroupedProduct(CompiledProduct):
             ),
         }.items():
             description[field] = number
-        self.rows, self.columns, self.nonzeros, self.way, self.width = rows, columns, len(values), way, width
+        self.rows, self.columns, self.nonzeros, self.way, self.width = rows, columns, nonzeros, way, width
         self.kernels, self._openmp, self._team_from = kernels, openmp, team_from
         self._arrays = (*arrays, description)
         self._address: int = description.ctypes.data

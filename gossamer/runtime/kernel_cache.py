@@ -14,36 +14,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import (
-    attention_code,
-    codegen,
-    conv_code,
-    conv_edge,
-    emit,
-    epilogue,
-    group_code,
-    layout,
-    tile_code,
-)
-from gossamer.runtime.compiled import CompiledProduct
+from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, pack_code, tile_code
 from gossamer.runtime.cpu import Processor
+from gossamer.runtime.group_code import Way
 
 __all__ = [
-    "ATTENTION",
     "CONVOLUTIONS",
+    "PACKERS",
     "ROWS",
     "TILES",
-    "AttentionKernels",
     "Code",
     "ConvolutionKernels",
     "Engine",
     "Kernels",
+    "PackKernels",
     "TileKernels",
     "assembly",
     "cache_directory",
-    "load_attention_kernels",
     "load_convolution_kernels",
     "load_kernels",
+    "load_packers",
     "load_tile_kernels",
     "object_code_of",
     "read_private",
@@ -64,11 +54,13 @@ class Code:
         name: for people.
         generate: floats per vector register → LLVM IR.
         sources: Python modules that the IR depends on.
+        vectorise: whether LLVM may make vectors of loops over scalars.
     """
 
     name: str
     generate: Callable[[int], str]
     sources: tuple[ModuleType, ...]
+    vectorise: bool = True
 
 
 ROWS = Code("rows", codegen.kernels, (codegen, emit, layout))
@@ -84,8 +76,8 @@ CONVOLUTIONS = Code(
 )
 """Convolutions over planes."""
 
-ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, emit, layout))
-"""Softmax attention over feature-major tiles."""
+PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit), vectorise=False)
+"""What brings weights into the orders of the other kernels."""
 
 
 @final
@@ -139,8 +131,8 @@ class ConvolutionKernels:
 
 
 @final
-class AttentionKernels(CompiledProduct):
-    """The entry point of compiled `ATTENTION`, which lives as long as this object.
+class PackKernels:
+    """The entry points of compiled `PACKERS`, which lives as long as this object.
 
     Args:
         object_code: an object file compiled for this processor.
@@ -150,7 +142,15 @@ class AttentionKernels(CompiledProduct):
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         self._engine = Engine(object_code, processor)
         self.processor = processor
-        self.attend = self._engine.function("attend", 8)
+        self.count = self._engine.function("count", 5)
+        self.sort = self._engine.function("sort", 10)
+        self.match_pairs = self._engine.function("match_pairs", 9)
+        self.count_patterns = self._engine.function("count_patterns", 6)
+        self.fill = {
+            (way, narrow): self._engine.function(f"{way.name.lower()}_{8 if narrow else 16}", arguments)
+            for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PATTERNS: 8}.items()
+            for narrow in (True, False)
+        }
 
 
 @final
@@ -206,9 +206,9 @@ def load_convolution_kernels(processor: Processor, directory: Path | None) -> Co
 
 
 @cache
-def load_attention_kernels(processor: Processor, directory: Path | None) -> AttentionKernels:
-    """The kernels for attention, likewise."""
-    return AttentionKernels(object_code_of(ATTENTION, processor, directory), processor)
+def load_packers(processor: Processor, directory: Path | None) -> PackKernels:
+    """What packs weights, likewise."""
+    return PackKernels(object_code_of(PACKERS, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:
@@ -280,6 +280,7 @@ def _module(processor: Processor, machine: Any, code: Code) -> Any:
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_unrolling = False  # the loops are unrolled as they should be
+    options.loop_vectorization = code.vectorise
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return module

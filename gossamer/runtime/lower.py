@@ -30,6 +30,7 @@ from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import feature_major, untraceable
+from gossamer.runtime.lending import Loan
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
 from gossamer.runtime.tuner import TILES_FROM, Choice, Tuner, kept_dense, tokens_of
@@ -90,7 +91,18 @@ def lower(
     """
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise CompositionError("lower: found a network with attached weights, expected harvest(net) first, then lower")
-    dense = copy.deepcopy(model).eval()
+    loan = Loan(model)
+    made = _lowered(loan.copy().eval(), example_inputs, specs, trees)
+    loan.settle(made)
+    return made
+
+
+def _lowered(
+    dense: nn.Module,
+    example_inputs: Tensor | tuple[Any, ...],
+    specs: Sequence[TensorSpec] | None,
+    trees: Mapping[str, Encoding] | None,
+) -> Lowered:
     arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
     weights = _weights(dense, specs, trees)
     seen, expected = _inputs_of(dense, [names[0] for names, _ in weights], arguments)

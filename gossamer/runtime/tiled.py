@@ -6,7 +6,6 @@ import struct
 from functools import cache
 from typing import Any, cast, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -15,7 +14,7 @@ from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
 from gossamer.runtime.grouped import GroupedProduct, describe
-from gossamer.runtime.kernel_cache import TileKernels, cache_directory, load_tile_kernels
+from gossamer.runtime.kernel_cache import TileKernels, cache_directory, load_packers, load_tile_kernels
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.threads import OpenMP, openmp
 
@@ -204,15 +203,12 @@ class GroupedLinear(nn.Module):
     ) -> None:
         super().__init__()
         self._tiler = tiler(level)
-        flat = weight.detach().cpu().contiguous().view(-1)
-        positions = np.flatnonzero((flat != 0).numpy())  # of booleans: four times as fast as of floats
         self.product = GroupedProduct(
-            (weight.shape[0], weight.shape[1]),
-            positions,
-            flat.numpy()[positions],
+            weight.detach().cpu().float().contiguous().numpy(),
             None if bias is None else bias.detach().cpu().numpy(),
             activation=activation,
             kernels=self._tiler.kernels,
+            packers=load_packers(self._tiler.kernels.processor, cache_directory()),
             openmp=self._tiler.openmp,
             way=way,
             width=width,

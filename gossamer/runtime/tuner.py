@@ -10,7 +10,7 @@ from typing import Any, cast, final
 from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
-from gossamer.measure.latency import interleaved
+from gossamer.measure.race import raced
 from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
 from gossamer.runtime.convolution import refusal
 from gossamer.runtime.operators import factorized
@@ -19,7 +19,7 @@ from gossamer.runtime.tuning import Memory, convolution_key, layer_key
 
 __all__ = ["TILES_FROM", "Choice", "Tuner", "kept_dense", "tokens_of"]
 
-_SECONDS_PER_LAYER = 0.15
+_SECONDS_PER_LAYER = 0.08  # and candidate: some twenty rounds of a large layer
 _SECONDS_PER_NETWORK = 0.5
 
 TILES_FROM = 16
@@ -104,7 +104,7 @@ class Tuner:
 
         def measure() -> dict[str, float]:
             calls = {kind: _call(build(kind), inputs, tiled=tiled) for kind in offers}
-            times = interleaved(calls, seconds=_SECONDS_PER_LAYER * len(calls))
+            times = raced(calls, seconds=_SECONDS_PER_LAYER * len(calls))
             return {kind: timing.median_ms for kind, timing in times.items()}
 
         if isinstance(layer, nn.Linear) and not factorized(tree):
@@ -143,7 +143,7 @@ class Tuner:
         shapes = [tuple(a.shape) if isinstance(a, Tensor) else repr(type(a)) for a in arguments]
 
         def measure() -> dict[str, float]:
-            times = interleaved(calls, seconds=_SECONDS_PER_NETWORK)
+            times = raced(calls, seconds=_SECONDS_PER_NETWORK)
             return {kind: timing.median_ms for kind, timing in times.items()}
 
         digest = hashlib.sha256(structure.encode()).hexdigest()

@@ -240,7 +240,7 @@ def test_kernels_for_neon_use_vector_instructions() -> None:
 
 
 def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(3, 16, 3, padding=1),

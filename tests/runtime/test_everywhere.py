@@ -30,7 +30,7 @@ def test_a_network_is_lowered_at_the_level_that_the_environment_forces(
     level: str, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOSSAMER_ISA", level)
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     model, x = sparse_mlp(0), torch.randn(tokens, 400)
     fast = gs.lower(model, x)  # type: ignore[operator]
     assert all(c.kernel != "dense" for c in fast.explain())

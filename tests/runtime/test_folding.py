@@ -65,7 +65,7 @@ def residual_network(*, in_place: bool) -> nn.Sequential:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_residual_network_is_fused_as_a_whole(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     net = residual_network(in_place=in_place)
     kept = copy.deepcopy(net.state_dict())
     fast = gs.lower(net, torch.randn(1, 3, 20, 20))  # type: ignore[operator]
@@ -110,7 +110,7 @@ def test_norms_that_others_depend_on_are_not_folded() -> None:
 
 
 def test_a_network_that_cannot_be_traced_runs_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
 
     class Branches(nn.Module):
         def __init__(self) -> None:

@@ -23,7 +23,7 @@ from gossamer.runtime.tiled import GroupedLinear, tiler
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", tiles_win)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", tiles_win)
 
 
 def lowered(model: nn.Module, *inputs: Any) -> Lowered:
@@ -239,7 +239,7 @@ def test_where_capture_is_slower_layers_are_replaced_and_that_is_named(monkeypat
         times = tiles_win(calls, seconds=seconds)
         return times | {"feature-major": Timing(1.7, 1, 2, 5)} if "feature-major" in calls else times
 
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", rows_win)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", rows_win)
     model, x = encoder("post"), torch.randint(50, (1, 20))
     fast = lowered(model, x)
     assert {c.layout for c in fast.explain()} == {"module replacement: measured to be faster"}
