@@ -96,7 +96,7 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
         traced = fx.GraphModule(network, graph)
         if overwrites := overwritten(traced):
             return f"{overwrites} overwrites a value that may be read again"
-        shapes = _Shapes(traced)
+        shapes = _Shapes(traced, (torch.float32, torch.bfloat16))
         with torch.inference_mode():
             shapes.run(*arguments)
     except Exception as error:  # code that depends on values of tensors raises whatever it raises when traced
@@ -198,7 +198,7 @@ def captured(
         traced = fx.GraphModule(network, _Tracer().trace(network, concrete_args=_fixed(network, arguments) or None))
         if overwritten(traced):
             return None
-        shapes = _Shapes(traced)
+        shapes = _Shapes(traced, (torch.float32,))
         with torch.inference_mode():
             shapes.run(*arguments)
     except Exception:  # code that depends on values of tensors raises whatever it raises when traced
@@ -219,16 +219,17 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the graph once and keeps the shape of every float32 tensor on the CPU."""
+    """Runs the graph once and keeps the shape of every tensor of some dtypes on the CPU."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, dtypes: tuple[torch.dtype, ...]) -> None:
         super().__init__(traced)
+        self.dtypes = dtypes
         self.found: dict[fx.Node, tuple[int, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """One step."""
         out = super().run_node(n)
-        if isinstance(out, Tensor) and out.dtype is torch.float32 and out.is_cpu:
+        if isinstance(out, Tensor) and out.dtype in self.dtypes and out.is_cpu:
             self.found[n] = tuple(out.shape)
         return out
 

@@ -16,6 +16,8 @@ from gossamer.runtime.kernel_cache import PackKernels, TileKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import count_nonzeros, pack
 from gossamer.runtime.threads import OpenMP
+from gossamer.runtime.value_code import WORDS, Stored, ValueField
+from gossamer.runtime.value_forms import Grid, carriers, group_values, stored_values
 
 __all__ = ["GroupedProduct", "describe", "panel_width"]
 
@@ -26,6 +28,21 @@ _NARROW = 256
 """Columns per panel up to which indices take one byte."""
 
 Array = npt.NDArray[Any]
+
+
+_BUFFER = 256
+"""Floats that smaller values are expanded to at a time, at least: beside a panel of X in the first-level cache."""
+
+_ARRAYS = (
+    Field.STARTS,
+    Field.COUNTS,
+    Field.ORDER,
+    Field.INDEX,
+    Field.VALUES,
+    ValueField.TABLE,
+    ValueField.SCALES,
+    Field.BIAS,
+)
 
 
 @final
@@ -43,14 +60,18 @@ class GroupedProduct(CompiledProduct):
         openmp: where threads come from.
         way: how a group's non-zeros are ordered.
         width: columns per panel, at most 65535; None for one that keeps a panel of X in the first-level cache.
+        stored: how values are stored; all formats hold them exactly.
+        grid: what they are made of, for `Stored.INTEGERS`.
         team_from: multiply-adds of vectors from which on a product runs on several threads.
 
     Raises:
-        PlanError: sizes or types do not fit.
+        PlanError: sizes or types do not fit, or a format does not hold the values.
 
-    Cost: 5 bytes per non-zero for panels of up to 256 columns, else 6; less where patterns share indices.
+    Cost: 5 bytes per non-zero for panels of up to 256 columns, else 6; 3 or 2 bytes less with values of 8 or 16 bits;
+        less where patterns share indices. Smaller values are expanded once per group and tile.
     Exact: each output is one sum in float32 in an order that depends on W alone, not on the number of threads. Sliced
-        rows are made equally long by splitting weights into halves, which is exact down to subnormal numbers.
+        rows are made equally long by splitting weights into halves, which is exact down to subnormal numbers; values of
+        8 bits, by entries that change a product by less than a hundredth of its rounding (`value_code`).
     """
 
     __slots__ = (
@@ -62,6 +83,7 @@ class GroupedProduct(CompiledProduct):
         "kernels",
         "nonzeros",
         "rows",
+        "stored",
         "way",
         "width",
     )
@@ -77,6 +99,8 @@ class GroupedProduct(CompiledProduct):
         openmp: OpenMP,
         way: Way,
         width: int | None = None,
+        stored: Stored = Stored.FLOATS,
+        grid: Grid | None = None,
         team_from: int = _WORTH_A_TEAM,
     ) -> None:
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
@@ -85,33 +109,40 @@ class GroupedProduct(CompiledProduct):
         rows, columns = weight.shape
         lanes, nonzeros = kernels.processor.lanes, count_nonzeros(weight)
         width = max(1, min(width or panel_width(columns, lanes, nonzeros / max(1, rows * columns)), columns))
+        if grid is not None:
+            width = max(1, min(grid.width(width), columns))
+        panels = max(1, -(-columns // width))
         bounds, step = _chunks(rows)
         narrow = width <= _NARROW
         tall = height(way, lanes)
-        made = pack(packers, way, weight, width=width, bounds=bounds, tall=tall, narrow=narrow)
+        carried, entries = carriers(stored, weight, grid)
+        made = pack(packers, way, carried, width=width, bounds=bounds, tall=tall, narrow=narrow)
+        values = stored_values(stored, made, way, tall, entries, lanes)
+        scales = np.zeros(0, np.float32) if grid is None else grid.scales(panels, width)
+        largest = int(group_values(way, made.counts, tall).max(initial=0))
+        room = 0 if stored is Stored.FLOATS else -(-max(_BUFFER, 2 * largest) // lanes) * lanes
         offsets = np.zeros(rows, np.float32) if bias is None else np.array(bias, np.float32)
-        arrays = (made.starts, made.counts, made.order, made.index, made.values, offsets)
+        arrays = (made.starts, made.counts, made.order, made.index, values.array, values.table, scales, offsets)
         description = describe(openmp)
         for field, number in {
             Field.ROWS: rows,
             Field.COLUMNS: columns,
-            Field.PANELS: max(1, -(-columns // width)),
+            Field.PANELS: panels,
             Field.WIDTH: width,
             Field.CHUNKS: len(bounds) - 1,
             Field.STEP: step,
             Field.ACTIVATION: int(activation),
             Field.WAY: int(way),
             Field.NARROW: int(narrow),
-            **dict(
-                zip(
-                    (Field.STARTS, Field.COUNTS, Field.ORDER, Field.INDEX, Field.VALUES, Field.BIAS),
-                    (array.ctypes.data for array in arrays),
-                    strict=True,
-                )
-            ),
+            ValueField.FORMAT: int(values.stored),
+            ValueField.LARGEST: largest,
+            ValueField.ROOM: room,
+            ValueField.LENGTH: len(made.values),
+            **dict(zip(_ARRAYS, (array.ctypes.data if array.size else 0 for array in arrays), strict=True)),
         }.items():
             description[field] = number
         self.rows, self.columns, self.nonzeros, self.way, self.width = rows, columns, nonzeros, way, width
+        self.stored = stored
         self.kernels, self._openmp, self._team_from = kernels, openmp, team_from
         self._arrays = (*arrays, description)
         self._address: int = description.ctypes.data
@@ -151,13 +182,13 @@ class GroupedProduct(CompiledProduct):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes held for the weight: values, indices, counts and order; without the bias."""
-        return sum(array.nbytes for array in self._arrays[:5])
+        """Bytes held for the weight: values, scales, indices, counts and order; without the bias."""
+        return sum(array.nbytes for array in self._arrays[: len(_ARRAYS) - 1])
 
 
 def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
     """A description that holds the addresses of the OpenMP runtime and nothing else yet."""
-    description = np.zeros(len(Field) + len(Pool), np.int64)
+    description = np.zeros(WORDS, np.int64)
     for slot, address in zip(Pool, openmp.addresses or (0, 0, 0, 0), strict=True):
         description[slot] = address
     return description

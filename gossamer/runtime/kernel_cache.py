@@ -14,7 +14,19 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, pack_code, tile_code
+from gossamer.runtime import (
+    brain,
+    codegen,
+    conv_code,
+    conv_edge,
+    emit,
+    epilogue,
+    group_code,
+    layout,
+    pack_code,
+    tile_code,
+    value_code,
+)
 from gossamer.runtime.cpu import Processor
 from gossamer.runtime.group_code import Way
 
@@ -63,16 +75,16 @@ class Code:
     vectorise: bool = True
 
 
-ROWS = Code("rows", codegen.kernels, (codegen, emit, layout))
+ROWS = Code("rows", codegen.kernels, (codegen, brain, emit, layout))
 """Products for activations as PyTorch lays them out."""
 
-TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, epilogue, emit, layout))
+TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, value_code, epilogue, brain, emit, layout))
 """Products and other layers for feature-major tiles."""
 
 CONVOLUTIONS = Code(
     "convolutions",
     conv_code.convolution_kernels,
-    (conv_code, conv_edge, group_code, epilogue, emit, layout),
+    (conv_code, conv_edge, group_code, value_code, epilogue, brain, emit, layout),
 )
 """Convolutions over planes."""
 
@@ -111,6 +123,8 @@ class TileKernels:
         self.multiply = self._engine.function("multiply", 7)
         self.pack = self._engine.function("pack", 8)
         self.unpack = self._engine.function("unpack", 8)
+        self.pack_brain = self._engine.function("pack_brain", 8)
+        self.unpack_brain = self._engine.function("unpack_brain", 8)
         self.normalise = self._engine.function("normalise", 10)
         self.combine = self._engine.function("combine", 7)
 

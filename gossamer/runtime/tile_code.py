@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
+from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.group_code import add_products
 from gossamer.runtime.layout import in_team, pack_function, unpack_function
 
@@ -20,12 +20,13 @@ Node = Any  # llvmlite has no type stubs
 
 
 def tile_kernels(lanes: int) -> str:
-    """LLVM IR of a module with five entry points, each with a description first and a number of threads last.
+    """LLVM IR of a module with seven entry points, each with a description first and a number of threads last.
 
     ``multiply(description, x, y, residual, tiles, vectors, threads)`` is Y = f(W·X + b) + residual.
 
     ``pack(pool, x, x_stride, tiles, tokens, columns, vectors, threads)`` and
-    ``unpack(pool, tiles, y, y_stride, tokens, rows, vectors, threads)`` change the layout.
+    ``unpack(pool, tiles, y, y_stride, tokens, rows, vectors, threads)`` change the layout; ``pack_brain`` reads and
+    ``unpack_brain`` writes rows of bfloat16.
 
     ``normalise(pool, x, y, gain, shift, rows, tiles, vectors, epsilon, threads)`` is LayerNorm over features; epsilon
     as the bits of a float32.
@@ -40,16 +41,17 @@ def tile_kernels(lanes: int) -> str:
     """
     module = ir.Module("gossamer_tiles")
     finish = add_products(module, lanes)
-    _edge(module, lanes, pack_function(module, lanes), packing=True)
-    _edge(module, lanes, unpack_function(module, lanes), packing=False)
+    for brain in (False, True):
+        _edge(module, lanes, pack_function(module, lanes, brain=brain), packing=True, brain=brain)
+        _edge(module, lanes, unpack_function(module, lanes, brain=brain), packing=False, brain=brain)
     _normalise(module, lanes)
     _combine(module, lanes, finish)
     return str(module)
 
 
-def _edge(module: ir.Module, lanes: int, change: ir.Function, *, packing: bool) -> None:
+def _edge(module: ir.Module, lanes: int, change: ir.Function, *, packing: bool, brain: bool) -> None:
     """Members take features, so that none of them reads or writes the same cache lines of the tiles."""
-    name = "pack" if packing else "unpack"
+    name = ("pack" if packing else "unpack") + ("_brain" if brain else "")
     made = function(module, f"{name}_share", [PTR] + [I64] * 8, exported=False)
     if packing:
         _, rows, stride, tiles, tokens, features, vectors, part, team = made.args
@@ -63,7 +65,7 @@ def _edge(module: ir.Module, lanes: int, change: ir.Function, *, packing: bool) 
 
     def tile(token: Node, _: list[Node]) -> list[Node]:
         left = e.least(span, e.sub(tokens, token))
-        row = e.element(rows_at, e.mul(token, stride), F32)
+        row = e.element(rows_at, e.mul(token, stride), I16 if brain else F32)
         tile_at = e.element(tiles_at, e.mul(token, features), F32)
         ends = [row, tile_at] if packing else [tile_at, row]
         e.at.call(change, [*ends, stride, left, vectors, first, last])

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.measure.race import raced
-from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
+from gossamer.runtime.candidates import WORTH_TRYING, density_of, fastest, offers_for, resident_bytes
 from gossamer.runtime.convolution import refusal
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
@@ -116,7 +116,7 @@ class Tuner:
             times = self.memory.times(key, tuple(offers), measure)
         else:
             times = measure()
-        best = min(times, key=lambda kind: times[kind])
+        best = fastest(times)
         chosen = build(best)
         for kind in offers:  # other packed weights are not kept
             if kind != best:
@@ -170,4 +170,4 @@ def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tens
         return f"{type(layer).__name__}: no sparse kernel for it"
     if not jit:
         return "no compiler for this processor"
-    return f"{inputs.dtype}: only float32 has sparse kernels"
+    return f"{inputs.dtype}: only float32 and bfloat16 have sparse kernels"
