@@ -159,7 +159,7 @@ def read_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 def test_attention_is_recognised_where_it_is_the_usual_one(
     mix: Callable[[Tensor, Tensor, Tensor], Tensor], tiled: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", tiles_win)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", tiles_win)
     torch.manual_seed(0)
     model = Attending(mix).eval()
     for layer in (model.q, model.k, model.v, model.out):
