@@ -18,7 +18,7 @@ from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.operators import name_of, operator_of
 from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler
 
-__all__ = ["WORTH_TRYING", "density_of", "offers_for", "resident_bytes"]
+__all__ = ["WORTH_TRYING", "density_of", "offers_for", "resident_bytes", "weights_of"]
 
 WORTH_TRYING = 0.6  # density below which a sparse kernel can win
 OVERLAPPING = 0.12  # density from which on four rows share columns often enough to gain from it
@@ -104,8 +104,16 @@ def _wide(columns: int) -> int:
 
 def density_of(layer: nn.Module) -> float:
     """Share of a layer's weights that are not zero; 0 for none at all."""
-    weight = cast(Tensor, layer.weight)
-    return int(weight.count_nonzero()) / weight.numel() if weight.numel() else 0.0
+    weights = weights_of(layer)
+    size = sum(weight.numel() for weight in weights)
+    return sum(int(weight.count_nonzero()) for weight in weights) / size if size else 0.0
+
+
+def weights_of(layer: nn.Module) -> list[Tensor]:
+    """A layer's weight, or those of all levels and directions of a recurrent layer."""
+    if isinstance(layer, nn.RNNBase):
+        return [p for name, p in layer.named_parameters() if name.startswith("weight")]
+    return [cast(Tensor, layer.weight)]
 
 
 def resident_bytes(module: nn.Module) -> int:
@@ -115,7 +123,7 @@ def resident_bytes(module: nn.Module) -> int:
         if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear, SparseConv)):
             total += part.resident_bytes
         else:
-            held = [p for n, p in part._parameters.items() if p is not None and n != "bias"]
+            held = [p for n, p in part._parameters.items() if p is not None and not n.startswith("bias")]
             total += sum(prod(p.shape) * p.element_size() for p in held)
     return total
 

@@ -21,6 +21,7 @@ from gossamer.runtime import (
     conv_edge,
     emit,
     epilogue,
+    gate_code,
     group_code,
     layout,
     tile_code,
@@ -31,18 +32,21 @@ from gossamer.runtime.cpu import Processor
 __all__ = [
     "ATTENTION",
     "CONVOLUTIONS",
+    "GATES",
     "ROWS",
     "TILES",
     "AttentionKernels",
     "Code",
     "ConvolutionKernels",
     "Engine",
+    "GateKernels",
     "Kernels",
     "TileKernels",
     "assembly",
     "cache_directory",
     "load_attention_kernels",
     "load_convolution_kernels",
+    "load_gate_kernels",
     "load_kernels",
     "load_tile_kernels",
     "object_code_of",
@@ -86,6 +90,9 @@ CONVOLUTIONS = Code(
 
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, emit, layout))
 """Softmax attention over feature-major tiles."""
+
+GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
+"""Steps of recurrent layers."""
 
 
 @final
@@ -136,6 +143,22 @@ class ConvolutionKernels:
         self._engine = Engine(object_code, processor)
         self.processor = processor
         self.convolve = self._engine.function("convolve", 7)
+
+
+@final
+class GateKernels(CompiledProduct):
+    """The entry points of compiled `GATES`, which live as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.lstm = self._engine.function("lstm", 10)
+        self.gru = self._engine.function("gru", 10)
 
 
 @final
@@ -209,6 +232,12 @@ def load_convolution_kernels(processor: Processor, directory: Path | None) -> Co
 def load_attention_kernels(processor: Processor, directory: Path | None) -> AttentionKernels:
     """The kernels for attention, likewise."""
     return AttentionKernels(object_code_of(ATTENTION, processor, directory), processor)
+
+
+@cache
+def load_gate_kernels(processor: Processor, directory: Path | None) -> GateKernels:
+    """The kernels for recurrent layers, likewise."""
+    return GateKernels(object_code_of(GATES, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:

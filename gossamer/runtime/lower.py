@@ -17,6 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
@@ -31,6 +32,7 @@ from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import feature_major, untraceable
 from gossamer.runtime.operators import factorized
+from gossamer.runtime.recurrent import choose_recurrent
 from gossamer.runtime.tiled import GroupedLinear, tiler
 from gossamer.runtime.tuner import TILES_FROM, Choice, Tuner, kept_dense, tokens_of
 from gossamer.runtime.tuning import Memory
@@ -127,7 +129,7 @@ class _Case:
     arguments: tuple[Any, ...]
     expected: Any
     weights: list[tuple[tuple[str, ...], Encoding]]
-    seen: Mapping[str, Tensor]
+    seen: Mapping[str, Any]
     tuner: Tuner
 
     def is_linear(self, name: str) -> bool:
@@ -159,7 +161,10 @@ def _layer_by_layer(case: _Case, *, tiled: bool) -> _Form:
         if name not in case.seen:
             choices[name] = kept_dense(name, layer, "the layer was not called with the example inputs")
             continue
-        chosen, choices[name] = case.tuner.choose(name, layer, tree, case.seen[name], tiled=tiled)
+        if isinstance(layer, (nn.LSTM, nn.GRU)):
+            chosen, choices[name] = choose_recurrent(case.tuner, name, layer, case.seen[name])
+        else:
+            chosen, choices[name] = case.tuner.choose(name, layer, tree, case.seen[name], tiled=tiled)
         if chosen is not layer:
             replaced.append((names, layer))
             network = _put(network, names, chosen)
@@ -252,7 +257,7 @@ def _differs(network: nn.Module, arguments: tuple[Any, ...], expected: Any) -> s
 def _weights(
     network: nn.Module, specs: Sequence[TensorSpec] | None, trees: Mapping[str, Encoding] | None
 ) -> list[tuple[tuple[str, ...], Encoding]]:
-    """Linear and convolution layers, and factorized embeddings, under all their names, with their weight's tree."""
+    """Linear, convolution and recurrent layers, and factorized embeddings, under all their names, with their tree."""
     known: dict[str, Encoding] = {}
     if specs is not None and trees is not None:
         known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
@@ -263,8 +268,9 @@ def _weights(
         }
     found: dict[int, tuple[tuple[str, ...], Encoding]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
-        tree = known.get(_join(name, "weight"))
-        if tree is None or type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding):
+        recurrent = type(module) in (nn.LSTM, nn.GRU)
+        tree = known.get(_join(name, "weight_ih_l0" if recurrent else "weight"))
+        if tree is None or type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.LSTM, nn.GRU):
             continue
         if isinstance(module, nn.Embedding) and not factorized(tree):
             continue  # a lookup touches few rows: zeros in the others cost nothing
@@ -286,15 +292,17 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> tuple[dict[str, Tensor], Any]:
+def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
     """What reaches each layer, and the outputs, from one forward pass."""
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             del module
             if inputs and isinstance(inputs[0], Tensor):
                 seen.setdefault(name, inputs[0].detach().clone())
+            elif inputs and isinstance(inputs[0], PackedSequence):  # of a recurrent layer
+                seen.setdefault(name, inputs[0])
 
         return hook
 
