@@ -26,6 +26,7 @@ from gossamer.errors import CompositionError, DataError
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
+from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh
 from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
@@ -47,22 +48,37 @@ class Lowered(nn.Module):
     Args:
         network: with its layers replaced.
         choices: per layer.
+        parameters: of the network as it was.
         captured: computes the same with neighbouring layers feature-major, where that is faster.
+
+    What else the network has, such as a method that generates text, is at `network`, whose layers are replaced.
     """
 
-    def __init__(self, network: nn.Module, choices: Sequence[Choice], captured: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        choices: Sequence[Choice],
+        parameters: Parameters,
+        captured: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self._takes = parameters
         self.network = network.eval().requires_grad_(False)
         self.captured = None if captured is None else captured.eval().requires_grad_(False)
         self._choices = tuple(choices)
 
-    def forward(self, *inputs: Any) -> Any:
-        """The network's outputs."""
-        network = self.network if self.captured is None else self.captured
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The network's outputs; arguments as it takes them."""
         if torch.is_inference_mode_enabled():  # entering it again would cost a small network a twentieth of its time
-            return network(*inputs)
+            return self._outputs(inputs, named)
         with torch.inference_mode():
-            return network(*inputs)
+            return self._outputs(inputs, named)
+
+    def _outputs(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        arguments = self._takes.in_order(inputs, named)
+        if arguments is None:  # only the network's own code knows what to do with them
+            return self.network(*inputs, **named)
+        return (self.network if self.captured is None else self.captured)(*arguments)
 
     def explain(self) -> tuple[Choice, ...]:
         """Per layer: chosen kernel, density, times, bytes."""
@@ -71,7 +87,7 @@ class Lowered(nn.Module):
 
 def lower(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...],
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
     *,
     specs: Sequence[TensorSpec] | None = None,
     trees: Mapping[str, Encoding] | None = None,
@@ -80,7 +96,8 @@ def lower(
 
     Args:
         model: dense network; zeros in its Linear and convolution weights are used. Not changed.
-        example_inputs: one tensor or a tuple of arguments; candidates are timed on what reaches each layer.
+        example_inputs: one tensor, a tuple of arguments or a mapping of keywords; candidates are timed on what reaches
+            each layer.
         specs: tensors of the original network, with ``trees``.
         trees: encodings, which also tell factorized weights apart. None: zeros in the weights are looked for.
 
@@ -93,7 +110,7 @@ def lower(
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise CompositionError("lower: found a network with attached weights, expected harvest(net) first, then lower")
     dense = copy.deepcopy(model).eval()
-    arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    arguments = example_arguments(dense, example_inputs)
     weights = _weights(dense, specs, trees)
     seen, expected = _inputs_of(dense, [names[0] for names, _ in weights], arguments)
     why_not = unavailable()
@@ -104,7 +121,7 @@ def lower(
     tiles = many and not why_not and not untraceable(dense, arguments)
     form = _layer_by_layer(case, tiled=tiles)
     if all(choice.kernel == "dense" for choice in form.choices):
-        return Lowered(dense, form.choices)
+        return Lowered(dense, form.choices, Parameters(dense))
     best = _fastest(case, form)
     if tiles and best.captured is None:  # layers were chosen for a layout that they do not have
         best = _fastest(case, _layer_by_layer(case, tiled=False))
@@ -138,7 +155,7 @@ class _Case:
 
     def differs(self, network: nn.Module) -> str:
         """What goes wrong when a form runs; empty if nothing does."""
-        return _differs(network, self.arguments, self.expected)
+        return difference(network, self.arguments, self.expected)
 
 
 @final
@@ -217,7 +234,7 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
     times = case.tuner.network_times(str(case.dense), form.choices, case.arguments, calls)
     best = min(times, key=lambda name: times[name])
     if best == "dense":
-        return Lowered(case.dense, [_taken_back(choice) for choice in form.choices])
+        return Lowered(case.dense, [_taken_back(choice) for choice in form.choices], Parameters(case.dense))
     if best != "feature-major":
         why_not, inside = why_not or "measured to be faster", ()
     choices = []
@@ -227,7 +244,8 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
             outside = why_not or "no neighbour shares its layout"
             layout = "feature-major" if choice.layer in inside else f"module replacement: {outside}"
         choices.append(replace(choice, layout=layout))
-    return Lowered(form.network, choices, None if best == "module replacement" else forms[best])
+    fastest = None if best == "module replacement" else forms[best]
+    return Lowered(form.network, choices, Parameters(case.dense), fastest)
 
 
 def _taken_back(choice: Choice) -> Choice:
@@ -235,23 +253,6 @@ def _taken_back(choice: Choice) -> Choice:
         return choice
     reason = f"{choice.kernel} is faster alone, but the whole network was measured to be faster dense"
     return replace(choice, kernel="dense", ms=choice.dense_ms, bytes=choice.dense_bytes, reason=reason)
-
-
-def _differs(network: nn.Module, arguments: tuple[Any, ...], expected: Any) -> str:
-    """What goes wrong when the lowered network runs: an exception, or outputs that are not the dense ones."""
-    with torch.inference_mode():
-        try:
-            found = network(*arguments)
-        except Exception as error:  # the network's own code raises whatever it raises
-            return "fails: " + " ".join(f"{type(error).__name__}: {error}".split())[:120]
-    if not (isinstance(found, Tensor) and isinstance(expected, Tensor)):
-        return ""
-    if found.shape != expected.shape:
-        return f"returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    off = float((found.double() - expected.double()).abs().nan_to_num().max()) if expected.numel() else 0.0
-    return "" if off <= tolerance * max(largest, 1e-30) else f"is off by {off:.1e} of {largest:.1e}"
 
 
 def _weights(
@@ -309,7 +310,7 @@ def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...])
     handles = [network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     with _hooks(handles), torch.inference_mode():
         try:
-            outputs = network(*arguments)
+            outputs = network(*fresh(arguments))
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0][:160]
             raise DataError(f"example_inputs: the network rejects them: {reason}") from error
@@ -317,7 +318,9 @@ def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...])
 
 
 def _call_all(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
-    return lambda: module(*arguments)
+    if all(one is other for one, other in zip(arguments, fresh(arguments), strict=True)):
+        return lambda: module(*arguments)
+    return lambda: module(*fresh(arguments))
 
 
 def _put(network: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:

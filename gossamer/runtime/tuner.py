@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.measure.latency import interleaved
+from gossamer.runtime.arguments import tensors_in
 from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes, weights_of
 from gossamer.runtime.convolution import refusal
 from gossamer.runtime.operators import factorized
@@ -153,7 +154,7 @@ class Tuner:
             calls: what computes each form.
         """
         layers = [(c.layer, c.kernel, c.dense_bytes, round(c.density, 2)) for c in choices]
-        shapes = [tuple(a.shape) if isinstance(a, Tensor) else repr(type(a)) for a in arguments]
+        shapes = [(repr(type(a)), *(tuple(t.shape) for t in tensors_in(a))) for a in arguments]
         digest = hashlib.sha256(structure.encode()).hexdigest()
         return self.times(f"network {digest} {layers} {shapes}", calls, _SECONDS_PER_NETWORK)
 
