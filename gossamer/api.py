@@ -97,8 +97,7 @@ class Compressed:
         """The network as a fast callable for this processor; per layer the fastest measured candidate.
 
         Args:
-            example_inputs: as the network takes them, a mapping for keywords; their batch size is the one that candidates
-                are timed at.
+            example_inputs: as the network takes them, a mapping for keywords; candidates are timed at their batch size.
         """
         from gossamer.runtime.lower import lower
 

@@ -79,7 +79,12 @@ def example_arguments(network: nn.Module, example: Any) -> tuple[Any, ...]:
 
 def fresh(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     """The same arguments, but copies of objects that a call may change, such as a cache of keys and values."""
-    return tuple(value if _kept(value) else copy.deepcopy(value) for value in arguments)
+    return tuple(value if _kept(value) else _copied(value) for value in arguments)
+
+
+def _copied(value: Any) -> Any:
+    # Tensors that a gradient could be asked of do not let themselves be copied deeply.
+    return copy.deepcopy(value, {id(tensor): tensor.detach().clone() for tensor in tensors_in(value)})
 
 
 def _kept(value: Any) -> bool:

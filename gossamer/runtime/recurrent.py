@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from gossamer.encoding.values import Dense
 from gossamer.runtime.candidates import WORTH_TRYING, resident_bytes
+from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import host, wanted_level
 from gossamer.runtime.grouped import describe
 from gossamer.runtime.kernel_cache import GateKernels, cache_directory, load_gate_kernels
@@ -150,7 +151,7 @@ class SparseRecurrent(nn.Module):
 
 
 @final
-class _Gates:
+class _Gates(CompiledProduct):
     """The compiled step of an LSTM or a GRU; immutable, shared by copies of a network."""
 
     def __init__(self, name: str, kernels: GateKernels) -> None:
@@ -167,12 +168,6 @@ class _Gates:
     def threads(self, units: int) -> int:
         """Threads that a step is worth."""
         return 1 if units < _WORTH_A_TEAM else self._openmp.threads()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Gates:
-        return self
-
-    def __reduce__(self) -> str:
-        raise TypeError("compiled code cannot be pickled: save the compressed network and lower it again")
 
 
 def _kernels_now() -> GateKernels:
