@@ -21,7 +21,15 @@ from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler
 from gossamer.runtime.value_code import Stored
 from gossamer.runtime.value_forms import grid_of, smaller_form
 
-__all__ = ["WORTH_TRYING", "density_of", "fastest", "in_blocks", "offers_for", "resident_bytes"]
+__all__ = [
+    "WORTH_TRYING",
+    "density_of",
+    "fastest",
+    "in_blocks",
+    "offers_for",
+    "resident_bytes",
+    "weights_of",
+]
 
 WORTH_TRYING = 0.6  # density below which a sparse kernel can win
 _SMALLER = {
@@ -138,10 +146,18 @@ def _wide(columns: int) -> int:
 
 def density_of(layer: nn.Module) -> float:
     """Share of a layer's weights that are not zero; 0 for none at all."""
-    weight = cast(Tensor, layer.weight)
+    weights = weights_of(layer)
+    size = sum(weight.numel() for weight in weights)
     # Of booleans numpy counts ten times as fast as PyTorch does of floats.
-    live = np.count_nonzero((weight.detach() != 0).cpu().numpy())
-    return int(live) / weight.numel() if weight.numel() else 0.0
+    live = sum(int(np.count_nonzero((weight.detach() != 0).cpu().numpy())) for weight in weights)
+    return live / size if size else 0.0
+
+
+def weights_of(layer: nn.Module) -> list[Tensor]:
+    """A layer's weight, or those of all levels and directions of a recurrent layer."""
+    if isinstance(layer, nn.RNNBase):
+        return [p for name, p in layer.named_parameters() if name.startswith("weight")]
+    return [cast(Tensor, layer.weight)]
 
 
 def resident_bytes(module: nn.Module) -> int:
@@ -151,7 +167,7 @@ def resident_bytes(module: nn.Module) -> int:
         if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear, SparseConv)):
             total += part.resident_bytes
         else:
-            held = [p for n, p in part._parameters.items() if p is not None and n != "bias"]
+            held = [p for n, p in part._parameters.items() if p is not None and not n.startswith("bias")]
             total += sum(prod(p.shape) * p.element_size() for p in held)
     return total
 

@@ -10,7 +10,7 @@ from llvmlite import ir
 
 from gossamer.runtime.emit import I32, I64, PTR, Emitter, function
 
-__all__ = ["Activation", "activated", "exponential", "finish_function"]
+__all__ = ["Activation", "activated", "exponential", "finish_function", "sigmoid"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -87,6 +87,11 @@ def activated(e: Emitter, x: Node, kind: Activation) -> Node:
         return _times_sigmoid(e, x, e.at.fmul(x, inner))
     half = e.at.fmul(x, e.number(0.5))
     return e.fma(half, _erf(e, e.at.fmul(x, e.number(sqrt(0.5)))), half)
+
+
+def sigmoid(e: Emitter, x: Node) -> Node:
+    """1 / (1 + exp(−x)) of every lane."""
+    return _times_sigmoid(e, e.number(1), x)
 
 
 def _erf(e: Emitter, x: Node) -> Node:

@@ -21,29 +21,34 @@ from gossamer.runtime import (
     conv_edge,
     emit,
     epilogue,
+    gate_code,
     group_code,
     layout,
     pack_code,
     tile_code,
     value_code,
 )
+from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Processor
 from gossamer.runtime.group_code import Way
 
 __all__ = [
     "CONVOLUTIONS",
+    "GATES",
     "PACKERS",
     "ROWS",
     "TILES",
     "Code",
     "ConvolutionKernels",
     "Engine",
+    "GateKernels",
     "Kernels",
     "PackKernels",
     "TileKernels",
     "assembly",
     "cache_directory",
     "load_convolution_kernels",
+    "load_gate_kernels",
     "load_kernels",
     "load_packers",
     "load_tile_kernels",
@@ -90,6 +95,9 @@ CONVOLUTIONS = Code(
 
 PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit), vectorise=False)
 """What brings weights into the orders of the other kernels."""
+
+GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
+"""Steps of recurrent layers."""
 
 
 @final
@@ -142,6 +150,22 @@ class ConvolutionKernels:
         self._engine = Engine(object_code, processor)
         self.processor = processor
         self.convolve = self._engine.function("convolve", 7)
+
+
+@final
+class GateKernels(CompiledProduct):
+    """The entry points of compiled `GATES`, which live as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.lstm = self._engine.function("lstm", 10)
+        self.gru = self._engine.function("gru", 10)
 
 
 @final
@@ -223,6 +247,12 @@ def load_convolution_kernels(processor: Processor, directory: Path | None) -> Co
 def load_packers(processor: Processor, directory: Path | None) -> PackKernels:
     """What packs weights, likewise."""
     return PackKernels(object_code_of(PACKERS, processor, directory), processor)
+
+
+@cache
+def load_gate_kernels(processor: Processor, directory: Path | None) -> GateKernels:
+    """The kernels for recurrent layers, likewise."""
+    return GateKernels(object_code_of(GATES, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:

@@ -17,6 +17,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
@@ -25,6 +26,7 @@ from gossamer.errors import CompositionError, DataError
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
+from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh
 from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
@@ -32,6 +34,7 @@ from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import feature_major, untraceable
 from gossamer.runtime.lending import Loan
 from gossamer.runtime.operators import factorized
+from gossamer.runtime.recurrent import choose_recurrent
 from gossamer.runtime.tiled import GroupedLinear, tiler
 from gossamer.runtime.tuner import TILES_FROM, Choice, Tuner, kept_dense, tokens_of
 from gossamer.runtime.tuning import Memory
@@ -46,22 +49,37 @@ class Lowered(nn.Module):
     Args:
         network: with its layers replaced.
         choices: per layer.
+        parameters: of the network as it was.
         captured: computes the same with neighbouring layers feature-major, where that is faster.
+
+    What else the network has, such as a method that generates text, is at `network`, whose layers are replaced.
     """
 
-    def __init__(self, network: nn.Module, choices: Sequence[Choice], captured: nn.Module | None = None) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        choices: Sequence[Choice],
+        parameters: Parameters,
+        captured: nn.Module | None = None,
+    ) -> None:
         super().__init__()
+        self._takes = parameters
         self.network = network.eval().requires_grad_(False)
         self.captured = None if captured is None else captured.eval().requires_grad_(False)
         self._choices = tuple(choices)
 
-    def forward(self, *inputs: Any) -> Any:
-        """The network's outputs."""
-        network = self.network if self.captured is None else self.captured
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The network's outputs; arguments as it takes them."""
         if torch.is_inference_mode_enabled():  # entering it again would cost a small network a twentieth of its time
-            return network(*inputs)
+            return self._outputs(inputs, named)
         with torch.inference_mode():
-            return network(*inputs)
+            return self._outputs(inputs, named)
+
+    def _outputs(self, inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        arguments = self._takes.in_order(inputs, named)
+        if arguments is None:  # only the network's own code knows what to do with them
+            return self.network(*inputs, **named)
+        return (self.network if self.captured is None else self.captured)(*arguments)
 
     def explain(self) -> tuple[Choice, ...]:
         """Per layer: chosen kernel, density, times, bytes."""
@@ -70,7 +88,7 @@ class Lowered(nn.Module):
 
 def lower(
     model: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...],
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
     *,
     specs: Sequence[TensorSpec] | None = None,
     trees: Mapping[str, Encoding] | None = None,
@@ -79,7 +97,8 @@ def lower(
 
     Args:
         model: dense network; zeros in its Linear and convolution weights are used. Not changed.
-        example_inputs: one tensor or a tuple of arguments; candidates are timed on what reaches each layer.
+        example_inputs: one tensor, a tuple of arguments or a mapping of keywords; candidates are timed on what reaches
+            each layer.
         specs: tensors of the original network, with ``trees``.
         trees: encodings, which also tell factorized weights apart. None: zeros in the weights are looked for.
 
@@ -99,11 +118,11 @@ def lower(
 
 def _lowered(
     dense: nn.Module,
-    example_inputs: Tensor | tuple[Any, ...],
+    example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any],
     specs: Sequence[TensorSpec] | None,
     trees: Mapping[str, Encoding] | None,
 ) -> Lowered:
-    arguments = example_inputs if isinstance(example_inputs, tuple) else (example_inputs,)
+    arguments = example_arguments(dense, example_inputs)
     weights = _weights(dense, specs, trees)
     seen, expected = _inputs_of(dense, [names[0] for names, _ in weights], arguments)
     why_not = unavailable()
@@ -114,7 +133,7 @@ def _lowered(
     tiles = many and not why_not and not untraceable(dense, arguments)
     form = _layer_by_layer(case, tiled=tiles)
     if all(choice.kernel == "dense" for choice in form.choices):
-        return Lowered(dense, form.choices)
+        return Lowered(dense, form.choices, Parameters(dense))
     best = _fastest(case, form)
     if tiles and best.captured is None:  # layers were chosen for a layout that they do not have
         best = _fastest(case, _layer_by_layer(case, tiled=False))
@@ -139,7 +158,7 @@ class _Case:
     arguments: tuple[Any, ...]
     expected: Any
     weights: list[tuple[tuple[str, ...], Encoding]]
-    seen: Mapping[str, Tensor]
+    seen: Mapping[str, Any]
     tuner: Tuner
 
     def is_linear(self, name: str) -> bool:
@@ -148,7 +167,7 @@ class _Case:
 
     def differs(self, network: nn.Module) -> str:
         """What goes wrong when a form runs; empty if nothing does."""
-        return _differs(network, self.arguments, self.expected)
+        return difference(network, self.arguments, self.expected)
 
 
 @final
@@ -171,7 +190,10 @@ def _layer_by_layer(case: _Case, *, tiled: bool) -> _Form:
         if name not in case.seen:
             choices[name] = kept_dense(name, layer, "the layer was not called with the example inputs")
             continue
-        chosen, choices[name] = case.tuner.choose(name, layer, tree, case.seen[name], tiled=tiled)
+        if isinstance(layer, (nn.LSTM, nn.GRU)):
+            chosen, choices[name] = choose_recurrent(case.tuner, name, layer, case.seen[name])
+        else:
+            chosen, choices[name] = case.tuner.choose(name, layer, tree, case.seen[name], tiled=tiled)
         if chosen is not layer:
             replaced.append((names, layer))
             network = _put(network, names, chosen)
@@ -224,7 +246,7 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
     times = case.tuner.network_times(str(case.dense), form.choices, case.arguments, calls)
     best = min(times, key=lambda name: times[name])
     if best == "dense":
-        return Lowered(case.dense, [_taken_back(choice) for choice in form.choices])
+        return Lowered(case.dense, [_taken_back(choice) for choice in form.choices], Parameters(case.dense))
     if best != "feature-major":
         why_not, inside = why_not or "measured to be faster", ()
     choices = []
@@ -234,7 +256,8 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
             outside = why_not or "no neighbour shares its layout"
             layout = "feature-major" if choice.layer in inside else f"module replacement: {outside}"
         choices.append(replace(choice, layout=layout))
-    return Lowered(form.network, choices, None if best == "module replacement" else forms[best])
+    fastest = None if best == "module replacement" else forms[best]
+    return Lowered(form.network, choices, Parameters(case.dense), fastest)
 
 
 def _taken_back(choice: Choice) -> Choice:
@@ -244,27 +267,10 @@ def _taken_back(choice: Choice) -> Choice:
     return replace(choice, kernel="dense", ms=choice.dense_ms, bytes=choice.dense_bytes, reason=reason)
 
 
-def _differs(network: nn.Module, arguments: tuple[Any, ...], expected: Any) -> str:
-    """What goes wrong when the lowered network runs: an exception, or outputs that are not the dense ones."""
-    with torch.inference_mode():
-        try:
-            found = network(*arguments)
-        except Exception as error:  # the network's own code raises whatever it raises
-            return "fails: " + " ".join(f"{type(error).__name__}: {error}".split())[:120]
-    if not (isinstance(found, Tensor) and isinstance(expected, Tensor)):
-        return ""
-    if found.shape != expected.shape:
-        return f"returns shape {tuple(found.shape)}, expected {tuple(expected.shape)}"
-    tolerance = 1e-4 if expected.dtype in (torch.float32, torch.float64) else 3e-2
-    largest = float(expected.abs().max()) if expected.numel() else 0.0
-    off = float((found.double() - expected.double()).abs().nan_to_num().max()) if expected.numel() else 0.0
-    return "" if off <= tolerance * max(largest, 1e-30) else f"is off by {off:.1e} of {largest:.1e}"
-
-
 def _weights(
     network: nn.Module, specs: Sequence[TensorSpec] | None, trees: Mapping[str, Encoding] | None
 ) -> list[tuple[tuple[str, ...], Encoding]]:
-    """Linear and convolution layers, and factorized embeddings, under all their names, with their weight's tree."""
+    """Linear, convolution and recurrent layers, and factorized embeddings, under all their names, with their tree."""
     known: dict[str, Encoding] = {}
     if specs is not None and trees is not None:
         known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
@@ -275,8 +281,9 @@ def _weights(
         }
     found: dict[int, tuple[tuple[str, ...], Encoding]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
-        tree = known.get(_join(name, "weight"))
-        if tree is None or type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding):
+        recurrent = type(module) in (nn.LSTM, nn.GRU)
+        tree = known.get(_join(name, "weight_ih_l0" if recurrent else "weight"))
+        if tree is None or type(module) not in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding, nn.LSTM, nn.GRU):
             continue
         if isinstance(module, nn.Embedding) and not factorized(tree):
             continue  # a lookup touches few rows: zeros in the others cost nothing
@@ -298,22 +305,24 @@ def _hooks(handles: list[Any]) -> Iterator[None]:
             handle.remove()
 
 
-def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> tuple[dict[str, Tensor], Any]:
+def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...]) -> tuple[dict[str, Any], Any]:
     """What reaches each layer, and the outputs, from one forward pass."""
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
 
     def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         def hook(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             del module
             if inputs and isinstance(inputs[0], Tensor):
                 seen.setdefault(name, inputs[0].detach().clone())
+            elif inputs and isinstance(inputs[0], PackedSequence):  # of a recurrent layer
+                seen.setdefault(name, inputs[0])
 
         return hook
 
     handles = [network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     with _hooks(handles), torch.inference_mode():
         try:
-            outputs = network(*arguments)
+            outputs = network(*fresh(arguments))
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0][:160]
             raise DataError(f"example_inputs: the network rejects them: {reason}") from error
@@ -321,7 +330,9 @@ def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...])
 
 
 def _call_all(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], object]:
-    return lambda: module(*arguments)
+    if all(one is other for one, other in zip(arguments, fresh(arguments), strict=True)):
+        return lambda: module(*arguments)
+    return lambda: module(*fresh(arguments))
 
 
 def _put(network: nn.Module, names: tuple[str, ...], new: nn.Module) -> nn.Module:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, cast, final
+from typing import Any, final
 
 from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.measure.race import raced
-from gossamer.runtime.candidates import WORTH_TRYING, density_of, fastest, offers_for, resident_bytes
+from gossamer.runtime.arguments import tensors_in
+from gossamer.runtime.candidates import WORTH_TRYING, density_of, fastest, offers_for, resident_bytes, weights_of
 from gossamer.runtime.convolution import refusal
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
@@ -55,8 +56,7 @@ class Choice:
 
 def kept_dense(name: str, layer: nn.Module, reason: str) -> Choice:
     """The choice of a layer for which nothing was timed."""
-    weight = cast(Tensor, layer.weight)
-    size = weight.numel() * weight.element_size()
+    size = sum(weight.numel() * weight.element_size() for weight in weights_of(layer))
     return Choice(name, "dense", density_of(layer), float("nan"), float("nan"), size, size, reason)
 
 
@@ -124,6 +124,20 @@ class Tuner:
         choice = replace(plain, kernel=best, ms=times[best], dense_ms=times["dense"], bytes=resident_bytes(chosen))
         return chosen, choice
 
+    def times(self, key: str, calls: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+        """Milliseconds of several calls.
+
+        Args:
+            key: what is measured, as text.
+            calls: by name.
+            seconds: for all of them together.
+        """
+
+        def measure() -> dict[str, float]:
+            return {kind: timing.median_ms for kind, timing in raced(calls, seconds=seconds).items()}
+
+        return self.memory.times(key, tuple(calls), measure)
+
     def network_times(
         self,
         structure: str,
@@ -140,14 +154,9 @@ class Tuner:
             calls: what computes each form.
         """
         layers = [(c.layer, c.kernel, c.dense_bytes, round(c.density, 2)) for c in choices]
-        shapes = [tuple(a.shape) if isinstance(a, Tensor) else repr(type(a)) for a in arguments]
-
-        def measure() -> dict[str, float]:
-            times = raced(calls, seconds=_SECONDS_PER_NETWORK)
-            return {kind: timing.median_ms for kind, timing in times.items()}
-
+        shapes = [(repr(type(a)), *(tuple(t.shape) for t in tensors_in(a))) for a in arguments]
         digest = hashlib.sha256(structure.encode()).hexdigest()
-        return self.memory.times(f"network {digest} {layers} {shapes}", tuple(calls), measure)
+        return self.times(f"network {digest} {layers} {shapes}", calls, _SECONDS_PER_NETWORK)
 
 
 def _call(module: nn.Module, inputs: Tensor, *, tiled: bool) -> Callable[[], object]:

@@ -19,6 +19,7 @@ from gossamer.runtime.attention_kernels import ATTENTION
 from gossamer.runtime.cpu import host, wanted_level
 from gossamer.runtime.kernel_cache import (
     CONVOLUTIONS,
+    GATES,
     ROWS,
     TILES,
     cache_directory,
@@ -84,7 +85,7 @@ class Memory:
     def _file(self, key: str) -> str:
         if not self._context:
             processor = host(wanted_level())
-            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS, ATTENTION)]
+            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS, ATTENTION, GATES)]
             self._context = repr((codes, torch.__version__))
         return hashlib.sha256(f"{self._context} {key}".encode()).hexdigest() + ".json"
 
