@@ -110,7 +110,7 @@ def test_a_network_in_bfloat16_is_lowered_and_agrees_with_float64(
     level: Level, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOSSAMER_ISA", level)
-    monkeypatch.setattr("gossamer.runtime.tuner.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     model = blocks().bfloat16()
     x = torch.randn(2, tokens, 96).bfloat16()
     exact = copy.deepcopy(model).double()(x.double())
