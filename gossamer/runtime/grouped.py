@@ -30,9 +30,6 @@ _NARROW = 256
 Array = npt.NDArray[Any]
 
 
-_BUFFER = 256
-"""Floats that smaller values are expanded to at a time, at least: beside a panel of X in the first-level cache."""
-
 _ARRAYS = (
     Field.STARTS,
     Field.COUNTS,
@@ -120,7 +117,7 @@ class GroupedProduct(CompiledProduct):
         values = stored_values(stored, made, way, tall, entries, lanes)
         scales = np.zeros(0, np.float32) if grid is None else grid.scales(panels, width)
         largest = int(group_values(way, made.counts, tall).max(initial=0))
-        room = 0 if stored is Stored.FLOATS else -(-max(_BUFFER, 2 * largest) // lanes) * lanes
+        room = 0 if stored is Stored.FLOATS else -(-largest // lanes) * lanes
         offsets = np.zeros(rows, np.float32) if bias is None else np.array(bias, np.float32)
         arrays = (made.starts, made.counts, made.order, made.index, values.array, values.table, scales, offsets)
         description = describe(openmp)

@@ -1,7 +1,7 @@
 """Weights that are stored in fewer bits, and their expansion to float32 just before they are used.
 
-Formats of values have nothing to do with how a kernel goes through a group: a few groups' worth of values is expanded
-by whole vectors into a buffer that stays in the first-level cache, and the same inner loops read that.
+Formats of values have nothing to do with how a kernel goes through a group: as many values as the largest group has are
+expanded by whole vectors into a buffer that stays in the first-level cache, and the same inner loops read that.
 
 A row that is shorter than the others of its group needs entries that change nothing, though a weight of zero would turn
 an infinite activation into NaN. Floats are split into halves for that; of integers and indices into a table there are
@@ -51,7 +51,7 @@ class ValueField(IntEnum):
     TABLE = 25  # float32 [256]
     SCALES = 26  # float32 [PANELS, ROWS] that a panel's sums are multiplied with, or null
     LARGEST = 27  # values of the largest group
-    ROOM = 28  # floats of the buffer that values are expanded to; 0 if they are floats already
+    ROOM = 28  # floats of the buffer that a group's values are expanded to; 0 if they are floats already
     LENGTH = 29  # values
 
 

@@ -167,7 +167,7 @@ def test_the_smallest_format_that_holds_values_is_found() -> None:
     assert form(many.bfloat16().float()) is Stored.BFLOATS
     assert form(many.to(torch.float8_e4m3fn).float()) is Stored.TABLE
     assert form(torch.cat([many.bfloat16().float(), many])) is Stored.FLOATS
-    assert form((many * 4).round()) is Stored.SHORT_TABLE
+    assert form((many * 2).round()) is Stored.SHORT_TABLE
 
 
 @pytest.mark.parametrize(
