@@ -187,9 +187,10 @@ def _with_sparse(module: nn.Module) -> tuple[nn.Module, bool]:
 
 
 def _sparse(layer: nn.Linear) -> nn.Module:
-    weight = layer.weight.detach()
-    positions = weight.reshape(-1).nonzero().squeeze(1)
-    values = weight.reshape(-1)[positions].float()
+    weight = layer.weight.detach().cpu()
+    flat = weight.float().reshape(-1)
+    positions = np.flatnonzero((flat != 0).numpy())  # of booleans: four times as fast as of floats
+    values = flat.numpy()[positions]
     given = cast("Tensor | None", layer.bias)
     bias = None if given is None else given.detach().float()
     return SparseLinear((weight.shape[0], weight.shape[1]), positions, values, bias, dtype=weight.dtype)

@@ -25,6 +25,8 @@ from gossamer.runtime import (
     group_code,
     layout,
     pack_code,
+    pack_parts,
+    pack_patterns,
     tile_code,
     value_code,
 )
@@ -93,7 +95,12 @@ CONVOLUTIONS = Code(
 )
 """Convolutions over planes."""
 
-PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit), vectorise=False)
+PACKERS = Code(
+    "packers",
+    pack_code.pack_kernels,
+    (pack_code, pack_parts, pack_patterns, group_code, emit),
+    vectorise=False,
+)
 """What brings weights into the orders of the other kernels."""
 
 GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
@@ -184,6 +191,7 @@ class PackKernels:
         self.sort = self._engine.function("sort", 10)
         self.match_pairs = self._engine.function("match_pairs", 9)
         self.count_patterns = self._engine.function("count_patterns", 6)
+        self.rows = self._engine.function("rows", 7)
         self.fill = {
             (way, narrow): self._engine.function(f"{way.name.lower()}_{8 if narrow else 16}", arguments)
             for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PATTERNS: 8}.items()

@@ -11,9 +11,9 @@ import numpy.typing as npt
 from gossamer.errors import PlanError
 from gossamer.runtime.group_code import PATTERNS, Way, segments_of
 from gossamer.runtime.kernel_cache import PackKernels
-from gossamer.runtime.pack_code import scratch_bytes
+from gossamer.runtime.pack_parts import scratch_bytes
 
-__all__ = ["Packed", "count_nonzeros", "pack"]
+__all__ = ["Packed", "count_nonzeros", "pack", "pack_rows"]
 
 Array = npt.NDArray[Any]
 
@@ -62,10 +62,7 @@ def pack(
     Cost: the weight is read twice, at a few tenths of a nanosecond and one to two nanoseconds per entry; beside the
         result, 2 bytes per row and panel.
     """
-    if weight.dtype != np.float32 or weight.ndim != 2 or not weight.flags.c_contiguous:
-        raise PlanError(f"weight: found {weight.dtype} {weight.shape}, expected float32 [rows, columns], contiguous")
-    if not 0 < width < 1 << 16 or (narrow and width > 1 << 8):
-        raise PlanError(f"panel: found {width} columns, expected 1–{256 if narrow else 65535}")
+    _check(weight, width, 256 if narrow else 65535)
     if way is Way.PATTERNS:
         return _pack_patterns(kernels, weight, width, bounds, narrow=narrow)
     rows, columns = weight.shape
@@ -112,6 +109,43 @@ def pack(
         *(array.ctypes.data for array in made),
     )
     return Packed(np.stack([begins, indices[begins], values[begins]], axis=1), counts, order, *made)
+
+
+def pack_rows(kernels: PackKernels, weight: Array, width: int) -> tuple[Array, Array, Array]:
+    """A weight's non-zeros panel by panel, row by row, as `codegen.Slot` describes them.
+
+    Args:
+        kernels: compiled code.
+        weight: float32 [rows, columns], contiguous.
+        width: columns per panel, at most 65535.
+
+    Returns:
+        starts uint32 [panels, rows + 1], index uint16 [non-zeros], values float32 [non-zeros].
+
+    Raises:
+        PlanError: the weight or the width does not fit.
+    """
+    _check(weight, width, 65535)
+    rows, columns = weight.shape
+    have = np.zeros((max(1, -(-columns // width)), rows), np.uint16)
+    kernels.count(weight.ctypes.data, rows, columns, width, have.ctypes.data)
+    starts = np.zeros((len(have), rows + 1), np.int64)
+    np.cumsum(have, axis=1, out=starts[:, 1:])
+    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
+    nonzeros = int(starts[-1, -1])
+    if nonzeros >= 1 << 31:
+        raise PlanError(f"sparse weight: found {nonzeros} non-zeros, expected fewer than 2³¹")
+    index, values = np.empty(nonzeros + 1, np.uint16), np.empty(nonzeros + 1, np.float32)
+    addresses = (array.ctypes.data for array in (have, index, values))
+    kernels.rows(weight.ctypes.data, rows, columns, width, *addresses)
+    return starts.astype(np.uint32), index[:nonzeros], values[:nonzeros]
+
+
+def _check(weight: Array, width: int, most: int) -> None:
+    if weight.dtype != np.float32 or weight.ndim != 2 or not weight.flags.c_contiguous:
+        raise PlanError(f"weight: found {weight.dtype} {weight.shape}, expected float32 [rows, columns], contiguous")
+    if not 0 < width <= most:
+        raise PlanError(f"panel: found {width} columns, expected 1–{most}")
 
 
 def _pack_patterns(kernels: PackKernels, weight: Array, width: int, bounds: Array, *, narrow: bool) -> Packed:
