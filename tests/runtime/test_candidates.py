@@ -44,7 +44,7 @@ def test_smaller_values_are_taken_if_they_are_within_a_twentieth_of_the_fastest(
     ("recipe", "kind", "most"),
     [
         ([gs.quantize.RoundToNearest(bits=8)], "8-bit values", 0.09),
-        ([gs.quantize.RoundToNearest(bits=4, group=64)], "8-bit values", 0.09),
+        ([gs.quantize.RoundToNearest(bits=4, group=64)], "8-bit values by 64 columns", 0.09),
         ([gs.share.KMeans(bits=4)], "indices of 32 values", 0.09),
         ([gs.share.KMeans(bits=7)], "indices of 256 values", 0.09),
         ([gs.quantize.Cast(dtype="float8_e4m3fn")], "indices of 32 values", 0.09),
