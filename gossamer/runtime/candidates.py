@@ -38,6 +38,7 @@ _SMALLER = {
     Stored.TABLE: ", indices of 256 values",
     Stored.BFLOATS: ", 16-bit values",
 }
+_BLOCKS_WORTH_TRYING = 0.85  # the same if non-zeros lie in blocks
 OVERLAPPING = 0.12  # density from which on four rows share columns often enough to gain from it
 
 
@@ -59,10 +60,11 @@ def offers_for(
     found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype in (torch.float32, torch.bfloat16)
-    if sparse and inputs.dtype == weight.dtype and density < WORTH_TRYING:
-        if isinstance(layer, nn.Linear):
-            found |= _sparse_offers(layer, tree, density)
-        elif weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+    if sparse and inputs.dtype == weight.dtype and density < _BLOCKS_WORTH_TRYING:
+        blocks = isinstance(layer, nn.Linear) and in_blocks(weight)
+        if isinstance(layer, nn.Linear) and (density < WORTH_TRYING or blocks):
+            found |= _sparse_offers(layer, tree, density, blocks=blocks)
+        elif density < WORTH_TRYING and weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)):
             size = tuple(inputs.shape[-len(layer.kernel_size) :])
             if not refusal(layer, size, density):
                 found |= _convolution_offers(layer, density, size)
@@ -82,17 +84,21 @@ def _same(module: nn.Module) -> nn.Module:
     return module
 
 
-def _sparse_offers(layer: nn.Linear, tree: Encoding, density: float) -> dict[str, Callable[[], nn.Module]]:
+def _sparse_offers(
+    layer: nn.Linear, tree: Encoding, density: float, *, blocks: bool
+) -> dict[str, Callable[[], nn.Module]]:
     """Row by row; and in groups of rows, with narrower and wider panels, and with values in fewer bits."""
     weight, bias, wide = layer.weight, layer.bias, _wide(layer.in_features)
-    ways: dict[str, tuple[Way, int | None]] = {"sliced": (Way.SLICED, None), "sliced, wide panels": (Way.SLICED, wide)}
-    if density >= OVERLAPPING:
-        ways["pairs"] = (Way.PAIRS, None)
-        ways["pairs, narrow panels"] = (Way.PAIRS, _narrow(layer, density))
-    if in_blocks(weight):  # other names, for times are remembered by names
+    ways: dict[str, tuple[Way, int | None]] = {}
+    if blocks:  # names of their own, for times are remembered by names
         ways["blocks"] = (Way.PATTERNS, None)
         ways["blocks, wide panels"] = (Way.PATTERNS, wide)
-    elif density >= OVERLAPPING:
+    else:
+        ways["sliced"] = (Way.SLICED, None)
+        ways["sliced, wide panels"] = (Way.SLICED, wide)
+    if density >= OVERLAPPING and not blocks:
+        ways["pairs"] = (Way.PAIRS, None)
+        ways["pairs, narrow panels"] = (Way.PAIRS, _narrow(layer, density))
         ways["patterns"] = (Way.PATTERNS, None)
         ways["patterns, wide panels"] = (Way.PATTERNS, wide)
     found: dict[str, Callable[[], nn.Module]] = {"sparse": lambda: _sparse(layer)}
@@ -103,14 +109,17 @@ def _sparse_offers(layer: nn.Linear, tree: Encoding, density: float) -> dict[str
         stored = smaller_form(dense, grid, filled=way is not Way.PATTERNS)
         if stored is not Stored.FLOATS:
             small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, tree=tree)
-            found[f"{name}{_SMALLER[stored]}"] = small
+            # Panels are as wide as groups of columns, and times depend on that.
+            by = f" by {grid.size} columns" if grid is not None and grid.scale.shape[1] > 1 else ""
+            found[f"{name}{_SMALLER[stored]}{by}"] = small
     return found
 
 
 def fastest(times: Mapping[str, float]) -> str:
     """The candidate to take: the fastest, or the fastest with smaller values if it is within a twentieth of that."""
     best = min(times, key=lambda name: times[name])
-    small = [name for name in times if name.endswith(tuple(_SMALLER.values())) and times[name] <= 1.05 * times[best]]
+    close = [name for name in times if times[name] <= 1.05 * times[best]]
+    small = [name for name in close if any(form in name for form in _SMALLER.values())]
     return min(small, key=lambda name: times[name]) if small else best
 
 
@@ -135,6 +144,8 @@ def _convolution_offers(
     if density >= OVERLAPPING:
         found["planes by pairs"] = lambda: SparseConv(layer, Way.PAIRS, size)
         found["planes by patterns"] = lambda: SparseConv(layer, Way.PATTERNS, size)
+    elif in_blocks(layer.weight):
+        found["planes by blocks"] = lambda: SparseConv(layer, Way.PATTERNS, size)
     return found
 
 
