@@ -104,11 +104,10 @@ def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[s
 
 def _say(row: dict[str, Any]) -> None:
     others = ", ".join(f"{k[:-3]} {row[k]:.1f}" for k in row if k.endswith("_ms") and row[k])
-    print(
-        f"{row['network']} {row['sparsity']:.0%} {row['format']} {row['dtype']} batch {row['batch']} threads {row['threads']}: {row['ms']:.1f} ms "
-        f"({others}), {row['speed_up']:.2f}x {row['best_dense'][:-3]}",
-        flush=True,
-    )
+    what = f"{row['network']} {row['sparsity']:.0%} {row['format']} {row['dtype']}"
+    how = f"batch {row['batch']} threads {row['threads']}"
+    best = f"{row['speed_up']:.2f}x {row['best_dense'][:-3]}"
+    print(f"{what} {how}: {row['ms']:.1f} ms ({others}), {best}", flush=True)
     for peer, reason in row["missing"].items():
         print(f"  {peer}: {reason}", flush=True)
 
