@@ -86,15 +86,15 @@ def _sparse_offers(layer: nn.Linear, tree: Encoding, density: float) -> dict[str
     """Row by row; and in groups of rows, with narrower and wider panels, and with values in fewer bits."""
     weight, bias, wide = layer.weight, layer.bias, _wide(layer.in_features)
     ways: dict[str, tuple[Way, int | None]] = {"sliced": (Way.SLICED, None), "sliced, wide panels": (Way.SLICED, wide)}
+    ways["pairs"] = (Way.PAIRS, None)
     if density >= OVERLAPPING:
-        ways["pairs"] = (Way.PAIRS, None)
-        ways["pairs, narrow panels"] = (Way.PAIRS, _narrow(layer, density))
+        ways["pairings"] = (Way.PAIRINGS, None)
+        ways["pairings, narrow panels"] = (Way.PAIRINGS, _narrow(layer, density))
     if in_blocks(weight):  # other names, for times are remembered by names
         ways["blocks"] = (Way.PATTERNS, None)
         ways["blocks, wide panels"] = (Way.PATTERNS, wide)
     elif density >= OVERLAPPING:
         ways["patterns"] = (Way.PATTERNS, None)
-        ways["patterns, wide panels"] = (Way.PATTERNS, wide)
     found: dict[str, Callable[[], nn.Module]] = {"sparse": lambda: _sparse(layer)}
     dense = weight.detach().cpu().float().contiguous().numpy()
     grid = grid_of(tree, dense)

@@ -109,7 +109,7 @@ class GroupedProduct(CompiledProduct):
         if grid is not None:
             width = max(1, min(grid.width(width), columns))
         panels = max(1, -(-columns // width))
-        bounds, step = _chunks(rows)
+        bounds, step = _chunks(rows, 256 if way is Way.PAIRS else 128)
         narrow = width <= _NARROW
         tall = height(way, lanes)
         carried, entries = carriers(stored, weight, grid)
@@ -193,19 +193,20 @@ def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
 
 def panel_width(columns: int, lanes: int, density: float) -> int:
     """Columns per panel: a panel of X should stay in the first-level cache, and a group's rows should not get short."""
-    width = 49152 // (4 * lanes * TILES[-1])  # three quarters of 64 kB on none, all of 48 kB, a little more than 32 kB
+    width = 40960 // (4 * lanes * TILES[-1])  # the rest of 48 kB is for weights and sums; of 32 kB it is too much
     while width < 1 << 13 and width * density < 10:
-        width *= 2
+        width = width * 3 // 2
     panels = max(1, round(columns / width))
     return -(-columns // panels)
 
 
-def _chunks(rows: int) -> tuple[Array, int]:
-    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 512 rows.
+def _chunks(rows: int, about: int) -> tuple[Array, int]:
+    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 768 rows.
 
-    Rows are sorted by length within a chunk: large ones have long runs of equal lengths. Threads divide chunks.
+    Rows are sorted by length and matched within a chunk: large ones have long runs of equal lengths, and better
+    partners. Threads divide chunks.
     """
-    count = max(1, min(16, rows // 128))
+    count = max(1, min(16, rows // about))
     bounds = np.minimum((np.arange(count + 1) * rows // count + 3) // 4 * 4, rows).astype(np.int64)
     bounds[-1] = rows
-    return bounds, max(1, 512 * count // max(1, rows))
+    return bounds, max(1, 768 * count // max(1, rows))
