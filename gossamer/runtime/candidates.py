@@ -125,7 +125,7 @@ def in_blocks(weight: Tensor) -> bool:
 
 def _narrow(layer: nn.Linear, density: float) -> int:
     """Half of the usual panel: leaves room in the first-level cache for weights and outputs."""
-    return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density) // 2)
+    return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density, Way.PAIRINGS) // 2)
 
 
 def _convolution_offers(

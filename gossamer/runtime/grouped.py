@@ -105,7 +105,7 @@ class GroupedProduct(CompiledProduct):
             raise PlanError(f"sparse weight: {found}, expected [M, K] and [M]")
         rows, columns = weight.shape
         lanes, nonzeros = kernels.processor.lanes, count_nonzeros(weight)
-        width = max(1, min(width or panel_width(columns, lanes, nonzeros / max(1, rows * columns)), columns))
+        width = max(1, min(width or panel_width(columns, lanes, nonzeros / max(1, rows * columns), way), columns))
         if grid is not None:
             width = max(1, min(grid.width(width), columns))
         panels = max(1, -(-columns // width))
@@ -191,9 +191,10 @@ def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
     return description
 
 
-def panel_width(columns: int, lanes: int, density: float) -> int:
+def panel_width(columns: int, lanes: int, density: float, way: Way) -> int:
     """Columns per panel: a panel of X should stay in the first-level cache, and a group's rows should not get short."""
-    width = 40960 // (4 * lanes * TILES[-1])  # the rest of 48 kB is for weights and sums; of 32 kB it is too much
+    # The rest of 48 kB is for weights and sums; of 32 kB it is too much. Patterns have fifteen loops to end.
+    width = (49152 if way is Way.PATTERNS else 40960) // (4 * lanes * TILES[-1])
     while width < 1 << 13 and width * density < 10:
         width = width * 3 // 2
     panels = max(1, round(columns / width))
