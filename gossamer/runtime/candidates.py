@@ -96,17 +96,18 @@ def _sparse_offers(
     else:
         ways["sliced"] = (Way.SLICED, None)
         ways["sliced, wide panels"] = (Way.SLICED, wide)
-    if density >= OVERLAPPING and not blocks:
         ways["pairs"] = (Way.PAIRS, None)
-        ways["pairs, narrow panels"] = (Way.PAIRS, _narrow(layer, density))
+    if density >= OVERLAPPING and not blocks:
+        ways["pairings"] = (Way.PAIRINGS, None)
+        ways["pairings, narrow panels"] = (Way.PAIRINGS, _narrow(layer, density))
         ways["patterns"] = (Way.PATTERNS, None)
-        ways["patterns, wide panels"] = (Way.PATTERNS, wide)
     found: dict[str, Callable[[], nn.Module]] = {"sparse": lambda: _sparse(layer)}
     dense = weight.detach().cpu().float().contiguous().numpy()
     grid = grid_of(tree, dense)
+    forms = {filled: smaller_form(dense, grid, filled=filled) for filled in (False, True)}
     for name, (way, width) in ways.items():
         found[name] = partial(GroupedLinear, weight, bias, way, width=width)
-        stored = smaller_form(dense, grid, filled=way is not Way.PATTERNS)
+        stored = forms[way is not Way.PATTERNS]
         if stored is not Stored.FLOATS:
             small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, tree=tree)
             # Panels are as wide as groups of columns, and times depend on that.
@@ -134,7 +135,7 @@ def in_blocks(weight: Tensor) -> bool:
 
 def _narrow(layer: nn.Linear, density: float) -> int:
     """Half of the usual panel: leaves room in the first-level cache for weights and outputs."""
-    return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density) // 2)
+    return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density, Way.PAIRINGS) // 2)
 
 
 def _convolution_offers(

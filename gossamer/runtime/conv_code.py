@@ -17,7 +17,7 @@ from llvmlite import ir
 
 from gossamer.runtime.conv_edge import ConvField, finish_functions, pack_copies
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
-from gossamer.runtime.group_code import Group, Way, height, pair_steps, pattern_steps, segments_of, sliced_steps
+from gossamer.runtime.group_code import Group, Way, height, segments_of, steps_of
 from gossamer.runtime.layout import in_team
 
 __all__ = ["convolution_kernels", "widths"]
@@ -30,7 +30,7 @@ def widths(way: Way, lanes: int) -> tuple[int, ...]:
     if way is not Way.SLICED and lanes == 8:
         return (1, 2)
     if way is not Way.SLICED:
-        return (1, 2, 3, 4, 6) if way is Way.PAIRS else (1, 2, 3, 4)
+        return (1, 2, 3, 4) if way is Way.PATTERNS else (1, 2, 3, 4, 6)
     return (1, 2, 3, 4, 6) if lanes == 8 else (1, 2, 3, 4, 6, 7)
 
 
@@ -158,7 +158,6 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
     chunks = e.read(description, int(ConvField.CHUNKS), I64)
     opening = e.equal(panel, 0)
     steps = Group(e, counts, index, values, x, I16, lanes, segments_of(way))
-    go = {Way.SLICED: sliced_steps, Way.PAIRS: pair_steps, Way.PATTERNS: pattern_steps}[way]
 
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at = carried
@@ -170,7 +169,7 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
             lambda: [e.load(out, lanes * v, align) for out in outs for v in range(vectors)],
         )
         sums = [flat[r * vectors : (r + 1) * vectors] for r in range(rows)]
-        sums, at, value_at = go(steps, g, sums, at, value_at)
+        sums, at, value_at = steps_of(way)(steps, g, sums, at, value_at)
         # A row that stands for none repeats the first: its place is written before the first row's sums are.
         for out, row in reversed(list(zip(outs, sums, strict=True))):
             for v, s in enumerate(row):

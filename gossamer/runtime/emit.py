@@ -113,6 +113,16 @@ class Emitter:
         one = self.at.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.shuffle(one, one, [0] * self.lanes)
 
+    def prefetch(self, base: Node, index: Node, kind: Node) -> None:
+        """Asks for the cache line of ``base[index]``, which may lie beyond what may be read."""
+        known = self.made.module.globals.get("llvm.prefetch.p0")
+        if known is None:
+            known = ir.Function(
+                self.made.module, ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32]), "llvm.prefetch.p0"
+            )
+        address = self.at.gep(base, [self.constant(index)], source_etype=kind)
+        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3, 1))])  # to read, into all caches, data
+
     def shuffle(self, a: Node, b: Node, lanes: Sequence[int]) -> Node:
         """Lane i of the result is lane ``lanes[i]`` of a followed by b."""
         return self.at.shuffle_vector(a, b, ir.Constant(ir.VectorType(I32, len(lanes)), list(lanes)))

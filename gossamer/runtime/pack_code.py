@@ -13,8 +13,10 @@ from typing import Any
 from llvmlite import ir
 
 from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.matching_code import add_matching
 from gossamer.runtime.pack_parts import buffers, is_live, panels_of, part_of, summed
 from gossamer.runtime.pack_patterns import add_patterns
+from gossamer.runtime.pairing_code import add_pairings
 
 __all__ = ["pack_kernels"]
 
@@ -33,11 +35,13 @@ def pack_kernels(lanes: int) -> str:
     - ``count(W, rows, columns, width, have)``: non-zeros of every row in every panel.
     - ``sort(have, rows, panels, width, bounds, chunks, tall, scratch, order, begins)``: rows of every panel and chunk,
       longest first, those without non-zeros in groups of their own.
+    - ``match_rows``: see `matching_code`.
     - ``match_pairs(W, rows, columns, width, chunks, begins, order, have, counts)``: steps of both segments of a group.
     - ``count_patterns(W, rows, columns, width, scratch, counts)``: columns of every pattern.
     - ``sliced_8``, ``sliced_16``, ``pairs_8``, ``pairs_16``:
       ``(W, rows, columns, width, chunks, tall, begins, order, have, counts, scratch, index, values)``; the last two
       hold zeros before.
+    - ``deal_pairings``, ``pairings_8``, ``pairings_16``: see `pairing_code`.
     - ``patterns_8``, ``patterns_16``: ``(W, rows, columns, width, counts, scratch, index, values)``.
     - ``rows(W, rows, columns, width, have, index, values)``: row after row of every panel; the last two need room for
       one more.
@@ -52,12 +56,14 @@ def pack_kernels(lanes: int) -> str:
     live, both = _live_function(module, lanes), _both_function(module, lanes)
     _count(module, lanes, live)
     _sort(module)
+    add_matching(module, lanes)
     _match_pairs(module, lanes, both)
     add_patterns(module, lanes)
     compress, divide = _compress_function(module), _divide_function(module)
     _rows(module, compress)
-    for kind in (I8, I16):
-        spread = _spread_function(module, kind)
+    spreads = {kind: _spread_function(module, kind) for kind in (I8, I16)}
+    add_pairings(module, lanes, _Walk, compress, spreads)
+    for kind, spread in spreads.items():
         _sliced(module, kind, compress, spread)
         _pairs(module, kind, compress, divide, spread)
     return str(module)
@@ -218,7 +224,9 @@ def _match_pairs(module: ir.Module, lanes: int, both: ir.Function) -> None:
     def group(p: Node, n: Node, g: Node, carried: list[Node]) -> list[Node]:
         ids = [e.wide(order, e.add(e.mul(g, 4), r), I32) for r in range(4)]
         lengths = e.element(have, e.mul(p, rows), I16)
-        longest, shortest = (e.wide(lengths, i, I16) for i in (ids[0], ids[3]))
+        a, b, c, d = (e.wide(lengths, i, I16) for i in ids)
+        shortest = e.least(e.least(a, b), e.least(c, d))
+        longest = e.at.select(e.less(a, c), c, a)  # the first row of a pair is not shorter than the second
         whole = e.at.and_(e.at.not_(e.equal(ids[3], ids[0])), e.less(1, shortest))
 
         def matched() -> list[Node]:

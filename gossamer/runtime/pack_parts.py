@@ -16,7 +16,7 @@ Node = Any  # llvmlite has no type stubs
 
 def scratch_bytes(width: int) -> int:
     """Bytes of scratch memory that the functions need for panels of so many columns."""
-    return 24 * _room(width)
+    return 26 * _room(width)
 
 
 def _room(width: int) -> int:

@@ -69,8 +69,8 @@ def test_a_lowered_convolution_computes_what_the_dense_one_does(name: str) -> No
     assert torch.allclose(made.lower(inputs)(inputs), made.dense()(inputs), atol=1e-5)
 
 
-OVERLAPPING = {"pairs", "pairs, narrow panels", "patterns", "patterns, wide panels"}
-GROUPED = {"sparse", "sliced", "sliced, wide panels"}
+OVERLAPPING = {"pairings", "pairings, narrow panels", "patterns"}
+GROUPED = {"sparse", "sliced", "sliced, wide panels", "pairs"}
 OFFERED = {
     "sparse": {"dense", *GROUPED},
     "low rank": {"dense", "low rank"},

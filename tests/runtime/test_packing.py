@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from runtime.reference_packing import pack_pairs, pack_patterns, pack_sliced
+from runtime.reference_packing import pack_pairings, pack_pairs, pack_patterns, pack_sliced
 
 from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, Processor, host, levels
@@ -19,7 +19,7 @@ from gossamer.runtime.packing import Packed, count_nonzeros, pack, pack_rows
 from gossamer.runtime.spmm import _panel_major
 
 LEVELS = levels()
-REFERENCE = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs}
+REFERENCE = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs, Way.PAIRINGS: pack_pairings}
 Array = npt.NDArray[Any]
 
 
@@ -64,6 +64,7 @@ def cuts(rows: int, chunks: int) -> Array:
     seed=st.integers(0, 1000),
 )
 @example(way=Way.PAIRS, rows=64, columns=128, width=32, chunks=2, density=0.5, uneven=True, narrow=True, seed=1)
+@example(way=Way.PAIRINGS, rows=64, columns=128, width=64, chunks=2, density=0.5, uneven=True, narrow=True, seed=1)
 @example(way=Way.SLICED, rows=5, columns=0, width=1, chunks=1, density=1.0, uneven=False, narrow=True, seed=0)
 def test_packed_arrays_are_those_of_numpy(
     level: Level,
