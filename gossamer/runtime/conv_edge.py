@@ -15,12 +15,12 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation, activated
 
-__all__ = ["ConvField", "finish_functions", "pack_copies"]
+__all__ = ["SEGMENT_WORDS", "ConvField", "finish_functions", "pack_copies", "places_of_segments"]
 
 Node = Any  # llvmlite has no type stubs
 
 _COPY_WORDS = 3
-_SEGMENT_WORDS = 4
+SEGMENT_WORDS = 3
 
 
 class ConvField(IntEnum):
@@ -58,23 +58,33 @@ class ConvField(IntEnum):
     BREADTH = 30
     ROW_STRIDE = 31  # of the convolution
     COLUMN_STRIDE = 32
-    X_CHANNEL = 33  # floats from channel to channel
-    X_IMAGE = 34
-    Y_CHANNEL = 35
-    Y_IMAGE = 36
-    SEGMENTS = 37  # int32 [n, 4]: place in the tile, place in the plane, how many outputs, how many with zeros after
-    SEGMENT_STARTS = 38  # int64 [BANDS · TILES + 1]
-    SCRATCH = 39  # of one member of the team
-    SUMS = 40  # the first so many of them hold sums, the rest holds copies
+    X_TILE = 33  # positions per block, which are also the floats from channel to channel
+    X_BLOCK = 34  # floats per block
+    X_PLANE = 35  # positions per image
+    Y_TILE = 36
+    Y_BLOCK = 37
+    Y_PLANE = 38
+    SEGMENTS = 39  # int32 [n, 3]: place in the tile, place in the plane, how many outputs
+    SEGMENT_STARTS = 40  # int64 [BANDS · TILES + 1]
+    SCRATCH = 41  # of one member of the team
+    PLACES = 42  # the first so many of them hold sums; then comes where segments of a tile go,
+    SUMS = 43  # and after so many floats copies
+    IN_PLACE = 44  # 1 if sums are kept where outputs belong
+
+
+def _lying(e: Emitter, position: Node, tile: Node, block: Node) -> Node:
+    """Where in memory a position of the first channel is."""
+    which = e.div(position, tile)
+    return e.add(e.mul(which, e.sub(block, tile)), position)
 
 
 def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
-    """``pack_copies(description, x, copies, band)``: all copies of all channels of a band of one image."""
+    """``pack_copies(description, x, copies, image, band)``: all copies of all channels of a band of one image."""
     rows = {stride: _pack_row(module, lanes, stride) for stride in (1, 2, 0)}
-    made = function(module, "pack_copies", [PTR, PTR, PTR, I64], exported=False)
-    description, x, copies, band = made.args
+    made = function(module, "pack_copies", [PTR, PTR, PTR, I64, I64], exported=False)
+    description, x, copies, image, band = made.args
     e = Emitter(made, lanes)
-    channels, count, size, line, lines, high, wide, down, across, x_channel, band_step = (
+    channels, count, size, line, lines, high, wide, down, across, band_step, x_tile, x_block, x_plane = (
         e.read(description, int(f), I64)
         for f in (
             ConvField.CHANNELS,
@@ -86,48 +96,43 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
             ConvField.BREADTH,
             ConvField.ROW_STRIDE,
             ConvField.COLUMN_STRIDE,
-            ConvField.X_CHANNEL,
             ConvField.BAND_STEP,
+            ConvField.X_TILE,
+            ConvField.X_BLOCK,
+            ConvField.X_PLANE,
         )
     )
     table = e.read(description, int(ConvField.COPY), PTR)
     top, content = e.mul(band, band_step), e.sub(size, lanes)
 
-    def channel(c: Node, _: list[Node]) -> list[Node]:
-        plane = e.element(x, e.mul(c, x_channel), F32)
+    def copy(k: Node, _: list[Node]) -> list[Node]:
+        first, left, shift = (e.read(table, e.add(e.mul(k, _COPY_WORDS), i), I64) for i in range(_COPY_WORDS))
+        # Rows begin up to a vector early; each overwrites what the one before left beyond its end.
+        begin = e.add(e.mul(k, size), e.sub(lanes, shift))
 
-        def copy(k: Node, _: list[Node]) -> list[Node]:
-            first, left, shift = (e.read(table, e.add(e.mul(k, _COPY_WORDS), i), I64) for i in range(_COPY_WORDS))
-            # Rows begin up to a vector early; each overwrites what the one before left beyond its end.
-            begin = e.add(e.mul(e.add(e.mul(c, count), k), size), e.sub(lanes, shift))
-
-            def row(r: Node, _: list[Node]) -> list[Node]:
-                source = e.add(e.add(first, top), e.mul(r, down))
-                target = e.element(copies, e.add(begin, e.mul(r, line)), F32)
-                inside = e.at.icmp_unsigned("<", source, high)
-                length = e.least(line, e.sub(e.add(content, shift), e.mul(r, line)))
-                with e.at.if_else(inside) as (yes, no):
-                    with yes:
-                        arguments = [target, e.element(plane, e.mul(source, wide), F32), left, wide, length, across]
-                        with e.at.if_else(e.equal(across, 1)) as (adjacent, apart):
-                            with adjacent:
-                                e.at.call(rows[1], arguments)
-                            with apart, e.at.if_else(e.equal(across, 2)) as (second, other):
-                                with second:
-                                    e.at.call(rows[2], arguments)
-                                with other:
-                                    e.at.call(rows[0], arguments)
-                    with no:
-                        e.loop(0, length, lambda j, _: _stored(e, e.number(0), target, j), step=lanes)
-                return []
-
-            e.loop(0, lines, row)
+        def row(r: Node, _: list[Node]) -> list[Node]:
+            source = e.add(e.add(first, top), e.mul(r, down))
+            inside = e.at.icmp_unsigned("<", source, high)
+            position = e.add(e.mul(image, x_plane), e.mul(e.at.select(inside, source, e.constant(0)), wide))
+            there = e.element(x, _lying(e, position, x_tile, x_block), F32)
+            breadth = e.at.select(inside, wide, e.constant(0))
+            target = e.element(copies, e.add(begin, e.mul(r, line)), F32)
+            length = e.least(line, e.sub(e.add(content, shift), e.mul(r, line)))
+            arguments = [target, there, left, breadth, length, across, channels, x_tile, e.mul(count, size)]
+            with e.at.if_else(e.equal(across, 1)) as (adjacent, apart):
+                with adjacent:
+                    e.at.call(rows[1], arguments)
+                with apart, e.at.if_else(e.equal(across, 2)) as (second, other):
+                    with second:
+                        e.at.call(rows[2], arguments)
+                    with other:
+                        e.at.call(rows[0], arguments)
             return []
 
-        e.loop(0, count, copy)
+        e.loop(0, lines, row)
         return []
 
-    e.loop(0, channels, channel)
+    e.loop(0, count, copy)
     e.at.ret_void()
     return made
 
@@ -138,43 +143,60 @@ def _stored(e: Emitter, value: Node, base: Node, at: Node) -> list[Node]:
 
 
 def _pack_row(module: ir.Module, lanes: int, stride: int) -> ir.Function:
-    """``target[j] = row[left + j·across]``, zero where the row ends, for j < length rounded up to a vector."""
-    made = function(module, f"pack_row_{stride or 'any'}", [PTR, PTR] + [I64] * 4, exported=False)
-    target, row, left, wide, length, across = made.args
+    """``target[j] = row[left + j·across]`` of every channel, zero where the row ends; in whole vectors up to length.
+
+    Which lanes lie within the row is found once for all channels.
+    """
+    made = function(module, f"pack_row_{stride or 'any'}", [PTR, PTR] + [I64] * 7, exported=False)
+    target, row, left, wide, length, across, channels, x_channel, copy_channel = made.args
     e = Emitter(made, lanes)
 
+    def every_channel(j: Node, value: Callable[[Node], Node]) -> list[Node]:
+        def channel(c: Node, carried: list[Node]) -> list[Node]:
+            source, place = carried
+            del c
+            e.store(value(source), place, j)
+            return [e.element(source, x_channel, F32), e.element(place, copy_channel, F32)]
+
+        e.loop(0, channels, channel, [row, target])
+        return []
+
     def several(j: Node, _: list[Node]) -> list[Node]:
-        if stride == 1:
-            value = _within(e, row, e.add(left, j), wide)
-        elif stride == 2:
-            at = e.add(left, e.mul(j, 2))
-            pair = [_within(e, row, e.add(at, lanes * i), wide) for i in range(2)]
-            value = e.shuffle(pair[0], pair[1], range(0, 2 * lanes, 2))
-        else:
+        if stride:
+            at = e.add(left, e.mul(j, stride))
+            offsets = [e.add(at, lanes * i) for i in range(stride)]
+            inside = [e.at.icmp_signed(">=", at, e.constant(0)), e.less(e.add(at, stride * lanes - 1), wide)]
+            masks = [_lanes_below(e, o, wide) for o in offsets]
+
+            def joined(vectors: list[Node]) -> Node:
+                return vectors[0] if stride == 1 else e.shuffle(vectors[0], vectors[1], range(0, 2 * lanes, 2))
+
+            def address(source: Node, offset: Node) -> Node:
+                return e.at.gep(source, [offset], source_etype=F32)  # may lie before the row: not read there
+
+            with e.at.if_else(e.at.and_(*inside)) as (whole, parts):
+                with whole:
+                    every_channel(j, lambda s: joined([e.load(address(s, o), 0) for o in offsets]))
+                with parts:
+                    pairs = list(zip(offsets, masks, strict=True))
+                    every_channel(j, lambda s: joined([masked_load(e, address(s, o), m) for o, m in pairs]))
+            return []
+        places = [e.add(left, e.mul(e.add(j, i), across)) for i in range(lanes)]
+        within = [e.at.icmp_unsigned("<", at, wide) for at in places]
+
+        def gathered(source: Node) -> Node:
             value = e.number(0)
-            for i in range(lanes):
-                at = e.add(left, e.mul(e.add(j, i), across))
-                inside = e.at.icmp_unsigned("<", at, wide)
-                found = e.read(row, e.at.select(inside, at, e.constant(0)), F32)
-                kept = e.at.select(inside, found, ir.Constant(F32, 0.0))
+            for i, (at, is_within) in enumerate(zip(places, within, strict=True)):
+                found = e.read(source, e.at.select(is_within, at, e.constant(0)), F32)
+                kept = e.at.select(is_within, found, ir.Constant(F32, 0.0))
                 value = e.at.insert_element(value, kept, ir.Constant(I32, i))
-        return _stored(e, value, target, j)
+            return value
+
+        return every_channel(j, gathered)
 
     e.loop(0, length, several, step=lanes)
     e.at.ret_void()
     return made
-
-
-def _within(e: Emitter, row: Node, at: Node, wide: Node) -> Node:
-    """The vector ``row[at:]``, zero outside [0, wide)."""
-    whole = e.at.and_(e.at.icmp_signed(">=", at, e.constant(0)), e.less(e.add(at, e.lanes - 1), wide))
-    address = e.at.gep(row, [at], source_etype=F32)  # may lie before the row: lanes there are not read
-    (value,) = e.choose(
-        whole,
-        lambda: [e.at.load(address, align=4, typ=e.vector)],
-        lambda: [masked_load(e, address, _lanes_below(e, at, wide))],
-    )
-    return value
 
 
 def _lanes_below(e: Emitter, at: Node, end: Node) -> Node:
@@ -207,12 +229,31 @@ def masked_store(e: Emitter, value: Node, address: Node, mask: Node) -> None:
     e.at.call(found, [value, address, ir.Constant(I32, 4), mask])
 
 
+def places_of_segments(module: ir.Module, lanes: int) -> ir.Function:
+    """``places(description, segments, places, count, image)``: int64 [count], where outputs of channel 0 go."""
+    made = function(module, "places_of_segments", [PTR, PTR, PTR, I64, I64], exported=False)
+    description, segments, places, count, image = made.args
+    e = Emitter(made, lanes)
+    tile, block, plane = (
+        e.read(description, int(f), I64) for f in (ConvField.Y_TILE, ConvField.Y_BLOCK, ConvField.Y_PLANE)
+    )
+
+    def segment(s: Node, _: list[Node]) -> list[Node]:
+        target = e.wide(segments, e.add(e.mul(s, SEGMENT_WORDS), 1), I32)
+        e.write(_lying(e, e.add(e.mul(image, plane), target), tile, block), places, s)
+        return []
+
+    e.loop(0, count, segment)
+    e.at.ret_void()
+    return made
+
+
 def finish_functions(module: ir.Module, lanes: int) -> Callable[[Emitter, Node, list[Node]], None]:
     """Writes the call ``y = f(sums + residual)`` for rows [first, last) and the segments of a tile.
 
     Returns:
-        Takes the emitter, the activation and (description, sums, y, residual or null, segments, how many segments,
-        first, last).
+        Takes the emitter, the activation and (description, sums, y, residual or null, segments, their places, how many
+        segments, first, last).
     """
     made = {
         (kind, residual): _finish(module, lanes, kind, residual) for kind in Activation for residual in (False, True)
@@ -230,11 +271,11 @@ def finish_functions(module: ir.Module, lanes: int) -> Callable[[Emitter, Node, 
 
 def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool) -> ir.Function:
     name = f"finish_{kind.name.lower()}{'_plus' if with_residual else ''}"
-    made = function(module, name, [PTR] * 5 + [I64] * 3, exported=False)
-    description, sums, y, residual, segments, count, first, last = made.args
+    made = function(module, name, [PTR] * 6 + [I64] * 3, exported=False)
+    description, sums, y, residual, segments, places, count, first, last = made.args
     e = Emitter(made, lanes)
     tile = e.mul(e.read(description, int(ConvField.WIDTH), I64), lanes)
-    y_channel = e.read(description, int(ConvField.Y_CHANNEL), I64)
+    y_channel = e.read(description, int(ConvField.Y_TILE), I64)
 
     def value(source: Node, other: Node | None) -> Node:
         total = source if other is None else e.at.fadd(source, other)
@@ -245,8 +286,8 @@ def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool
         y_row, r_row = (e.element(base, e.mul(o, y_channel), F32) for base in (y, residual))
 
         def segment(s: Node, _: list[Node]) -> list[Node]:
-            words = [e.wide(segments, e.add(e.mul(s, _SEGMENT_WORDS), i), I32) for i in range(_SEGMENT_WORDS)]
-            place, target, length, full = words
+            place, length = (e.wide(segments, e.add(e.mul(s, SEGMENT_WORDS), i), I32) for i in (0, 2))
+            target = e.read(places, s, I64)
             whole = e.mul(e.div(length, lanes), lanes)
 
             def one(i: Node, _: list[Node]) -> list[Node]:
@@ -255,12 +296,12 @@ def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool
                 return _stored(e, value(e.load(sums_row, e.add(place, i)), other), y_row, at)
 
             e.loop(0, whole, one, step=lanes)
-            with e.at.if_then(e.less(whole, full)):
-                live, written = (_lanes_below(e, e.constant(0), e.sub(end, whole)) for end in (length, full))
+            with e.at.if_then(e.less(whole, length)):
+                live = _lanes_below(e, e.constant(0), e.sub(length, whole))
                 at = e.add(target, whole)
                 other = masked_load(e, e.element(r_row, at, F32), live) if with_residual else None
                 out = value(e.load(sums_row, e.add(place, whole)), other)
-                masked_store(e, e.at.select(live, out, e.number(0)), e.element(y_row, at, F32), written)
+                masked_store(e, out, e.element(y_row, at, F32), live)
             return []
 
         e.loop(0, count, segment)

@@ -16,12 +16,14 @@ from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_code import widths
 from gossamer.runtime.conv_edge import ConvField
 from gossamer.runtime.conv_plan import Geometry, Plan, plan
+from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
 from gossamer.runtime.kernel_cache import ConvolutionKernels, cache_directory, load_convolution_kernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import pack_pairs, pack_patterns, pack_sliced
+from gossamer.runtime.slabs import Slabs, empty
 from gossamer.runtime.spmm import check_sparse, workspace
 from gossamer.runtime.threads import OpenMP, openmp
 
@@ -38,6 +40,12 @@ _PANEL_BYTES = 40960
 _STEPS = 12
 """Non-zeros that a row should have in a panel: shorter loops end too often."""
 
+_CLIPS = (Activation.NONE, Activation.RELU, Activation.RELU6)
+"""What is applied in registers."""
+
+_CLOSE = 64
+"""Vectors from channel to channel up to which sums of several panels are kept where the outputs belong."""
+
 _KEPT = 8
 """Image sizes whose tables are kept."""
 
@@ -46,12 +54,12 @@ _KEPT = 8
 class _Prepared:
     """A description for one image size, and the arrays that it points to."""
 
-    __slots__ = ("arrays", "description", "plan", "scratch")
+    __slots__ = ("address", "arrays", "plan", "scratch")
 
     def __init__(self, made: Plan, description: Array, arrays: tuple[Array, ...], scratch: int) -> None:
         self.plan = made
-        self.description = description
-        self.arrays = arrays
+        self.address: int = description.ctypes.data
+        self.arrays = (description, *arrays)
         self.scratch = scratch
 
 
@@ -98,6 +106,7 @@ class ConvolutionProduct(CompiledProduct):
             raise PlanError(f"convolution: found a weight {weight.shape}, expected {expected}")
         self.rows, self.channels = weight.shape[:2]
         self.geometry, self.activation, self.kernels, self.way = geometry, activation, kernels, way
+        self.memory: Slabs | None = None
         self._openmp, self._team_from, self._lanes = openmp, team_from, kernels.processor.lanes
         self._widths = widths(way, self._lanes)
         columns = self.channels * geometry.taps
@@ -140,36 +149,62 @@ class ConvolutionProduct(CompiledProduct):
         """
         images, _, high, wide = x.shape
         rows, columns = self.geometry.outputs((high, wide))
-        y = x.new_empty(images, self.rows, rows, columns)
-        self.run(x, y, residual, (high, wide), images, high * wide, rows * columns)
+        y = empty(self.memory, images, self.rows, rows, columns)
+        self._run(x, y, residual, (high, wide), images, high * wide, rows * columns)
         return y
 
-    def run(
+    def tiled(self, x: PlaneTiles, residual: PlaneTiles | None = None) -> PlaneTiles:
+        """The same for planes cut into blocks.
+
+        Args:
+            x: of C channels. Not checked.
+            residual: of the result's shape.
+
+        Raises:
+            PlanError: a row of the image is too long.
+        """
+        size = self.geometry.outputs(x.size)
+        added = None if residual is None else residual.data
+        if self.geometry.pointwise:
+            blocks, _, tile = x.data.shape
+            y = empty(self.memory, blocks, self.rows, tile)
+            self._run(x.data, y, added, (1, tile), blocks, tile, tile)
+        else:
+            positions = x.images * size[0] * size[1]
+            tile = block_length(positions, size[1], self._lanes)
+            y = empty(self.memory, -(-positions // tile), self.rows, tile)
+            self._run(x.data, y, added, x.size, x.images, x.data.shape[2], tile)
+            clear_end(y, positions)
+        return PlaneTiles(y, x.images, size, x.batched)
+
+    def _run(
         self,
         x: Tensor,
         y: Tensor,
         residual: Tensor | None,
         size: tuple[int, int],
         images: int,
-        x_channel: int,
-        y_channel: int,
+        x_tile: int,
+        y_tile: int,
     ) -> None:
-        """Writes f(W ⊛ x + b + R) into y, whose channels are ``y_channel`` floats apart, as those of the residual."""
+        """Writes f(W ⊛ X + b + R) into y; blocks have ``x_tile`` and ``y_tile`` positions."""
         if not images:
             return
-        key = (*size, x_channel, y_channel)
+        key = (*size, x_tile, y_tile)
         ready = self._prepared.get(key)
         if ready is None:
-            ready = self._prepare(size, x_channel, y_channel)
+            ready = self._prepare(size, x_tile, y_tile)
             while len(self._prepared) >= _KEPT:
                 self._prepared.pop(next(iter(self._prepared)), None)
             self._prepared[key] = ready
         if not ready.plan.copies.size and x.data_ptr() % (4 * self._lanes):
             x = x.clone()
+        if residual is not None and residual.data_ptr() % (4 * self._lanes):
+            residual = residual.clone()
         vectors = images * ready.plan.bands * ready.plan.vectors
         threads = 1 if self.nonzeros * vectors < self._team_from else self._openmp.threads()
         self.kernels.convolve(
-            ready.description.ctypes.data,
+            ready.address,
             x.data_ptr(),
             y.data_ptr(),
             0 if residual is None else residual.data_ptr(),
@@ -178,33 +213,30 @@ class ConvolutionProduct(CompiledProduct):
             threads,
         )
 
-    def _prepare(self, size: tuple[int, int], x_channel: int, y_channel: int) -> _Prepared:
+    def _prepare(self, size: tuple[int, int], x_tile: int, y_tile: int) -> _Prepared:
         lanes = self._lanes
         rows, columns = self.geometry.outputs(size)
-        made = plan(
-            self.geometry,
-            size,
-            self.channels,
-            self.panel,
-            self.nonzeros,
-            lanes,
-            self._widths,
-            x_channel,
-            whole_vectors=y_channel != rows * columns,
-        )
+        pixels = rows * columns
+        run = 0 if y_tile == pixels else y_tile if pixels % y_tile == 0 else columns
+        panel, known = self.panel, self._widths
+        made = plan(self.geometry, size, self.channels, panel, self.nonzeros, lanes, known, x_tile, run=run)
         starts, counts, order, values, bias, bounds = self._weights
         index = made.distances.astype(np.uint16)[self._columns]
         tables = (starts, counts, order, index, values, bias, bounds, made.copies, made.segments, made.segment_starts)
-        sums = self.rows * made.width * lanes + lanes
-        copies = len(made.copies)
+        copies, panels = len(made.copies), -(-self.channels // panel)
+        # Tiles that overlap, and are added to panel by panel, would disturb each other; so would channels far apart.
+        undisturbed = panels == 1 or (made.vectors % made.width == 0 and y_tile <= _CLOSE * lanes)
+        in_place = not copies and undisturbed and self.activation in _CLIPS
+        sums = 0 if in_place else -(-self.rows * made.width * lanes // 16) * 16
+        places = -(-2 * int(np.diff(made.segment_starts).max(initial=0)) // 16) * 16
         held = self.channels * copies * made.copy_size + made.line + 2 * lanes if copies else 0
-        scratch = -(-(sums + held) // 1024) * 1024 + 272  # members do not meet in the same sets of a cache
+        scratch = -(-(sums + places + held) // 1024) * 1024 + 272  # members do not meet in the same sets of a cache
         chunk = max(1, self.rows // (len(bounds) - 1))
         numbers: dict[ConvField, int] = {
             ConvField.ROWS: self.rows,
             ConvField.CHANNELS: self.channels,
-            ConvField.PANELS: -(-self.channels // self.panel),
-            ConvField.PANEL_STRIDE: self.panel * (copies * made.copy_size if copies else x_channel),
+            ConvField.PANELS: panels,
+            ConvField.PANEL_STRIDE: panel * (copies * made.copy_size if copies else x_tile),
             ConvField.CHUNKS: len(bounds) - 1,
             ConvField.STEP: max(1, 384 // chunk),
             ConvField.ACTIVATION: int(self.activation),
@@ -222,12 +254,16 @@ class ConvolutionProduct(CompiledProduct):
             ConvField.BREADTH: made.size[1],
             ConvField.ROW_STRIDE: self.geometry.stride[0],
             ConvField.COLUMN_STRIDE: self.geometry.stride[1],
-            ConvField.X_CHANNEL: x_channel,
-            ConvField.X_IMAGE: x_channel * self.channels,
-            ConvField.Y_CHANNEL: y_channel,
-            ConvField.Y_IMAGE: y_channel * self.rows,
+            ConvField.X_TILE: x_tile,
+            ConvField.X_BLOCK: x_tile * self.channels,
+            ConvField.X_PLANE: size[0] * size[1],
+            ConvField.Y_TILE: y_tile,
+            ConvField.Y_BLOCK: y_tile * self.rows,
+            ConvField.Y_PLANE: pixels,
             ConvField.SCRATCH: scratch,
-            ConvField.SUMS: -(-sums // 16) * 16,
+            ConvField.PLACES: sums,
+            ConvField.SUMS: sums + places,
+            ConvField.IN_PLACE: int(in_place),
         }
         addressed = (
             ConvField.STARTS,
@@ -250,11 +286,12 @@ class ConvolutionProduct(CompiledProduct):
             description[field] = table.ctypes.data
         return _Prepared(made, description, tables, scratch + 16)
 
-    def with_activation(self, activation: Activation) -> ConvolutionProduct:
-        """The same weight, shared, with another f."""
+    def within(self, activation: Activation, memory: Slabs) -> ConvolutionProduct:
+        """The same weight, shared, with another f and outputs in the memory of a network."""
         made = object.__new__(ConvolutionProduct)
         made.__dict__.update(self.__dict__)
         made.activation = activation
+        made.memory = memory
         made._prepared = {}
         return made
 
@@ -314,7 +351,7 @@ def refusal(layer: nn.Conv1d | nn.Conv2d, size: tuple[int, ...], density: float)
         for way in Way:
             known = widths(way, lanes)
             panel = _panel(channels, geometry, (high, wide), density, known, lanes)
-            plan(geometry, (high, wide), channels, panel, 1, lanes, known, high * wide, whole_vectors=False)
+            plan(geometry, (high, wide), channels, panel, 1, lanes, known, high * wide)
     except PlanError as error:
         return str(error)
     return ""
@@ -395,10 +432,10 @@ class SparseConv(nn.Module):
         self.product = product_of(layer, way, size, activation=activation, level=level)
         self.dimensions = len(layer.kernel_size)
 
-    def with_activation(self, activation: Activation) -> SparseConv:
-        """The same weight, shared, with another activation."""
+    def within(self, activation: Activation, memory: Slabs) -> SparseConv:
+        """The same weight, shared, with another activation and outputs in the memory of a network."""
         made = copy.copy(self)
-        made.product = self.product.with_activation(activation)
+        made.product = self.product.within(activation, memory)
         return made
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:

@@ -216,7 +216,7 @@ def test_rows_too_long_for_indices_are_refused() -> None:
     assert refusal(layer, (3, 1 << 20), 0.1) and not refusal(layer, (56, 56), 0.1)
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
     with pytest.raises(PlanError, match="shorter rows"):
-        plan(geometry, (3, 1 << 20), 64, 64, 1000, 16, (1, 2, 4), 3 << 20, whole_vectors=False)
+        plan(geometry, (3, 1 << 20), 64, 64, 1000, 16, (1, 2, 4), 3 << 20)
 
 
 def test_a_product_is_shared_by_copies_and_not_pickled() -> None:
