@@ -109,7 +109,7 @@ def convolution_kernels(lanes: int) -> str:
         tile, image = e.sub(u, e.mul(item, tiles)), e.div(item, bands)
         band = e.sub(item, e.mul(image, bands))
         with e.at.if_then(e.at.not_(e.at.or_(direct, e.equal(item, carried[0])))):
-            e.at.call(pack, [description, x_at, held, image, band])
+            e.at.call(pack, [description, x_at, held, starts, image, band])
         begin = e.mul(e.least(e.mul(tile, width), e.sub(vectors, width)), lanes)
         lying = e.element(x_at, e.mul(image, word(ConvField.X_BLOCK)), F32)
         x_tile = e.element(e.at.select(direct, lying, e.element(held, lanes, F32)), begin, F32)

@@ -79,18 +79,18 @@ def _lying(e: Emitter, position: Node, tile: Node, block: Node) -> Node:
 
 
 def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
-    """``pack_copies(description, x, copies, image, band)``: all copies of all channels of a band of one image."""
-    rows = {stride: _pack_row(module, lanes, stride) for stride in (1, 2, 0)}
-    made = function(module, "pack_copies", [PTR, PTR, PTR, I64, I64], exported=False)
-    description, x, copies, image, band = made.args
+    """``pack_copies(description, x, copies, rows, image, band)``: all copies of all channels of a band of one image.
+
+    ``rows`` has room for int64 [COPIES, LINES + 2].
+    """
+    ways = {stride: _pack(module, lanes, stride) for stride in (1, 2, 0)}
+    made = function(module, "pack_copies", [PTR] * 4 + [I64] * 2, exported=False)
+    description, x, copies, rows, image, band = made.args
     e = Emitter(made, lanes)
-    channels, count, size, line, lines, high, wide, down, across, band_step, x_tile, x_block, x_plane = (
+    count, lines, high, wide, down, across, band_step, x_tile, x_block, x_plane = (
         e.read(description, int(f), I64)
         for f in (
-            ConvField.CHANNELS,
             ConvField.COPIES,
-            ConvField.COPY_SIZE,
-            ConvField.LINE,
             ConvField.LINES,
             ConvField.HEIGHT,
             ConvField.BREADTH,
@@ -103,36 +103,30 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
         )
     )
     table = e.read(description, int(ConvField.COPY), PTR)
-    top, content = e.mul(band, band_step), e.sub(size, lanes)
+    begin = e.mul(image, x_plane)
 
     def copy(k: Node, _: list[Node]) -> list[Node]:
-        first, left, shift = (e.read(table, e.add(e.mul(k, _COPY_WORDS), i), I64) for i in range(_COPY_WORDS))
-        # Rows begin up to a vector early; each overwrites what the one before left beyond its end.
-        begin = e.add(e.mul(k, size), e.sub(lanes, shift))
+        mine = e.element(rows, e.mul(k, e.add(lines, 2)), I64)
+        first = e.add(e.read(table, e.mul(k, _COPY_WORDS), I64), e.mul(band, band_step))
 
-        def row(r: Node, _: list[Node]) -> list[Node]:
-            source = e.add(e.add(first, top), e.mul(r, down))
-            inside = e.at.icmp_unsigned("<", source, high)
-            position = e.add(e.mul(image, x_plane), e.mul(e.at.select(inside, source, e.constant(0)), wide))
-            there = e.element(x, _lying(e, position, x_tile, x_block), F32)
-            breadth = e.at.select(inside, wide, e.constant(0))
-            target = e.element(copies, e.add(begin, e.mul(r, line)), F32)
-            length = e.least(line, e.sub(e.add(content, shift), e.mul(r, line)))
-            arguments = [target, there, left, breadth, length, across, channels, x_tile, e.mul(count, size)]
-            with e.at.if_else(e.equal(across, 1)) as (adjacent, apart):
-                with adjacent:
-                    e.at.call(rows[1], arguments)
-                with apart, e.at.if_else(e.equal(across, 2)) as (second, other):
-                    with second:
-                        e.at.call(rows[2], arguments)
-                    with other:
-                        e.at.call(rows[0], arguments)
-            return []
+        def row(r: Node, carried: list[Node]) -> list[Node]:
+            source = e.add(first, e.mul(r, down))
+            before, low = e.less(source, 0), e.less(source, high)
+            inside = e.at.and_(low, e.at.not_(before))
+            position = e.add(begin, e.mul(e.at.select(inside, source, e.constant(0)), wide))
+            e.write(_lying(e, position, x_tile, x_block), mine, e.add(r, 2))
+            return [e.add(n, e.at.zext(bit, I64)) for n, bit in zip(carried, (before, low), strict=True)]
 
-        e.loop(0, lines, row)
+        ends = e.loop(0, lines, row, [e.constant(0), e.constant(0)])
+        for i, end in enumerate(ends):
+            e.write(end, mine, i)
         return []
 
     e.loop(0, count, copy)
+    for stride, way in ways.items():
+        right = e.equal(across, stride) if stride else e.less(2, across)
+        with e.at.if_then(right):
+            e.at.call(way, [description, x, copies, rows])
     e.at.ret_void()
     return made
 
@@ -142,45 +136,79 @@ def _stored(e: Emitter, value: Node, base: Node, at: Node) -> list[Node]:
     return []
 
 
-def _pack_row(module: ir.Module, lanes: int, stride: int) -> ir.Function:
-    """``target[j] = row[left + j·across]`` of every channel, zero where the row ends; in whole vectors up to length.
+def _pack(module: ir.Module, lanes: int, stride: int) -> ir.Function:
+    """Copies of all channels; ``rows`` says which rows of a copy lie in the plane, and where.
 
-    Which lanes lie within the row is found once for all channels.
+    Column by column of vectors, for all rows share a column's mask. Rows begin up to a vector early and end up to a
+    vector late: the last column is written first, so that each row overwrites what the one before left beyond its end.
     """
-    made = function(module, f"pack_row_{stride or 'any'}", [PTR, PTR] + [I64] * 7, exported=False)
-    target, row, left, wide, length, across, channels, x_channel, copy_channel = made.args
+    made = function(module, f"pack_stride_{stride or 'any'}", [PTR] * 4, exported=False)
+    description, x, copies, rows = made.args
     e = Emitter(made, lanes)
+    channels, count, size, line, lines, wide, across, x_channel = (
+        e.read(description, int(f), I64)
+        for f in (
+            ConvField.CHANNELS,
+            ConvField.COPIES,
+            ConvField.COPY_SIZE,
+            ConvField.LINE,
+            ConvField.LINES,
+            ConvField.BREADTH,
+            ConvField.COLUMN_STRIDE,
+            ConvField.X_TILE,
+        )
+    )
+    table = e.read(description, int(ConvField.COPY), PTR)
+    columns = e.div(e.add(line, lanes - 1), lanes)
 
-    def every_channel(j: Node, value: Callable[[Node], Node]) -> list[Node]:
-        def channel(c: Node, carried: list[Node]) -> list[Node]:
-            source, place = carried
-            del c
-            e.store(value(source), place, j)
-            return [e.element(source, x_channel, F32), e.element(place, copy_channel, F32)]
+    def channel(c: Node, _: list[Node]) -> list[Node]:
+        plane = e.element(x, e.mul(c, x_channel), F32)
 
-        e.loop(0, channels, channel, [row, target])
+        def copy(k: Node, _: list[Node]) -> list[Node]:
+            left, shift = (e.read(table, e.add(e.mul(k, _COPY_WORDS), i), I64) for i in (1, 2))
+            target = e.element(copies, e.add(e.mul(e.add(e.mul(c, count), k), size), e.sub(lanes, shift)), F32)
+            end = e.add(e.sub(size, lanes), shift)
+            mine = e.element(rows, e.mul(k, e.add(lines, 2)), I64)
+            first, last = (e.read(mine, i, I64) for i in range(2))
+
+            def column(n: Node, _: list[Node]) -> list[Node]:
+                j = e.mul(e.sub(e.sub(columns, 1), n), lanes)
+                until = e.least(lines, e.div(e.add(e.sub(end, j), e.sub(line, 1)), line))
+                until = e.at.select(e.less(j, end), until, e.constant(0))
+                upper, lower = e.least(first, until), e.least(last, until)
+
+                def zeros(r: Node, _: list[Node]) -> list[Node]:
+                    return _stored(e, e.number(0), target, e.add(e.mul(r, line), j))
+
+                def read(take: Callable[[Node], Node]) -> None:
+                    def row(r: Node, _: list[Node]) -> list[Node]:
+                        source = e.element(plane, e.read(mine, e.add(r, 2), I64), F32)
+                        return _stored(e, take(source), target, e.add(e.mul(r, line), j))
+
+                    e.loop(upper, lower, row)
+
+                e.loop(0, upper, zeros)
+                _rows_of_column(e, read, left, j, wide, stride, across)
+                e.loop(e.at.select(e.less(lower, upper), upper, lower), until, zeros)
+                return []
+
+            e.loop(0, columns, column)
+            return []
+
+        e.loop(0, count, copy)
         return []
 
-    def several(j: Node, _: list[Node]) -> list[Node]:
-        if stride:
-            at = e.add(left, e.mul(j, stride))
-            offsets = [e.add(at, lanes * i) for i in range(stride)]
-            inside = [e.at.icmp_signed(">=", at, e.constant(0)), e.less(e.add(at, stride * lanes - 1), wide)]
-            masks = [_lanes_below(e, o, wide) for o in offsets]
+    e.loop(0, channels, channel)
+    e.at.ret_void()
+    return made
 
-            def joined(vectors: list[Node]) -> Node:
-                return vectors[0] if stride == 1 else e.shuffle(vectors[0], vectors[1], range(0, 2 * lanes, 2))
 
-            def address(source: Node, offset: Node) -> Node:
-                return e.at.gep(source, [offset], source_etype=F32)  # may lie before the row: not read there
-
-            with e.at.if_else(e.at.and_(*inside)) as (whole, parts):
-                with whole:
-                    every_channel(j, lambda s: joined([e.load(address(s, o), 0) for o in offsets]))
-                with parts:
-                    pairs = list(zip(offsets, masks, strict=True))
-                    every_channel(j, lambda s: joined([masked_load(e, address(s, o), m) for o, m in pairs]))
-            return []
+def _rows_of_column(
+    e: Emitter, read: Callable[[Callable[[Node], Node]], None], left: Node, j: Node, wide: Node, stride: int, across: Node
+) -> None:
+    """Writes the loop that takes ``row[left + across·(j + i)]`` for every lane i, zero outside of [0, wide)."""
+    lanes = e.lanes
+    if not stride:
         places = [e.add(left, e.mul(e.add(j, i), across)) for i in range(lanes)]
         within = [e.at.icmp_unsigned("<", at, wide) for at in places]
 
@@ -192,11 +220,24 @@ def _pack_row(module: ir.Module, lanes: int, stride: int) -> ir.Function:
                 value = e.at.insert_element(value, kept, ir.Constant(I32, i))
             return value
 
-        return every_channel(j, gathered)
+        read(gathered)
+        return
+    at = e.add(left, e.mul(j, stride))
+    offsets = [e.add(at, lanes * i) for i in range(stride)]
+    masks = [_lanes_below(e, o, wide) for o in offsets]
 
-    e.loop(0, length, several, step=lanes)
-    e.at.ret_void()
-    return made
+    def joined(vectors: list[Node]) -> Node:
+        return vectors[0] if stride == 1 else e.shuffle(vectors[0], vectors[1], range(0, 2 * lanes, 2))
+
+    def address(source: Node, offset: Node) -> Node:
+        return e.at.gep(source, [offset], source_etype=F32)  # may lie before the row: not read there
+
+    whole = e.at.and_(e.at.icmp_signed(">=", at, e.constant(0)), e.less(e.add(at, stride * lanes - 1), wide))
+    with e.at.if_else(whole) as (yes, no):
+        with yes:
+            read(lambda s: joined([e.load(address(s, o), 0) for o in offsets]))
+        with no:
+            read(lambda s: joined([masked_load(e, address(s, o), m) for o, m in zip(offsets, masks, strict=True)]))
 
 
 def _lanes_below(e: Emitter, at: Node, end: Node) -> Node:

@@ -224,12 +224,16 @@ def _copied(
 ) -> Iterator[_Draft]:
     found: dict[tuple[int, int, int], int] = {}
     distance = []
+    # Where rows are whole vectors and apart, copies start at another column instead: then all stores are aligned, too.
+    reach = max(j * geometry.dilation[1] // geometry.stride[1] for j in range(geometry.kernel[1]))
+    apart = line % lanes == 0 and line >= outputs[1] + reach
     for i in range(geometry.kernel[0]):
         for j in range(geometry.kernel[1]):
             down, row = divmod(i * geometry.dilation[0], geometry.stride[0])
             right, column = divmod(j * geometry.dilation[1], geometry.stride[1])
             whole, shift = divmod(down * line + right, lanes)
-            copy = found.setdefault((row - geometry.padding[0], column - geometry.padding[1], shift), len(found))
+            left, shift = (column + shift * geometry.stride[1], 0) if apart else (column, shift)
+            copy = found.setdefault((row - geometry.padding[0], left - geometry.padding[1], shift), len(found))
             distance.append((copy, whole))
     farthest = max(whole for _, whole in distance)
     for band in sorted({-(-outputs[0] // n) for n in range(1, outputs[0] + 1)}):

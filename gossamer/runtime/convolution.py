@@ -228,7 +228,8 @@ class ConvolutionProduct(CompiledProduct):
         undisturbed = panels == 1 or (made.vectors % made.width == 0 and y_tile <= _CLOSE * lanes)
         in_place = not copies and undisturbed and self.activation in _CLIPS
         sums = 0 if in_place else -(-self.rows * made.width * lanes // 16) * 16
-        places = -(-2 * int(np.diff(made.segment_starts).max(initial=0)) // 16) * 16
+        words = max(int(np.diff(made.segment_starts).max(initial=0)), copies * (made.lines + 2))
+        places = -(-2 * words // 16) * 16
         held = self.channels * copies * made.copy_size + made.line + 2 * lanes if copies else 0
         scratch = -(-(sums + places + held) // 1024) * 1024 + 272  # members do not meet in the same sets of a cache
         chunk = max(1, self.rows // (len(bounds) - 1))
