@@ -31,9 +31,12 @@ from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Group, Way, height, pair_steps, pattern_steps, segments_of, sliced_steps
 from gossamer.runtime.layout import in_team
 
-__all__ = ["convolution_kernels", "widths"]
+__all__ = ["AHEAD", "convolution_kernels", "widths"]
 
 Node = Any  # llvmlite has no type stubs
+
+AHEAD = 4
+"""Groups whose outputs are fetched before they are needed."""
 
 
 def widths(way: Way, lanes: int) -> tuple[int, ...]:
@@ -194,8 +197,20 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
     steps = Group(e, counts, index, values, x, I16, lanes, segments_of(way))
     go = {Way.SLICED: sliced_steps, Way.PAIRS: pair_steps, Way.PATTERNS: pattern_steps}[way]
 
+    def prefetched(g: Node) -> None:
+        """Outputs of the group after the next, and what is added to them, on their way to the first-level cache."""
+        later = [e.wide(order, e.add(e.mul(e.add(g, AHEAD), rows), r), I32) for r in range(rows)]
+        for base, wanted in ((sums_at, None), (residual, adding)):
+            with e.at.if_then(wanted if wanted is not None else closing):
+                for i in later:
+                    line = e.element(base, e.mul(i, row), F32)
+                    for v in range(0, vectors, max(1, 16 // lanes)):
+                        e.prefetch(line, lanes * v)
+
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at = carried
+        with e.at.if_then(closing):
+            prefetched(g)
         ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
         outs = [e.element(sums_at, e.mul(i, row), F32) for i in ids]
         flat = e.choose(

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.conv_code import widths
+from gossamer.runtime.conv_code import AHEAD, widths
 from gossamer.runtime.conv_edge import ConvField
 from gossamer.runtime.conv_plan import Geometry, Plan, plan
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
@@ -127,7 +127,7 @@ class ConvolutionProduct(CompiledProduct):
         self._weights = (
             np.ascontiguousarray(made.starts, np.int64),
             np.ascontiguousarray(made.counts, np.uint16),
-            np.ascontiguousarray(made.order, np.uint32),
+            _with_more(made.order),
             np.ascontiguousarray(made.values, np.float32),
             np.zeros(self.rows, np.float32) if bias is None else np.array(bias, np.float32),
             bounds,
@@ -301,6 +301,11 @@ class ConvolutionProduct(CompiledProduct):
         """Bytes held for the weight: values, indices, counts and order; without the bias."""
         indices = self._columns.nbytes * max(1, len(self._prepared))
         return indices + sum(array.nbytes for array in self._weights[:4])
+
+
+def _with_more(order: Array) -> Array:
+    """With zeros behind, for the kernel looks ahead."""
+    return np.concatenate([np.ascontiguousarray(order, np.uint32).ravel(), np.zeros(4 * AHEAD, np.uint32)])
 
 
 def _panel(

@@ -107,6 +107,14 @@ class Emitter:
         """Stores a vector of floats at ``base[index]``."""
         self.at.store(value, self.element(base, index, F32), align=align)
 
+    def prefetch(self, base: Node, index: Node) -> None:
+        """Asks for the cache line of ``base[index]``, which need not exist."""
+        known = self.made.module.globals.get("llvm.prefetch.p0")
+        if known is None:
+            known = ir.Function(self.made.module, ir.FunctionType(ir.VoidType(), [PTR] + [I32] * 3), "llvm.prefetch.p0")
+        address = self.at.gep(base, [self.constant(index)], source_etype=F32)
+        self.at.call(known, [address, *(ir.Constant(I32, n) for n in (0, 3, 1))])
+
     def spread(self, value: Node) -> Node:
         """One number in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
