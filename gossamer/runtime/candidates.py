@@ -18,7 +18,7 @@ from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.operators import name_of, operator_of
 from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler
 
-__all__ = ["WORTH_TRYING", "density_of", "offers_for", "resident_bytes"]
+__all__ = ["WORTH_TRYING", "density_of", "is_stem", "offers_for", "resident_bytes"]
 
 WORTH_TRYING = 0.6  # density below which a sparse kernel can win
 OVERLAPPING = 0.12  # density from which on four rows share columns often enough to gain from it
@@ -42,7 +42,7 @@ def offers_for(
     found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype == torch.float32
-    if sparse and inputs.dtype == torch.float32 and density < WORTH_TRYING:
+    if sparse and inputs.dtype == torch.float32 and (density < WORTH_TRYING or is_stem(layer)):
         if isinstance(layer, nn.Linear):
             found |= _sparse_offers(layer, density)
         elif isinstance(layer, (nn.Conv1d, nn.Conv2d)):
@@ -89,6 +89,8 @@ def _narrow(layer: nn.Linear, density: float) -> int:
 def _convolution_offers(
     layer: nn.Conv1d | nn.Conv2d, density: float, size: tuple[int, ...]
 ) -> dict[str, Callable[[], nn.Module]]:
+    if density >= WORTH_TRYING:
+        return {"planes by patterns": lambda: SparseConv(layer, Way.PATTERNS, size)}
     found: dict[str, Callable[[], nn.Module]] = {"sliced planes": lambda: SparseConv(layer, Way.SLICED, size)}
     if density >= OVERLAPPING:
         found["planes by pairs"] = lambda: SparseConv(layer, Way.PAIRS, size)
@@ -100,6 +102,11 @@ def _wide(columns: int) -> int:
     """A panel for the second-level cache: fewer, longer loops."""
     panels = -(-columns // 768)
     return max(1, -(-columns // panels))
+
+
+def is_stem(layer: nn.Module) -> bool:
+    """Whether a convolution has so few inputs that kernels win without zeros: others fill vectors with channels."""
+    return isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.in_channels <= 4 and layer.groups == 1
 
 
 def density_of(layer: nn.Module) -> float:

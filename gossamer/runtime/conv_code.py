@@ -30,6 +30,7 @@ from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Group, Way, height, pair_steps, pattern_steps, segments_of, sliced_steps
 from gossamer.runtime.layout import in_team
+from gossamer.runtime.pool_code import add_pooling
 
 __all__ = ["AHEAD", "convolution_kernels", "widths"]
 
@@ -49,10 +50,10 @@ def widths(way: Way, lanes: int) -> tuple[int, ...]:
 
 
 def convolution_kernels(lanes: int) -> str:
-    """LLVM IR of a module with one entry point.
+    """LLVM IR of a module with two entry points.
 
     ``convolve(description, x, y, residual, images, scratch, threads)`` is Y = f(W ⊛ X + b + residual); the residual may
-    be null. ``ConvField`` says what the description holds.
+    be null. ``ConvField`` says what the description holds. And ``pool``, of `gossamer.runtime.pool_code`.
 
     Args:
         lanes: floats per vector register, a power of two.
@@ -156,6 +157,7 @@ def convolution_kernels(lanes: int) -> str:
     e.loop(first_unit, last_unit, unit, [e.constant(-1)])
     e.at.ret_void()
     in_team(module, "convolve", made, 5)
+    add_pooling(module, lanes)
     return str(module)
 
 

@@ -15,7 +15,17 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation, activated
 
-__all__ = ["SEGMENT_WORDS", "ConvField", "finish_functions", "pack_copies", "places_of_segments"]
+__all__ = [
+    "SEGMENT_WORDS",
+    "ConvField",
+    "finish_functions",
+    "lanes_below",
+    "lying",
+    "masked_load",
+    "masked_store",
+    "pack_copies",
+    "places_of_segments",
+]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -72,7 +82,7 @@ class ConvField(IntEnum):
     IN_PLACE = 44  # 1 if sums are kept where outputs belong
 
 
-def _lying(e: Emitter, position: Node, tile: Node, block: Node) -> Node:
+def lying(e: Emitter, position: Node, tile: Node, block: Node) -> Node:
     """Where in memory a position of the first channel is."""
     which = e.div(position, tile)
     return e.add(e.mul(which, e.sub(block, tile)), position)
@@ -114,7 +124,7 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
             before, low = e.less(source, 0), e.less(source, high)
             inside = e.at.and_(low, e.at.not_(before))
             position = e.add(begin, e.mul(e.at.select(inside, source, e.constant(0)), wide))
-            e.write(_lying(e, position, x_tile, x_block), mine, e.add(r, 2))
+            e.write(lying(e, position, x_tile, x_block), mine, e.add(r, 2))
             return [e.add(n, e.at.zext(bit, I64)) for n, bit in zip(carried, (before, low), strict=True)]
 
         ends = e.loop(0, lines, row, [e.constant(0), e.constant(0)])
@@ -224,7 +234,7 @@ def _rows_of_column(
         return
     at = e.add(left, e.mul(j, stride))
     offsets = [e.add(at, lanes * i) for i in range(stride)]
-    masks = [_lanes_below(e, o, wide) for o in offsets]
+    masks = [lanes_below(e, o, wide) for o in offsets]
 
     def joined(vectors: list[Node]) -> Node:
         return vectors[0] if stride == 1 else e.shuffle(vectors[0], vectors[1], range(0, 2 * lanes, 2))
@@ -240,7 +250,7 @@ def _rows_of_column(
             read(lambda s: joined([masked_load(e, address(s, o), m) for o, m in zip(offsets, masks, strict=True)]))
 
 
-def _lanes_below(e: Emitter, at: Node, end: Node) -> Node:
+def lanes_below(e: Emitter, at: Node, end: Node) -> Node:
     """Which lanes i have 0 ≤ at + i < end, for numbers below 2³¹."""
     kind = ir.VectorType(I32, e.lanes)
     each = e.at.add(_every(e, e.at.trunc(at, I32)), ir.Constant(kind, list(range(e.lanes))))
@@ -281,7 +291,7 @@ def places_of_segments(module: ir.Module, lanes: int) -> ir.Function:
 
     def segment(s: Node, _: list[Node]) -> list[Node]:
         target = e.wide(segments, e.add(e.mul(s, SEGMENT_WORDS), 1), I32)
-        e.write(_lying(e, e.add(e.mul(image, plane), target), tile, block), places, s)
+        e.write(lying(e, e.add(e.mul(image, plane), target), tile, block), places, s)
         return []
 
     e.loop(0, count, segment)
@@ -338,7 +348,7 @@ def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool
 
             e.loop(0, whole, one, step=lanes)
             with e.at.if_then(e.less(whole, length)):
-                live = _lanes_below(e, e.constant(0), e.sub(length, whole))
+                live = lanes_below(e, e.constant(0), e.sub(length, whole))
                 at = e.add(target, whole)
                 other = masked_load(e, e.element(r_row, at, F32), live) if with_residual else None
                 out = value(e.load(sums_row, e.add(place, whole)), other)

@@ -11,6 +11,7 @@ from torch import fx, nn
 
 from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, PlaneTiles
 from gossamer.runtime.convolution import SparseConv
+from gossamer.runtime.pooling import PlanePool, TiledPool
 from gossamer.runtime.slabs import Slabs
 
 __all__ = ["TiledConv", "hand_on_tiles"]
@@ -62,13 +63,16 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
     Returns:
         How many convolutions work on blocks.
     """
+    lanes = 1
     graph, modules = traced.graph, dict(traced.named_modules())
-    tiled: dict[fx.Node, SparseConv] = {}
+    tiled: dict[fx.Node, SparseConv | PlanePool] = {}
     for node in graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        if isinstance(layer, SparseConv) and layer.dimensions == 2 and not node.kwargs:
-            if all(len(shapes.get(n, ())) == 4 for n in (node, *node.all_input_nodes)):
-                tiled[node] = layer
+        able = isinstance(layer, PlanePool) or (isinstance(layer, SparseConv) and layer.dimensions == 2)
+        if able and not node.kwargs and all(len(shapes.get(n, ())) == 4 for n in (node, *node.all_input_nodes)):
+            tiled[node] = layer
+            if isinstance(layer, SparseConv):
+                lanes = layer.product.kernels.processor.lanes
     while worst := _worst(tiled, shapes):
         del tiled[worst]
     converted: dict[tuple[fx.Node, bool], fx.Node] = {}
@@ -80,19 +84,19 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
             found = converted.get((value, inside))
             if found is None:
                 name = f"{'into' if inside else 'from'}_tiles_{value.name}"
-                lanes = next(iter(tiled.values())).product.kernels.processor.lanes
                 traced.add_submodule(name, IntoTiles(lanes, memory) if inside else FromTiles(memory))
                 with graph.inserting_before(node):
                     found = converted[value, inside] = graph.call_module(name, (value,))
             node.replace_input_with(value, found)
         if inside:
             name = f"tiled_{node.name}"
-            traced.add_submodule(name, TiledConv(tiled[node]))
+            layer = tiled[node]
+            traced.add_submodule(name, TiledPool(layer) if isinstance(layer, PlanePool) else TiledConv(layer))
             node.target = name
     return len(tiled)
 
 
-def _worst(tiled: Mapping[fx.Node, SparseConv], shapes: Mapping[fx.Node, tuple[int, ...]]) -> fx.Node | None:
+def _worst(tiled: Mapping[fx.Node, nn.Module], shapes: Mapping[fx.Node, tuple[int, ...]]) -> fx.Node | None:
     """The convolution that costs most on blocks, compared with planes; None if all of them gain."""
     losses = {node: _cost(node, True, tiled, shapes) - _cost(node, False, tiled, shapes) for node in tiled}
     worst = max(losses, key=lambda node: losses[node], default=None)
@@ -100,7 +104,7 @@ def _worst(tiled: Mapping[fx.Node, SparseConv], shapes: Mapping[fx.Node, tuple[i
 
 
 def _cost(
-    node: fx.Node, inside: bool, tiled: Mapping[fx.Node, SparseConv], shapes: Mapping[fx.Node, tuple[int, ...]]
+    node: fx.Node, inside: bool, tiled: Mapping[fx.Node, nn.Module], shapes: Mapping[fx.Node, tuple[int, ...]]
 ) -> float:
     """Numbers that are converted around a node, were it on blocks or not; less what blocks gain."""
 

@@ -15,6 +15,7 @@ from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.graph import Either, activation_of, adds, captured
 from gossamer.runtime.pooling import PlanePool
 from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.threads import openmp
 
 __all__ = ["fold_norms", "fuse_convolutions"]
 
@@ -106,6 +107,7 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
             graph.erase_node(node)
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory = Slabs()
+    sparse = [m for m in modules.values() if isinstance(m, SparseConv)]
     for node in list(graph.nodes):
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, SparseConv) or len(node.args) != 1:
@@ -138,9 +140,11 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
         graph.erase_node(node)
     for node in list(graph.nodes):
         pool = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(pool) is nn.MaxPool2d and not pool.return_indices:
-            node.target = f"planes_{node.name}"
-            traced.add_submodule(node.target, PlanePool(pool))
+        if type(pool) is nn.MaxPool2d and sparse and not node.kwargs:
+            planes = PlanePool.of(pool, sparse[0].product.kernels, openmp(), memory)
+            if planes is not None:
+                node.target = f"planes_{node.name}"
+                traced.add_submodule(node.target, planes)
     hand_on_tiles(traced, shapes, memory)
     graph.lint()
     return Either(fx.GraphModule(traced, graph).eval(), network, arguments)

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, tile_code
+from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, pool_code, tile_code
 from gossamer.runtime.cpu import Processor
 
 __all__ = [
@@ -66,9 +66,9 @@ TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, epilogue, 
 CONVOLUTIONS = Code(
     "convolutions",
     conv_code.convolution_kernels,
-    (conv_code, conv_edge, group_code, epilogue, emit, layout),
+    (conv_code, conv_edge, pool_code, group_code, epilogue, emit, layout),
 )
-"""Convolutions over planes."""
+"""Convolutions over planes, and pooling."""
 
 
 @final
@@ -108,7 +108,7 @@ class TileKernels:
 
 @final
 class ConvolutionKernels:
-    """The entry point of compiled `CONVOLUTIONS`, which lives as long as this object.
+    """The entry points of compiled `CONVOLUTIONS`, which lives as long as this object.
 
     Args:
         object_code: an object file compiled for this processor.
@@ -119,6 +119,7 @@ class ConvolutionKernels:
         self._engine = Engine(object_code, processor)
         self.processor = processor
         self.convolve = self._engine.function("convolve", 7)
+        self.pool = self._engine.function("pool", 6)
 
 
 @final

@@ -25,7 +25,7 @@ from gossamer.measure.latency import interleaved
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
-from gossamer.runtime.candidates import WORTH_TRYING, density_of, offers_for, resident_bytes
+from gossamer.runtime.candidates import WORTH_TRYING, density_of, is_stem, offers_for, resident_bytes
 from gossamer.runtime.convolution import SparseConv, geometry_of, refusal
 from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
@@ -350,7 +350,7 @@ def _call_all(module: nn.Module, arguments: tuple[Any, ...]) -> Callable[[], obj
 def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tensor, *, jit: bool) -> str:
     if factorized(tree):
         return f"{type(tree).__name__} in {type(layer).__name__}: no small operators for it here"
-    if density >= WORTH_TRYING:
+    if density >= WORTH_TRYING and not is_stem(layer):
         return f"density {density:.2f}: too few zeros to gain from"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         why = refusal(layer, tuple(inputs.shape[-len(layer.kernel_size) :]), density) if jit else ""
