@@ -214,7 +214,13 @@ def _pack(module: ir.Module, lanes: int, stride: int) -> ir.Function:
 
 
 def _rows_of_column(
-    e: Emitter, read: Callable[[Callable[[Node], Node]], None], left: Node, j: Node, wide: Node, stride: int, across: Node
+    e: Emitter,
+    read: Callable[[Callable[[Node], Node]], None],
+    left: Node,
+    j: Node,
+    wide: Node,
+    stride: int,
+    across: Node,
 ) -> None:
     """Writes the loop that takes ``row[left + across·(j + i)]`` for every lane i, zero outside of [0, wide)."""
     lanes = e.lanes

@@ -45,7 +45,9 @@ class TiledConv(nn.Module):
             fits = fits and residual.images == x.images
         if not fits:
             found = f"found {x.images} images of {x.data.shape[1]} planes of {x.size}"
-            found += "" if residual is None else f" and a residual of {residual.data.shape[1]} planes of {residual.size}"
+            found += (
+                "" if residual is None else f" and a residual of {residual.data.shape[1]} planes of {residual.size}"
+            )
             raise RuntimeError(f"TiledConv: {found}, expected what fits {self.layer}")
         if torch.is_grad_enabled() and x.data.requires_grad:
             raise RuntimeError("TiledConv: found an input that requires a gradient, expected inference")
@@ -68,11 +70,12 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
     tiled: dict[fx.Node, SparseConv | PlanePool] = {}
     for node in graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
-        able = isinstance(layer, PlanePool) or (isinstance(layer, SparseConv) and layer.dimensions == 2)
-        if able and not node.kwargs and all(len(shapes.get(n, ())) == 4 for n in (node, *node.all_input_nodes)):
+        planes = all(len(shapes.get(n, ())) == 4 for n in (node, *node.all_input_nodes)) and not node.kwargs
+        if isinstance(layer, PlanePool) and planes:
             tiled[node] = layer
-            if isinstance(layer, SparseConv):
-                lanes = layer.product.kernels.processor.lanes
+        if isinstance(layer, SparseConv) and layer.dimensions == 2 and planes:
+            tiled[node] = layer
+            lanes = layer.product.kernels.processor.lanes
     while worst := _worst(tiled, shapes):
         del tiled[worst]
     converted: dict[tuple[fx.Node, bool], fx.Node] = {}
@@ -90,8 +93,8 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
             node.replace_input_with(value, found)
         if inside:
             name = f"tiled_{node.name}"
-            layer = tiled[node]
-            traced.add_submodule(name, TiledPool(layer) if isinstance(layer, PlanePool) else TiledConv(layer))
+            chosen = tiled[node]
+            traced.add_submodule(name, TiledPool(chosen) if isinstance(chosen, PlanePool) else TiledConv(chosen))
             node.target = name
     return len(tiled)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import lcm
-from typing import cast, final
+from typing import final
 
 import torch
 from torch import Tensor, nn

@@ -17,7 +17,7 @@ from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP
 
-__all__ = ["Pooling", "PlanePool", "TiledPool"]
+__all__ = ["PlanePool", "Pooling", "TiledPool"]
 
 _WORTH_A_TEAM = 1 << 18
 """Inputs from which on starting a team of threads saves time."""
@@ -50,9 +50,7 @@ class Pooling(CompiledProduct):
 
     def outputs(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of outputs."""
-        a, b = (
-            (n + 2 * p - k) // self.stride + 1 for n, p, k in zip(size, self.padding, self.kernel, strict=True)
-        )
+        a, b = ((n + 2 * p - k) // self.stride + 1 for n, p, k in zip(size, self.padding, self.kernel, strict=True))
         return a, b
 
     def planes(self, x: Tensor) -> Tensor:
@@ -105,9 +103,7 @@ class Pooling(CompiledProduct):
             description[field] = number
         threads = 1 if images * channels * size[0] * size[1] < _WORTH_A_TEAM else self._openmp.threads()
         scratch = workspace().address(line * threads)
-        self.kernels.pool(
-            description.ctypes.data, x.data_ptr(), y.data_ptr(), images, scratch, threads
-        )
+        self.kernels.pool(description.ctypes.data, x.data_ptr(), y.data_ptr(), images, scratch, threads)
 
 
 @final

@@ -249,7 +249,7 @@ def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.Monke
     monkeypatch.setattr("gossamer.runtime.lower.interleaved", sparse_wins)
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(8, 16, 3, padding=1),
         nn.BatchNorm2d(16),
         nn.ReLU(),
         thinned(nn.Conv2d(16, 32, 3, stride=2, padding=1), 0.1),
@@ -261,7 +261,7 @@ def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.Monke
         assert isinstance(model[5], nn.Conv2d)
         model[5].weight[:, :, 0] = 0
         model[5].weight[:, :, 1] = 0
-    x = torch.randn(2, 3, 20, 20)
+    x = torch.randn(2, 8, 20, 20)
     fast = gs.lower(model, x)  # type: ignore[operator]
     chosen = {c.layer: c for c in fast.explain()}
     assert chosen["0"].kernel == "dense" and "too few zeros" in chosen["0"].reason
@@ -269,5 +269,5 @@ def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.Monke
     assert chosen["5"].kernel == "dense" and "32 groups" in chosen["5"].reason
     assert chosen["6"].kernel in ("sliced planes", "planes by pairs", "planes by patterns")
     assert error(fast(x), exact(model, x)) <= 1e-4
-    other = torch.randn(1, 3, 31, 17)
+    other = torch.randn(1, 8, 31, 17)
     assert error(fast(other), exact(model, other)) <= 1e-4
