@@ -13,6 +13,7 @@ from torch import Tensor, fx, nn
 
 import gossamer as gs
 from gossamer.runtime.conv_layout import TiledConv
+from gossamer.runtime.conv_product import ConvolutionProduct
 from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, block_length
 from gossamer.runtime.convolution import SparseConv
 from gossamer.runtime.cpu import Level, host, levels
@@ -109,6 +110,7 @@ def test_results_on_blocks_do_not_depend_on_the_number_of_threads(
     memory = Slabs()
     layer = thinned(nn.Conv2d(channels, rows, kernel, padding=kernel // 2), 0.2)
     conv = SparseConv(layer, way, (side, side)).within(Activation.RELU, memory)
+    assert isinstance(conv.product, ConvolutionProduct)
     conv.product._team_from = 0
     into = IntoTiles(conv.product.kernels.processor.lanes, memory)
     x, residual = into(torch.randn(images, channels, side, side)), into(torch.randn(images, rows, side, side))
