@@ -43,6 +43,10 @@ class Rows:
         self.folder = ROOT / "benchmarks" / "out" / name / code
         self.folder.mkdir(parents=True, exist_ok=True)
 
+    def has(self, key: str) -> bool:
+        """Whether a row is finished."""
+        return (self.folder / f"{key}.json").is_file()
+
     def get(self, key: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The row of that key: read, or made and kept."""
         file = self.folder / f"{key}.json"

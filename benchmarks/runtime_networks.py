@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 __all__ = [
+    "NETWORKS",
     "Encoder",
     "EncoderSize",
     "MobileNet",
@@ -264,3 +266,13 @@ def prune(network: nn.Module, sparsity: float) -> nn.Module:
             if count:
                 weight[weight.abs() <= size.kthvalue(count).values] = 0
     return network
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], Tensor]]] = {
+    "bert-base": (bert_base, lambda batch: torch.randint(30522, (batch, 128))),
+    "resnet-50": (resnet50, lambda batch: torch.randn(batch, 3, 224, 224)),
+    "vit-b16": (vit_b16, lambda batch: torch.randn(batch, 3, 224, 224)),
+    "mobilenet-v2": (mobilenet_v2, lambda batch: torch.randn(batch, 3, 224, 224)),
+    "mlp-4096": (mlp, lambda batch: torch.randn(batch, 4096)),
+}
+"""What is measured: the network, and its inputs for a batch size."""

@@ -93,11 +93,11 @@ class Compressed:
         trees = harvest(network, self.specs, self.trees)
         return Compressed(self.specs, trees, self._network, notes=self.notes, skipped=self.skipped)
 
-    def lower(self, example_inputs: Tensor | tuple[Any, ...]) -> Lowered:
+    def lower(self, example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> Lowered:
         """The network as a fast callable for this processor; per layer the fastest measured candidate.
 
         Args:
-            example_inputs: as the network takes them; their batch size is the one that candidates are timed at.
+            example_inputs: as the network takes them, a mapping for keywords; candidates are timed at their batch size.
         """
         from gossamer.runtime.lower import lower
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
-import torch
 from rich.console import Console
 from rich.markup import escape
 
 import gossamer as gs
-from gossamer.cli.network import example_inputs, factory_of, named_object
+from gossamer.cli.network import factory_of, named_object
 from gossamer.cli.output import ledger_tables, size, table
 from gossamer.cli.recipes import Chosen
-from gossamer.cli.resident import resident_bytes
 from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe import run
 from gossamer.drive.recipe_file import dump_recipe
 from gossamer.errors import DataError, PlanError
-from gossamer.measure.latency import interleaved
 from gossamer.measure.ledger import ledger_of
 from gossamer.store.json_file import write_json
 from gossamer.store.safetensors_file import dense_file_bytes, write_safetensors
 from gossamer.store.weights import load_weights_into
 
-__all__ = ["bench_file", "check_output", "compress_file", "decompress_file", "inspect_file", "show_plan"]
+__all__ = ["check_output", "compress_file", "decompress_file", "inspect_file", "show_plan"]
 
 
 def compress_file(
@@ -124,72 +120,3 @@ def decompress_file(*, file: Path, output: Path, json_file: Path | None, console
     written = write_safetensors(output, gs.load(file).state_dict())
     console.print(f"{escape(str(output))}: {size(written)} bytes of dense weights")
     write_json(json_file, {"file": str(output), "bytes": written})
-
-
-def bench_file(
-    *,
-    file: Path,
-    network: str,
-    shape: str,
-    batches: list[int],
-    threads: int | None,
-    seconds: float,
-    json_file: Path | None,
-    console: Console,
-) -> None:
-    """Size, latency and memory, dense beside compressed."""
-    factory = factory_of(network)
-    if any(b < 1 for b in batches):
-        raise DataError(f"--batch: found {min(batches)}, expected at least 1")
-    loaded = gs.load(file, into=factory)
-    ledger = ledger_of(file, zstd=False)
-    original = factory().eval()  # the latency of the network as it was; weights do not matter to dense kernels
-    timings: list[dict[str, Any]] = []
-    explained: list[Any] = []
-    with torch.random.fork_rng():
-        for batch in batches:
-            inputs = example_inputs(shape, batch)
-            lowered = loaded.lower(inputs)
-            explained = [vars(c) for c in lowered.explain()]
-            calls = {"dense": _caller(original, inputs), "lowered": _caller(lowered, inputs)}
-            times = interleaved(calls, seconds=seconds, threads=threads)
-            timings.append({"batch": batch, **{k: vars(t) for k, t in times.items()}})
-    memory = {m: resident_bytes(m, file, network, shape, max(batches)) for m in ("dense", "lowered")}
-    console.print(
-        f"[bold]{escape(str(file))}[/bold]  {size(ledger.file_bytes)} bytes, {ledger.ratio:.1f}x smaller than "
-        f"{size(ledger.dense_bytes)}; {torch.get_num_threads() if threads is None else threads} threads"
-    )
-    rows = [
-        [
-            f"batch {t['batch']}",
-            _spread(t["dense"]),
-            _spread(t["lowered"]),
-            f"{t['dense']['median_ms'] / t['lowered']['median_ms']:.2f}x",
-        ]
-        for t in timings
-    ]
-    columns = ["", "dense", "compressed", "faster"]
-    console.print(table("Latency in ms (middle half)", columns, rows))
-    rows = [[kind, *(size(memory[m][kind]) for m in ("dense", "lowered"))] for kind in ("network", "runtime")]
-    title = "Resident bytes a process grows by (runtime: compiler and kernels, once)"
-    console.print(table(title, ["", "dense", "compressed"], rows))
-    rows = [
-        [c["layer"], c["kernel"], c["reason"], f"{c['density']:.3f}", _ms(c["ms"]), _ms(c["dense_ms"])]
-        for c in explained
-    ]
-    title = f"What runs each layer at batch {batches[-1]}"
-    console.print(table(title, ["layer", "runs on", "why", "density", "ms", "dense ms"], rows, text_columns=3))
-    document = {"file": str(file), "ledger": ledger.to_json(), "latency": timings, "resident_bytes": memory}
-    write_json(json_file, {**document, "layers": explained})
-
-
-def _caller(network: Any, inputs: torch.Tensor) -> Any:
-    return lambda: network(inputs)
-
-
-def _ms(time: float) -> str:
-    return f"{time:.3f}" if math.isfinite(time) else "–"
-
-
-def _spread(timing: dict[str, float]) -> str:
-    return f"{timing['median_ms']:.3f} ({timing['low_ms']:.3f} to {timing['high_ms']:.3f})"

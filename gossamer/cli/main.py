@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gossamer.cli.network import Inputs
 from gossamer.cli.recipes import Chosen, Preset
 from gossamer.errors import GossamerError
 
@@ -140,23 +141,44 @@ def decompress(
 def bench(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gsm file.")],
     network: Annotated[str, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Its code.")],
-    shape: Annotated[str, typer.Option("--shape", "-s", metavar="SIZES", help="One input, such as 1,28,28.")],
-    batch: Annotated[list[int] | None, typer.Option("--batch", "-b", help="Batch sizes; 1 and 64.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", "-t", help="As torch has it.")] = None,
-    seconds: Annotated[float, typer.Option(help="Of measuring per batch size.")] = 2.0,
+    shape: Annotated[
+        str | None, typer.Option("--shape", "-s", metavar="SIZES", help="One input of random numbers, such as 1,28,28.")
+    ] = None,
+    inputs: Annotated[
+        str | None,
+        typer.Option("--inputs", metavar="PACKAGE.MODULE:FUNCTION", help="Takes a batch size, returns inputs."),
+    ] = None,
+    against: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Dense contenders: torch, onnxruntime, onnxruntime_int8, openvino, openvino_bf16, deepsparse.",
+        ),
+    ] = "torch",
+    peers: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Environments of the contenders; without it, what is installed here."),
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option("--batch", "-b", help="Batch sizes; 1 and 16.")] = None,
+    threads: Annotated[list[int] | None, typer.Option("--threads", "-t", help="Numbers; as torch has it.")] = None,
+    seconds: Annotated[float, typer.Option(help="Of measuring per batch size and number of threads.")] = 2.0,
     json_file: JsonFile = None,
+    quiet: Quiet = False,
 ) -> None:
-    """Measure size, latency and resident memory of a file, with the dense network beside it."""
-    from gossamer.cli.commands import bench_file
+    """Measure size, latency, throughput and memory of a file, with dense networks beside it, all taking turns."""
+    from gossamer.cli.bench import bench_file
 
     bench_file(
         file=file,
         network=network,
-        shape=shape,
-        batches=batch or [1, 64],
-        threads=threads,
+        inputs=Inputs(shape, inputs),
+        against=against,
+        peers=peers,
+        batches=batch or [1, 16],
+        threads=threads or [],
         seconds=seconds,
         json_file=json_file,
+        quiet=quiet,
         console=Console(),
     )
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import importlib
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import DataError
+from gossamer.errors import DataError, PlanError
 
-__all__ = ["example_inputs", "factory_of", "named_object"]
+__all__ = ["Inputs", "example_inputs", "factory_of", "named_object"]
 
 
 def named_object(name: str, what: str) -> Any:
@@ -77,3 +78,42 @@ def example_inputs(shape: str, batch: int, seed: int = 0) -> Tensor:
     if any(s < 1 for s in sizes):
         raise DataError(f"--shape: found {shape!r}, expected sizes of at least 1")
     return torch.randn(batch, *sizes, generator=torch.Generator().manual_seed(seed))
+
+
+@final
+@dataclass(frozen=True)
+class Inputs:
+    """What a network is run on: ``--shape`` or ``--inputs``.
+
+    Args:
+        shape: sizes of one sample, for random numbers; or None.
+        function: ``package.module:function`` that takes a batch size and returns a tensor or a tuple; or None.
+
+    Raises:
+        PlanError: none or both.
+    """
+
+    shape: str | None
+    function: str | None
+
+    def __post_init__(self) -> None:
+        if (self.shape is None) == (self.function is None):
+            found = "neither" if self.shape is None else "both"
+            raise PlanError(f"found {found} of --shape and --inputs, expected exactly one")
+
+    def of(self, batch: int) -> tuple[Any, ...]:
+        """Positional arguments for so many samples.
+
+        Raises:
+            DataError: not sizes, or the function fails.
+        """
+        if self.shape is not None:
+            return (example_inputs(self.shape, batch),)
+        assert self.function is not None
+        function = named_object(self.function, "--inputs")
+        try:
+            made = function(batch)
+        except Exception as error:  # the user's code raises whatever it raises
+            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+            raise DataError(f"--inputs {self.function}: calling it with {batch} failed: {reason}") from error
+        return made if isinstance(made, tuple) else (made,)

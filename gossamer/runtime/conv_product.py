@@ -16,11 +16,11 @@ from gossamer.runtime.conv_plan import Geometry, Plan, plan
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
-from gossamer.runtime.kernel_cache import ConvolutionKernels
+from gossamer.runtime.kernel_cache import ConvolutionKernels, PackKernels
 from gossamer.runtime.layout import Pool
-from gossamer.runtime.packing import pack_pairs, pack_patterns, pack_sliced
+from gossamer.runtime.packing import count_nonzeros, pack
 from gossamer.runtime.slabs import Slabs, empty
-from gossamer.runtime.spmm import check_sparse, workspace
+from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP
 
 __all__ = ["ConvolutionProduct", "GroupedProduct", "PlaneProduct", "panel_width"]
@@ -170,6 +170,7 @@ class ConvolutionProduct(PlaneProduct):
         geometry: strides, padding, dilation.
         activation: f, applied after the residual is added.
         kernels: compiled code.
+        packers: compiled code.
         openmp: where threads come from.
         way: how a group's non-zeros are ordered.
         size: rows and columns of typical images; panels are chosen for it.
@@ -191,6 +192,7 @@ class ConvolutionProduct(PlaneProduct):
         *,
         activation: Activation,
         kernels: ConvolutionKernels,
+        packers: PackKernels,
         openmp: OpenMP,
         way: Way,
         size: tuple[int, int],
@@ -206,25 +208,22 @@ class ConvolutionProduct(PlaneProduct):
         self._all_channels, self._all_rows = self.channels, self.rows
         self._widths = widths(way, self._lanes)
         columns = self.channels * geometry.taps
-        flat = np.ascontiguousarray(weight, np.float32).reshape(-1)
-        positions = np.flatnonzero(flat)
-        values = flat[positions]
-        check_sparse(self.rows, columns, positions, values, bias)
-        self._nonzeros = len(values)
+        if bias is not None and bias.shape != (self.rows,):
+            raise PlanError(f"bias: found shape {bias.shape}, expected {(self.rows,)}")
+        flat = np.ascontiguousarray(weight, np.float32).reshape(self.rows, columns)
+        self._nonzeros = count_nonzeros(flat)
         self.panel = panel_width(self.channels, geometry, size, self.density, self._widths, self._lanes)
         chunks = max(1, min(16, self.rows // 64))
         bounds = np.minimum((np.arange(chunks + 1) * self.rows // chunks + 3) // 4 * 4, self.rows).astype(np.int64)
         bounds[-1] = self.rows
-        pack = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs}[way]
-        width = self.panel * geometry.taps
-        row, column = np.divmod(positions, columns)
-        made = pack(row, column, values, self.rows, columns, width, bounds, height(way, self._lanes))
-        self._columns = np.ascontiguousarray(made.index, np.uint16)
+        width, tall = self.panel * geometry.taps, height(way, self._lanes)
+        made = pack(packers, way, flat, width=width, bounds=bounds, tall=tall, narrow=False)
+        self._columns = made.index
         self._weights = (
-            np.ascontiguousarray(made.starts, np.int64),
-            np.ascontiguousarray(made.counts, np.uint16),
+            made.starts,
+            made.counts,
             _with_more(made.order),
-            np.ascontiguousarray(made.values, np.float32),
+            made.values,
             np.zeros(self.rows, np.float32) if bias is None else np.array(bias, np.float32),
             bounds,
         )

@@ -16,7 +16,7 @@ from gossamer.runtime.conv_product import ConvolutionProduct, GroupedProduct, Pl
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import ConvolutionKernels, cache_directory, load_convolution_kernels
+from gossamer.runtime.kernel_cache import ConvolutionKernels, cache_directory, load_convolution_kernels, load_packers
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import openmp
 
@@ -88,7 +88,8 @@ def product_of(
     geometry = geometry_of(layer)
     if isinstance(geometry, str):
         raise PlanError(f"sparse convolution: found {geometry}")
-    kernels = _kernels(wanted_level() if level is None else level)
+    level = wanted_level() if level is None else level
+    kernels, packers = _kernels(level), load_packers(host(level), cache_directory())
     weight = layer.weight.detach().cpu().float()
     weight = weight.reshape(*weight.shape[:2], *geometry.kernel)
     bias = None if layer.bias is None else layer.bias.detach().cpu().float().numpy()
@@ -100,6 +101,7 @@ def product_of(
             geometry,
             activation=activation,
             kernels=kernels,
+            packers=packers,
             openmp=openmp(),
             way=way,
             size=(1, size[0]) if len(size) == 1 else (size[0], size[1]),

@@ -10,7 +10,7 @@ from llvmlite import ir
 
 from gossamer.runtime.emit import I32, I64, PTR, Emitter, function
 
-__all__ = ["Activation", "activated", "finish_function"]
+__all__ = ["Activation", "activated", "exponential", "finish_function", "sigmoid"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -89,6 +89,11 @@ def activated(e: Emitter, x: Node, kind: Activation) -> Node:
     return e.fma(half, _erf(e, e.at.fmul(x, e.number(sqrt(0.5)))), half)
 
 
+def sigmoid(e: Emitter, x: Node) -> Node:
+    """1 / (1 + exp(−x)) of every lane."""
+    return _times_sigmoid(e, e.number(1), x)
+
+
 def _erf(e: Emitter, x: Node) -> Node:
     x = e.at_most(e.at_least(x, e.number(-_ERF_LIMIT)), e.number(_ERF_LIMIT))
     square = e.at.fmul(x, x)
@@ -96,13 +101,19 @@ def _erf(e: Emitter, x: Node) -> Node:
 
 
 def _times_sigmoid(e: Emitter, x: Node, argument: Node) -> Node:
-    """x / (1 + exp(−argument)).
+    """x / (1 + exp(−argument))."""
+    grown = exponential(e, e.at.fmul(argument, e.number(-1.0)))
+    return e.at.fdiv(x, e.at.fadd(grown, e.number(1.0)))
 
-    exp(a) = 2ⁿ·exp(a − n·ln 2); the reduced argument is within ±0.35, where seven terms of the series are exact to
-    1e-8. Arguments are cut at ±87, where the sigmoid is 0 or 1 but for 1e-38.
+
+def exponential(e: Emitter, a: Node, *, negative: bool = False) -> Node:
+    """exp(a) = 2ⁿ·exp(a − n·ln 2) of every lane, cut at ±87, or at −87 only where all are known to be negative.
+
+    The reduced argument is within ±0.35, where seven terms of the series are exact to 1e-8. At the cut a sigmoid is 0
+    or 1 but for 1e-38. NaN stays NaN.
     """
-    a = e.at.fmul(argument, e.number(-1.0))
-    a = e.at_most(e.at_least(a, e.number(-87.0)), e.number(87.0))
+    a = e.at_least(a, e.number(-87.0))
+    a = a if negative else e.at_most(a, e.number(87.0))
     shifted = e.fma(a, e.number(1 / log(2)), e.number(_HALF_UP))
     n = e.at.fsub(shifted, e.number(_HALF_UP))
     high = 0.693359375  # ln 2 in two parts: n·high is exact
@@ -115,5 +126,4 @@ def _times_sigmoid(e: Emitter, x: Node, argument: Node) -> Node:
 
     bits = e.at.bitcast(shifted, integers)
     power = e.at.bitcast(e.at.shl(e.at.add(bits, every(127)), every(23)), e.vector)
-    grown = e.at.fmul(e.polynomial(r, [1 / factorial(k) for k in range(8)]), power)
-    return e.at.fdiv(x, e.at.fadd(grown, e.number(1.0)))
+    return e.at.fmul(e.polynomial(r, [1 / factorial(k) for k in range(8)]), power)

@@ -1,7 +1,7 @@
 """A network as a graph whose token-wise layers pass feature-major tiles on to each other.
 
-Linear layers that run on grouped rows, the LayerNorms, activations and sums between them stay feature-major; layouts
-change only where something else (attention, embeddings, reshaping) reads or writes. An activation that follows a
+Linear layers that run on grouped rows, the LayerNorms, activations, sums and attention between them stay feature-major;
+layouts change only where something else (embeddings, reshaping) reads or writes. An activation that follows a
 Linear, and a sum that follows either, happen at its store.
 
 Every layer is one call that writes its whole output before the next one starts.
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from gossamer.runtime.attention import Attention, TiledAttention, attention_of
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.grouped import GroupedProduct
 from gossamer.runtime.tiled import Combine, GroupedLinear, Pack, TiledLinear, TiledNorm, Tiler, Unpack
@@ -39,6 +40,9 @@ _IN_PLACE: tuple[Any, ...] = (
     operator.setitem,
     *(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "matmul", "pow", "mod")),
 )
+_ABOUT_SHAPES: tuple[Any, ...] = (getattr, "size", "dim", operator.getitem, operator.floordiv, operator.mul)
+"""What may go if nobody reads it: how heads were split and merged."""
+
 _FUNCTIONS: Mapping[Any, Activation] = {
     torch.relu: Activation.RELU,
     F.relu: Activation.RELU,
@@ -62,6 +66,7 @@ class FeatureMajor:
         network: computes what the given one does.
         linears: names of the Linear layers that take and return tiles.
         norms: LayerNorms that do.
+        attentions: attentions over heads that do.
         fused: activations and sums that happen at a Linear's store.
         changes: how often the layout changes in one pass.
     """
@@ -69,6 +74,7 @@ class FeatureMajor:
     network: nn.Module
     linears: tuple[str, ...]
     norms: int
+    attentions: int
     fused: int
     changes: int
 
@@ -90,7 +96,7 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
         traced = fx.GraphModule(network, graph)
         if overwrites := overwritten(traced):
             return f"{overwrites} overwrites a value that may be read again"
-        shapes = _Shapes(traced)
+        shapes = _Shapes(traced, (torch.float32, torch.bfloat16))
         with torch.inference_mode():
             shapes.run(*arguments)
     except Exception as error:  # code that depends on values of tensors raises whatever it raises when traced
@@ -192,7 +198,7 @@ def captured(
         traced = fx.GraphModule(network, _Tracer().trace(network, concrete_args=_fixed(network, arguments) or None))
         if overwritten(traced):
             return None
-        shapes = _Shapes(traced)
+        shapes = _Shapes(traced, (torch.float32,))
         with torch.inference_mode():
             shapes.run(*arguments)
     except Exception:  # code that depends on values of tensors raises whatever it raises when traced
@@ -213,16 +219,17 @@ class _Tracer(fx.Tracer):
 
 
 class _Shapes(fx.Interpreter):
-    """Runs the graph once and keeps the shape of every float32 tensor on the CPU."""
+    """Runs the graph once and keeps the shape of every tensor of some dtypes on the CPU."""
 
-    def __init__(self, traced: fx.GraphModule) -> None:
+    def __init__(self, traced: fx.GraphModule, dtypes: tuple[torch.dtype, ...]) -> None:
         super().__init__(traced)
+        self.dtypes = dtypes
         self.found: dict[fx.Node, tuple[int, ...]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
         """One step."""
         out = super().run_node(n)
-        if isinstance(out, Tensor) and out.dtype is torch.float32 and out.is_cpu:
+        if isinstance(out, Tensor) and out.dtype in self.dtypes and out.is_cpu:
             self.found[n] = tuple(out.shape)
         return out
 
@@ -237,7 +244,9 @@ class _Rewriting:
         self.modules = dict(traced.named_modules())
         self._drop_identities()
         self.order = {node: i for i, node in enumerate(self.graph.nodes)}
+        self.attentions = {n: found for n in self.order if (found := attention_of(n, shapes)) is not None}
         self.inside = self._inside()
+        self.attentions = {n: found for n, found in self.attentions.items() if n in self.inside}
         self.tiles: dict[fx.Node, fx.Node] = {}  # a node of the old graph → its value as tiles
         self.rows: dict[fx.Node, fx.Node] = {}  # a node inside → its value as rows
         self.changes = 0
@@ -246,13 +255,16 @@ class _Rewriting:
         """Rewrites the graph, from its beginning to its end."""
         fused = self._fused()
         absorbed = {n for pair in fused.values() for n in pair if n is not None}
+        between = {n for attention in self.attentions.values() for n in attention.inside}
         linears, norms = [], 0
         for node in self.order:
             with self.graph.inserting_before(node):
                 module = self._module(node)
-                if node in absorbed:
+                if node in absorbed or node in between:
                     continue
-                if node not in self.inside:
+                if node in self.attentions:
+                    self.tiles[node] = self._attention(node, self.attentions[node])
+                elif node not in self.inside:
                     self._read_rows(node)
                 elif isinstance(module, GroupedLinear):
                     self._linear(node, module.product, *fused.get(node, (None, None)))
@@ -264,11 +276,12 @@ class _Rewriting:
                 else:
                     self.tiles[node] = self._elementwise(node)
         for node in reversed(self.order):
-            if node in self.inside:
+            if node in self.inside or node in between:
                 self.graph.erase_node(node)
+        self.graph.eliminate_dead_code(lambda node: node.target not in _ABOUT_SHAPES)
         self.graph.lint()
         network = fx.GraphModule(self.traced, self.graph)
-        return FeatureMajor(network.eval(), tuple(linears), norms, len(absorbed), self.changes)
+        return FeatureMajor(network.eval(), tuple(linears), norms, len(self.attentions), len(absorbed), self.changes)
 
     def _linear(self, node: fx.Node, product: GroupedProduct, act: fx.Node | None, total: fx.Node | None) -> None:
         if act is not None:
@@ -280,6 +293,10 @@ class _Rewriting:
             arguments.append(self._as_tiles(self._other(total, act or node)))
         made = self._call(node.name, TiledLinear(product, self.operations), arguments)
         self.tiles.update({n: made for n in (node, act, total) if n is not None})
+
+    def _attention(self, node: fx.Node, found: Attention) -> fx.Node:
+        module = TiledAttention(found.heads, causal=found.causal, scale=found.scale, operations=self.operations)
+        return self._call(node.name, module, [self._as_tiles(n) for n in (found.query, found.key, found.value)])
 
     def _elementwise(self, node: fx.Node) -> fx.Node:
         activation = self._activation(node)
@@ -360,6 +377,9 @@ class _Rewriting:
                 reads = any(value in inside for value in node.all_input_nodes)
                 feeds = any(user in linears for user in node.users)
                 elementwise = self._activation(node) is not None or self._is_sum(node)
+                attention = self.attentions.get(node)
+                if attention and {attention.query, attention.key, attention.value} <= inside:
+                    inside.add(node)
                 if (elementwise and reads) or (self._is_norm(node) and (reads or feeds)):
                     inside.add(node)
             grown = len(inside) > before

@@ -18,6 +18,7 @@ Positions are data: the same code serves every matrix. Indices count from the st
 from __future__ import annotations
 
 from enum import IntEnum
+from functools import partial
 from typing import Any
 
 from llvmlite import ir
@@ -25,6 +26,7 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import finish_function
 from gossamer.runtime.layout import in_team
+from gossamer.runtime.value_code import ValueField, expand_function
 
 __all__ = [
     "PATTERNS",
@@ -73,7 +75,7 @@ class Field(IntEnum):
     COUNTS = 7  # uint16 [groups, segments]: steps of a group in each of its segments
     ORDER = 8  # uint32 [groups, height]: rows of a group; one that repeats the first row stands for none
     INDEX = 9  # uint8 or uint16 [indices], column within the panel
-    VALUES = 10  # float32 [values]
+    VALUES = 10  # [values], in the format that `value_code.ValueField` says
     BIAS = 15  # float32 [ROWS]
     ACTIVATION = 16
     WAY = 17
@@ -100,7 +102,7 @@ def add_products(module: ir.Module, lanes: int) -> ir.Function:
     Returns:
         The function that applies activation and residual to a row.
     """
-    finish = finish_function(module, lanes)
+    finish, expand = finish_function(module, lanes), expand_function(module, lanes)
     made = function(module, "multiply_share", [PTR] + [I64] * 7, exported=False)
     description, x, y, residual, tiles, vectors, part, team = made.args
     e = Emitter(made, lanes)
@@ -109,7 +111,7 @@ def add_products(module: ir.Module, lanes: int) -> ir.Function:
     for way in Way:
         for narrow in (1, 0):
             for count in TILES:
-                walk = _walk(module, lanes, way, narrow, count, finish)
+                walk = _walk(module, lanes, way, narrow, count, finish, expand)
                 yes, no = made.append_basic_block(), made.append_basic_block()
                 same = [e.equal(a, int(b)) for a, b in zip(found, (way, narrow, count), strict=True)]
                 e.at.cbranch(e.at.and_(e.at.and_(same[0], same[1]), same[2]), yes, no)
@@ -124,9 +126,11 @@ def add_products(module: ir.Module, lanes: int) -> ir.Function:
     return finish
 
 
-def _walk(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, finish: ir.Function) -> ir.Function:
+def _walk(
+    module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, finish: ir.Function, expand: ir.Function
+) -> ir.Function:
     """One member's share of a product: chunks of rows for all tiles, or all rows for some tiles."""
-    product = _product(module, lanes, way, narrow, vectors, finish)
+    product = _product(module, lanes, way, narrow, vectors, finish, expand)
     made = function(
         module, f"walk_{way.name.lower()}_{8 if narrow else 16}_{vectors}", [PTR] + [I64] * 6, exported=False
     )
@@ -135,6 +139,8 @@ def _walk(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, fi
     rows, columns, panels, chunks, step = (
         e.read(description, int(f), I64) for f in (Field.ROWS, Field.COLUMNS, Field.PANELS, Field.CHUNKS, Field.STEP)
     )
+    buffer = e.at.alloca(F32, size=e.read(description, int(ValueField.ROOM), I64))
+    buffer.align = 4 * lanes
     # By chunks each member reads its own part of the weights; with many members and tiles, shares would get uneven.
     by_chunks = e.at.or_(e.less(tiles, team), e.less(e.mul(team, 2), e.add(chunks, 1)))
 
@@ -160,7 +166,7 @@ def _walk(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, fi
                     none = e.equal(residual, 0)
                     r_at = e.at.select(none, e.constant(0), e.add(residual, y_off))
                     addresses = [e.at.inttoptr(a, PTR) for a in (x_at, e.add(y, y_off), r_at)]
-                    e.at.call(product, [description, *addresses, p, c, c_end])
+                    e.at.call(product, [description, *addresses, buffer, p, c, c_end])
                     return []
 
                 e.loop(t, t_end, tile)
@@ -177,11 +183,13 @@ def _walk(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, fi
     return made
 
 
-def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, finish: ir.Function) -> ir.Function:
+def _product(
+    module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int, finish: ir.Function, expand: ir.Function
+) -> ir.Function:
     """One panel of W, rows of the chunks [first, last), times one tile: added to Y, and finished if it is the last."""
     name = f"{way.name.lower()}_{8 if narrow else 16}_{vectors}"
-    made = function(module, name, [PTR] * 4 + [I64] * 3, exported=False)
-    description, x, y, residual, panel, first, last = made.args
+    made = function(module, name, [PTR] * 5 + [I64] * 3, exported=False)
+    description, x, y, residual, buffer, panel, first, last = made.args
     e = Emitter(made, lanes)
     rows = height(way, lanes)
     tile, align = lanes * vectors, lanes * 4
@@ -201,24 +209,54 @@ def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int,
     nothing = e.at.and_(e.equal(activation, 0), e.equal(e.at.ptrtoint(residual, I64), 0))
     closing = e.at.and_(e.equal(panel, e.sub(field(Field.PANELS, I64), 1)), e.at.not_(nothing))
 
+    room, largest = (e.read(description, int(f), I64) for f in (ValueField.ROOM, ValueField.LARGEST))
+    expanded = e.at.select(e.equal(room, 0), e.constant(1 << 60), e.constant(0))  # floats are there from the beginning
+    scales = e.read(description, int(ValueField.SCALES), PTR)
+    scaled = e.at.not_(e.equal(e.at.ptrtoint(scales, I64), 0))
+    panel_scales = e.element(scales, e.mul(panel, field(Field.ROWS, I64)), F32)
+
+    def floats(value_at: Node, ready: Node, source: Node) -> tuple[Node, Node]:
+        """Makes sure that a group's values are there as floats: up to which number they are, and where number 0 is."""
+
+        def more() -> list[Node]:
+            e.at.call(expand, [description, values, value_at, buffer])
+            return [e.add(value_at, room), e.at.gep(buffer, [e.sub(0, value_at)], source_etype=F32)]
+
+        until, base = e.choose(e.less(ready, e.add(value_at, largest)), more, lambda: [ready, source])
+        return until, base
+
     def half(h: Node, _: list[Node]) -> list[Node]:
         offset = e.mul(h, inner * lanes)
         x_half, y_half, r_half = (e.element(base, offset, F32) for base in (x_panel, y, residual))
 
         def group(g: Node, carried: list[Node]) -> list[Node]:
-            at, value_at = carried
+            at, value_at, ready, source = carried
+            ready, source = floats(value_at, ready, source)
             ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
             outs = [e.element(y_half, e.mul(i, tile), F32) for i in ids]
-            flat = e.choose(
-                opening,
-                lambda: [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * inner],
-                lambda: [e.load(out, lanes * v, align) for out in outs for v in range(inner)],
-            )
+
+            def before() -> list[Node]:
+                return e.choose(
+                    opening,
+                    lambda: [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * inner],
+                    lambda: [e.load(out, lanes * v, align) for out in outs for v in range(inner)],
+                )
+
+            flat = e.choose(scaled, lambda: [e.number(0)] * (rows * inner), before)
             sums = [flat[r * inner : (r + 1) * inner] for r in range(rows)]
             go = {Way.SLICED: sliced_steps, Way.PAIRS: pair_steps, Way.PATTERNS: pattern_steps}[way]
             sums, at, value_at = go(
-                Group(e, counts, index, values, x_half, index_type, tile, segments), g, sums, at, value_at
+                Group(e, counts, index, source, x_half, index_type, tile, segments), g, sums, at, value_at
             )
+
+            flat = [s for row in sums for s in row]
+
+            def times_scale(flat: list[Node] = flat) -> list[Node]:
+                factors = [e.spread(e.read(panel_scales, i, F32)) for i in ids for _ in range(inner)]
+                return [e.fma(f, s, b) for f, s, b in zip(factors, flat, before(), strict=True)]
+
+            flat = e.choose(scaled, times_scale, partial(list, flat))
+            sums = [flat[r * inner : (r + 1) * inner] for r in range(rows)]
             # A row that stands for none repeats the first: its place is written before the first row's sums are.
             for out, row in reversed(list(zip(outs, sums, strict=True))):
                 for v, s in enumerate(row):
@@ -235,12 +273,12 @@ def _product(module: ir.Module, lanes: int, way: Way, narrow: int, vectors: int,
                     else:
                         with e.at.if_then(e.at.not_(e.equal(ids[r], ids[0]))):
                             e.at.call(finish, arguments)
-            return [at, value_at]
+            return [at, value_at, ready, source]
 
         def chunk(c: Node, _: list[Node]) -> list[Node]:
             entry = e.mul(e.add(e.mul(panel, chunks), c), 3)
             begin, at, value_at, end = (e.read(starts, e.add(entry, i), I64) for i in range(4))
-            e.loop(begin, end, group, [at, value_at])
+            e.loop(begin, end, group, [at, value_at, expanded, values])
             return []
 
         e.loop(first, last, chunk)
@@ -269,6 +307,16 @@ class Group:
     def count(self, g: Node, segment: int) -> Node:
         """Steps of a segment of group ``g``."""
         return self.e.wide(self.counts, self.e.add(self.e.mul(g, self.segments), segment), I16)
+
+    def no_steps(self, g: Node, segments: int) -> Node:
+        """Whether the first, at least 8, segments of group ``g`` have no steps."""
+        eight = ir.IntType(128)
+        first = self.e.mul(g, self.segments)
+        both = [
+            self.e.at.load(self.e.element(self.counts, self.e.add(first, at), I16), align=2, typ=eight)
+            for at in (0, segments - 8)
+        ]
+        return self.e.at.icmp_unsigned("==", self.e.at.or_(*both), ir.Constant(eight, 0))
 
     def inputs(self, at: Node) -> Node:
         """Address of the row of X that index number ``at`` names."""
@@ -353,24 +401,37 @@ def _side_by_side(
 def pattern_steps(
     group: Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
 ) -> tuple[list[list[Node]], Node, Node]:
-    """Pattern by pattern; one row of X is loaded for all rows of the pattern."""
+    """Pattern by pattern; one row of X is loaded for all rows of the pattern.
+
+    Rows in blocks share all their columns: then only the last pattern, all four rows, has any.
+    """
     e, inner = group.e, len(sums[0])
-    for segment, mask in enumerate(PATTERNS):
-        members = [r for r in range(4) if mask >> r & 1]
-        end = e.add(at, group.count(g, segment))
 
-        def column(p: Node, carried: list[Node], members: list[int] = members) -> list[Node]:
-            w, *flat = carried
-            x_row = group.inputs(p)
-            vectors = [group.vector(x_row, v) for v in range(inner)]
-            out: list[Node] = []
-            for k in range(len(members)):
-                weight = group.weight(e.add(w, k))
-                out += [e.fma(weight, vectors[v], flat[k * inner + v]) for v in range(inner)]
-            return [e.add(w, len(members)), *out]
+    def steps(segments: range, sums: list[list[Node]], at: Node, value_at: Node) -> list[Node]:
+        for segment in segments:
+            members = [r for r in range(4) if PATTERNS[segment] >> r & 1]
+            end = e.add(at, group.count(g, segment))
 
-        value_at, *flat = e.loop(at, end, column, [value_at, *(s for r in members for s in sums[r])])
-        for k, r in enumerate(members):
-            sums[r] = flat[k * inner : (k + 1) * inner]
-        at = end
-    return sums, at, value_at
+            def column(p: Node, carried: list[Node], members: list[int] = members) -> list[Node]:
+                w, *flat = carried
+                x_row = group.inputs(p)
+                vectors = [group.vector(x_row, v) for v in range(inner)]
+                out: list[Node] = []
+                for k in range(len(members)):
+                    weight = group.weight(e.add(w, k))
+                    out += [e.fma(weight, vectors[v], flat[k * inner + v]) for v in range(inner)]
+                return [e.add(w, len(members)), *out]
+
+            value_at, *flat = e.loop(at, end, column, [value_at, *(s for r in members for s in sums[r])])
+            sums = [flat[members.index(r) * inner :][:inner] if r in members else sums[r] for r in range(4)]
+            at = end
+        return [at, value_at, *(s for row in sums for s in row)]
+
+    given = [at, value_at, *(s for row in sums for s in row)]
+    last = len(PATTERNS) - 1
+    at, value_at, *flat = e.choose(
+        group.no_steps(g, last), lambda: given, lambda: steps(range(last), sums, at, value_at)
+    )
+    sums = [flat[r * inner : (r + 1) * inner] for r in range(4)]
+    at, value_at, *flat = steps(range(last, last + 1), sums, at, value_at)
+    return [flat[r * inner : (r + 1) * inner] for r in range(4)], at, value_at

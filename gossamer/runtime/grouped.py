@@ -12,11 +12,12 @@ from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Field, Way, height
-from gossamer.runtime.kernel_cache import TileKernels
+from gossamer.runtime.kernel_cache import PackKernels, TileKernels
 from gossamer.runtime.layout import Pool
-from gossamer.runtime.packing import pack_pairs, pack_patterns, pack_sliced
-from gossamer.runtime.spmm import check_sparse
+from gossamer.runtime.packing import count_nonzeros, pack
 from gossamer.runtime.threads import OpenMP
+from gossamer.runtime.value_code import WORDS, Stored, ValueField
+from gossamer.runtime.value_forms import Grid, carriers, group_values, stored_values
 
 __all__ = ["GroupedProduct", "describe", "panel_width"]
 
@@ -29,7 +30,16 @@ _NARROW = 256
 Array = npt.NDArray[Any]
 
 
-_PACKERS = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs}
+_ARRAYS = (
+    Field.STARTS,
+    Field.COUNTS,
+    Field.ORDER,
+    Field.INDEX,
+    Field.VALUES,
+    ValueField.TABLE,
+    ValueField.SCALES,
+    Field.BIAS,
+)
 
 
 @final
@@ -39,23 +49,26 @@ class GroupedProduct(CompiledProduct):
     Immutable: one object may be used by many threads and modules.
 
     Args:
-        shape: (M, K).
-        positions: int [n], where W is not zero: row · K + column, ascending.
-        values: float32 [n], what is there.
-        bias: float32 [M] or None.
+        weight: float32 [M, K], W; copied.
+        bias: float32 [M] or None; copied.
         activation: f.
         kernels: compiled code.
+        packers: compiled code.
         openmp: where threads come from.
         way: how a group's non-zeros are ordered.
         width: columns per panel, at most 65535; None for one that keeps a panel of X in the first-level cache.
+        stored: how values are stored; all formats hold them exactly.
+        grid: what they are made of, for `Stored.INTEGERS`.
         team_from: multiply-adds of vectors from which on a product runs on several threads.
 
     Raises:
-        PlanError: sizes or positions do not fit.
+        PlanError: sizes or types do not fit, or a format does not hold the values.
 
-    Cost: 5 bytes per non-zero for panels of up to 256 columns, else 6; less where patterns share indices.
+    Cost: 5 bytes per non-zero for panels of up to 256 columns, else 6; 3 or 2 bytes less with values of 8 or 16 bits;
+        less where patterns share indices. Smaller values are expanded once per group and tile.
     Exact: each output is one sum in float32 in an order that depends on W alone, not on the number of threads. Sliced
-        rows are made equally long by splitting weights into halves, which is exact down to subnormal numbers.
+        rows are made equally long by splitting weights into halves, which is exact down to subnormal numbers; values of
+        8 bits, by entries that change a product by less than a hundredth of its rounding (`value_code`).
     """
 
     __slots__ = (
@@ -67,66 +80,66 @@ class GroupedProduct(CompiledProduct):
         "kernels",
         "nonzeros",
         "rows",
+        "stored",
         "way",
         "width",
     )
 
     def __init__(
         self,
-        shape: tuple[int, int],
-        positions: Array,
-        values: Array,
+        weight: Array,
         bias: Array | None,
         *,
         activation: Activation,
         kernels: TileKernels,
+        packers: PackKernels,
         openmp: OpenMP,
         way: Way,
         width: int | None = None,
+        stored: Stored = Stored.FLOATS,
+        grid: Grid | None = None,
         team_from: int = _WORTH_A_TEAM,
     ) -> None:
-        rows, columns = shape
-        check_sparse(rows, columns, positions, values, bias)
-        lanes = kernels.processor.lanes
-        width = max(1, min(width or panel_width(columns, lanes, len(values) / max(1, rows * columns)), columns))
-        if not 0 < width < 1 << 16:
-            raise PlanError(f"panel: found {width} columns, expected 1–65535")
+        if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
+            found = f"found {weight.shape} and a bias {None if bias is None else bias.shape}"
+            raise PlanError(f"sparse weight: {found}, expected [M, K] and [M]")
+        rows, columns = weight.shape
+        lanes, nonzeros = kernels.processor.lanes, count_nonzeros(weight)
+        width = max(1, min(width or panel_width(columns, lanes, nonzeros / max(1, rows * columns)), columns))
+        if grid is not None:
+            width = max(1, min(grid.width(width), columns))
+        panels = max(1, -(-columns // width))
         bounds, step = _chunks(rows)
-        pack = _PACKERS[way]
-        small = np.int32 if rows * columns < 1 << 31 else np.int64  # dividing 32-bit integers is twice as fast
-        row, column = np.divmod(positions.astype(small, copy=False), small(max(1, columns)))
-        made = pack(row, column, np.asarray(values, np.float32), rows, columns, width, bounds, height(way, lanes))
         narrow = width <= _NARROW
+        tall = height(way, lanes)
+        carried, entries = carriers(stored, weight, grid)
+        made = pack(packers, way, carried, width=width, bounds=bounds, tall=tall, narrow=narrow)
+        values = stored_values(stored, made, way, tall, entries, lanes)
+        scales = np.zeros(0, np.float32) if grid is None else grid.scales(panels, width)
+        largest = int(group_values(way, made.counts, tall).max(initial=0))
+        room = 0 if stored is Stored.FLOATS else -(-largest // lanes) * lanes
         offsets = np.zeros(rows, np.float32) if bias is None else np.array(bias, np.float32)
-        arrays = (
-            np.ascontiguousarray(made.starts, np.int64),
-            np.ascontiguousarray(made.counts, np.uint16),
-            np.ascontiguousarray(made.order, np.uint32),
-            np.ascontiguousarray(made.index, np.uint8 if narrow else np.uint16),
-            np.ascontiguousarray(made.values, np.float32),
-            offsets,
-        )
+        arrays = (made.starts, made.counts, made.order, made.index, values.array, values.table, scales, offsets)
         description = describe(openmp)
         for field, number in {
             Field.ROWS: rows,
             Field.COLUMNS: columns,
-            Field.PANELS: max(1, -(-columns // width)),
+            Field.PANELS: panels,
             Field.WIDTH: width,
             Field.CHUNKS: len(bounds) - 1,
             Field.STEP: step,
             Field.ACTIVATION: int(activation),
             Field.WAY: int(way),
             Field.NARROW: int(narrow),
-            **dict(
-                zip(
-                    (Field.STARTS, Field.COUNTS, Field.ORDER, Field.INDEX, Field.VALUES, Field.BIAS),
-                    (array.ctypes.data for array in arrays),
-                    strict=True,
-                )
-            ),
+            ValueField.FORMAT: int(values.stored),
+            ValueField.LARGEST: largest,
+            ValueField.ROOM: room,
+            ValueField.LENGTH: len(made.values),
+            **dict(zip(_ARRAYS, (array.ctypes.data if array.size else 0 for array in arrays), strict=True)),
         }.items():
             description[field] = number
-        self.rows, self.columns, self.nonzeros, self.way, self.width = rows, columns, len(values), way, width
+        self.rows, self.columns, self.nonzeros, self.way, self.width = rows, columns, nonzeros, way, width
+        self.stored = stored
         self.kernels, self._openmp, self._team_from = kernels, openmp, team_from
         self._arrays = (*arrays, description)
         self._address: int = description.ctypes.data
@@ -166,13 +179,13 @@ class GroupedProduct(CompiledProduct):
 
     @property
     def resident_bytes(self) -> int:
-        """Bytes held for the weight: values, indices, counts and order; without the bias."""
-        return sum(array.nbytes for array in self._arrays[:5])
+        """Bytes held for the weight: values, scales, indices, counts and order; without the bias."""
+        return sum(array.nbytes for array in self._arrays[: len(_ARRAYS) - 1])
 
 
 def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
     """A description that holds the addresses of the OpenMP runtime and nothing else yet."""
-    description = np.zeros(len(Field) + len(Pool), np.int64)
+    description = np.zeros(WORDS, np.int64)
     for slot, address in zip(Pool, openmp.addresses or (0, 0, 0, 0), strict=True):
         description[slot] = address
     return description

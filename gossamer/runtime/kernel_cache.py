@@ -14,22 +14,44 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import codegen, conv_code, conv_edge, emit, epilogue, group_code, layout, pool_code, tile_code
+from gossamer.runtime import (
+    brain,
+    codegen,
+    conv_code,
+    conv_edge,
+    emit,
+    epilogue,
+    gate_code,
+    group_code,
+    layout,
+    pack_code,
+    pool_code,
+    tile_code,
+    value_code,
+)
+from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Processor
+from gossamer.runtime.group_code import Way
 
 __all__ = [
     "CONVOLUTIONS",
+    "GATES",
+    "PACKERS",
     "ROWS",
     "TILES",
     "Code",
     "ConvolutionKernels",
     "Engine",
+    "GateKernels",
     "Kernels",
+    "PackKernels",
     "TileKernels",
     "assembly",
     "cache_directory",
     "load_convolution_kernels",
+    "load_gate_kernels",
     "load_kernels",
+    "load_packers",
     "load_tile_kernels",
     "object_code_of",
     "read_private",
@@ -50,25 +72,33 @@ class Code:
         name: for people.
         generate: floats per vector register → LLVM IR.
         sources: Python modules that the IR depends on.
+        vectorise: whether LLVM may make vectors of loops over scalars.
     """
 
     name: str
     generate: Callable[[int], str]
     sources: tuple[ModuleType, ...]
+    vectorise: bool = True
 
 
-ROWS = Code("rows", codegen.kernels, (codegen, emit, layout))
+ROWS = Code("rows", codegen.kernels, (codegen, brain, emit, layout))
 """Products for activations as PyTorch lays them out."""
 
-TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, epilogue, emit, layout))
+TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, value_code, epilogue, brain, emit, layout))
 """Products and other layers for feature-major tiles."""
 
 CONVOLUTIONS = Code(
     "convolutions",
     conv_code.convolution_kernels,
-    (conv_code, conv_edge, pool_code, group_code, epilogue, emit, layout),
+    (conv_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
 )
 """Convolutions over planes, and pooling."""
+
+PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit), vectorise=False)
+"""What brings weights into the orders of the other kernels."""
+
+GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
+"""Steps of recurrent layers."""
 
 
 @final
@@ -102,13 +132,15 @@ class TileKernels:
         self.multiply = self._engine.function("multiply", 7)
         self.pack = self._engine.function("pack", 8)
         self.unpack = self._engine.function("unpack", 8)
+        self.pack_brain = self._engine.function("pack_brain", 8)
+        self.unpack_brain = self._engine.function("unpack_brain", 8)
         self.normalise = self._engine.function("normalise", 10)
         self.combine = self._engine.function("combine", 7)
 
 
 @final
 class ConvolutionKernels:
-    """The entry points of compiled `CONVOLUTIONS`, which lives as long as this object.
+    """The entry points of compiled `CONVOLUTIONS`, which live as long as this object.
 
     Args:
         object_code: an object file compiled for this processor.
@@ -120,6 +152,45 @@ class ConvolutionKernels:
         self.processor = processor
         self.convolve = self._engine.function("convolve", 7)
         self.pool = self._engine.function("pool", 6)
+
+
+@final
+class GateKernels(CompiledProduct):
+    """The entry points of compiled `GATES`, which live as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.lstm = self._engine.function("lstm", 10)
+        self.gru = self._engine.function("gru", 10)
+
+
+@final
+class PackKernels:
+    """The entry points of compiled `PACKERS`, which lives as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+        self.count = self._engine.function("count", 5)
+        self.sort = self._engine.function("sort", 10)
+        self.match_pairs = self._engine.function("match_pairs", 9)
+        self.count_patterns = self._engine.function("count_patterns", 6)
+        self.fill = {
+            (way, narrow): self._engine.function(f"{way.name.lower()}_{8 if narrow else 16}", arguments)
+            for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PATTERNS: 8}.items()
+            for narrow in (True, False)
+        }
 
 
 @final
@@ -172,6 +243,18 @@ def load_tile_kernels(processor: Processor, directory: Path | None) -> TileKerne
 def load_convolution_kernels(processor: Processor, directory: Path | None) -> ConvolutionKernels:
     """The kernels for convolutions, likewise."""
     return ConvolutionKernels(object_code_of(CONVOLUTIONS, processor, directory), processor)
+
+
+@cache
+def load_packers(processor: Processor, directory: Path | None) -> PackKernels:
+    """What packs weights, likewise."""
+    return PackKernels(object_code_of(PACKERS, processor, directory), processor)
+
+
+@cache
+def load_gate_kernels(processor: Processor, directory: Path | None) -> GateKernels:
+    """The kernels for recurrent layers, likewise."""
+    return GateKernels(object_code_of(GATES, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:
@@ -243,6 +326,7 @@ def _module(processor: Processor, machine: Any, code: Code) -> Any:
     module.verify()
     options = llvm.create_pipeline_tuning_options(speed_level=3)
     options.loop_unrolling = False  # the loops are unrolled as they should be
+    options.loop_vectorization = code.vectorise
     builder = llvm.create_pass_builder(machine, options)
     builder.getModulePassManager().run(module, builder)
     return module

@@ -7,7 +7,8 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
+from gossamer.runtime.brain import narrowed, widened
+from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 
 __all__ = ["Pool", "in_team", "pack_function", "unpack_function"]
 
@@ -28,33 +29,45 @@ def whole_squares(e: Emitter, first: Node, last: Node) -> Node:
     return e.add(first, e.mul(e.div(e.sub(last, first), e.lanes), e.lanes))
 
 
-def token_addresses(e: Emitter, base: Node, v: Node, stride: Node, tokens: Node) -> list[Node]:
+def token_addresses(e: Emitter, base: Node, v: Node, stride: Node, tokens: Node, kind: Node = F32) -> list[Node]:
     """Addresses of the tokens of vector ``v``; beyond the last token, that of the last one."""
     token, final = e.mul(v, e.lanes), e.sub(tokens, 1)
-    return [e.element(base, e.mul(e.least(e.add(token, i), final), stride), F32) for i in range(e.lanes)]
+    return [e.element(base, e.mul(e.least(e.add(token, i), final), stride), kind) for i in range(e.lanes)]
 
 
-def pack_function(module: ir.Module, lanes: int) -> ir.Function:
-    """Columns [first, last) of X [tokens, K] to a feature-major tile; lanes beyond the last token repeat it."""
-    made = function(module, "pack_tile", [PTR, PTR] + [I64] * 5, exported=False)
+def pack_function(module: ir.Module, lanes: int, *, brain: bool = False) -> ir.Function:
+    """Columns [first, last) of X [tokens, K] to a feature-major tile; lanes beyond the last token repeat it.
+
+    X is float32, or bfloat16 if ``brain``; the tile is float32.
+    """
+    name, kind = ("pack_tile_brain", I16) if brain else ("pack_tile", F32)
+    made = function(module, name, [PTR, PTR] + [I64] * 5, exported=False)
     x, tile, stride, tokens, vectors, first, last = made.args
     e = Emitter(made, lanes)
     width = e.mul(vectors, lanes)
     squares = whole_squares(e, first, last)
 
+    def several(source: Node, k: Node) -> Node:
+        if not brain:
+            return e.load(source, k)
+        return widened(e.at, e.at.load(e.element(source, k, I16), align=2, typ=ir.VectorType(I16, lanes)))
+
+    def one(source: Node, k: Node) -> Node:
+        return widened(e.at, e.read(source, k, I16)) if brain else e.read(source, k, F32)
+
     def group(v: Node, _: list[Node]) -> list[Node]:
         target = e.element(tile, e.mul(v, lanes), F32)
-        sources = token_addresses(e, x, v, stride, tokens)
+        sources = token_addresses(e, x, v, stride, tokens, kind)
 
         def square(k: Node, _: list[Node]) -> list[Node]:
-            for i, vector in enumerate(e.transpose([e.load(source, k) for source in sources])):
+            for i, vector in enumerate(e.transpose([several(source, k) for source in sources])):
                 e.store(vector, target, e.mul(e.add(k, i), width), lanes * 4)
             return []
 
         def rest(k: Node, _: list[Node]) -> list[Node]:
             row = e.element(target, e.mul(k, width), F32)
             for i, source in enumerate(sources):
-                e.write(e.read(source, k, F32), row, i)
+                e.write(one(source, k), row, i)
             return []
 
         e.loop(first, squares, square, step=lanes)
@@ -66,12 +79,13 @@ def pack_function(module: ir.Module, lanes: int) -> ir.Function:
     return made
 
 
-def unpack_function(module: ir.Module, lanes: int) -> ir.Function:
-    """Rows [first, last) of a feature-major tile to Y [tokens, M].
+def unpack_function(module: ir.Module, lanes: int, *, brain: bool = False) -> ir.Function:
+    """Rows [first, last) of a feature-major tile to Y [tokens, M], float32 or, if ``brain``, rounded to bfloat16.
 
     Lanes beyond the last token hold what the last token holds, so they may be written on top of it.
     """
-    made = function(module, "unpack_tile", [PTR, PTR] + [I64] * 5, exported=False)
+    name, kind = ("unpack_tile_brain", I16) if brain else ("unpack_tile", F32)
+    made = function(module, name, [PTR, PTR] + [I64] * 5, exported=False)
     tile, y, stride, tokens, vectors, first, last = made.args
     e = Emitter(made, lanes)
     width = e.mul(vectors, lanes)
@@ -79,18 +93,22 @@ def unpack_function(module: ir.Module, lanes: int) -> ir.Function:
 
     def group(v: Node, _: list[Node]) -> list[Node]:
         source = e.element(tile, e.mul(v, lanes), F32)
-        targets = token_addresses(e, y, v, stride, tokens)
+        targets = token_addresses(e, y, v, stride, tokens, kind)
 
         def square(r: Node, _: list[Node]) -> list[Node]:
             loaded = [e.load(source, e.mul(e.add(r, i), width), lanes * 4) for i in range(lanes)]
             for target, vector in zip(targets, e.transpose(loaded), strict=True):
-                e.store(vector, target, r)
+                if brain:
+                    e.at.store(narrowed(e.at, vector), e.element(target, r, I16), align=2)
+                else:
+                    e.store(vector, target, r)
             return []
 
         def rest(r: Node, _: list[Node]) -> list[Node]:
             row = e.element(source, e.mul(r, width), F32)
             for i, target in enumerate(targets):
-                e.write(e.read(row, i, F32), target, r)
+                number = e.read(row, i, F32)
+                e.write(narrowed(e.at, number) if brain else number, target, r)
             return []
 
         e.loop(first, squares, square, step=lanes)

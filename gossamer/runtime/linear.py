@@ -36,6 +36,7 @@ class SparseLinear(torch.nn.Module):
         values: float32 [n], what is there.
         bias: float32 [M] or None.
         relu: whether negative results become zero; NaN stays NaN.
+        dtype: of inputs and outputs, float32 or bfloat16; arithmetic is float32.
         level: instruction set; None for what GOSSAMER_ISA asks for, else the processor's own.
 
     Raises:
@@ -58,6 +59,7 @@ class SparseLinear(torch.nn.Module):
         bias: Tensor | npt.NDArray[np.float32] | None,
         *,
         relu: bool = False,
+        dtype: torch.dtype = torch.float32,
         level: Level | None = None,
     ) -> None:
         super().__init__()
@@ -65,6 +67,7 @@ class SparseLinear(torch.nn.Module):
             raise PlanError(f"sparse kernels: {reason}, expected a processor that LLVM can compile for at run time")
         self.out_features, self.in_features = shape
         self.relu = relu
+        self.dtype = dtype
         self._product = SparseProduct(
             shape,
             _array(positions),
@@ -79,15 +82,16 @@ class SparseLinear(torch.nn.Module):
         """f(x·Wᵀ + b).
 
         Args:
-            x: float32 [..., K] on the CPU, any strides.
+            x: [..., K] on the CPU, any strides.
 
         Returns:
-            float32 [..., M], contiguous.
+            [..., M], contiguous, of the same dtype.
 
         Raises:
             RuntimeError: x has another dtype, device or width, or a gradient is asked for.
         """
-        y = self._product(checked_rows(x, self.in_features, "SparseLinear"))
+        rows = checked_rows(x, self.in_features, "SparseLinear", self.dtype)
+        y = self._product(rows) if self.dtype is torch.float32 else self._product(rows.float()).to(self.dtype)
         return y if x.ndim == 2 else y.view(*x.shape[:-1], self.out_features)
 
     @property
@@ -108,26 +112,26 @@ class SparseLinear(torch.nn.Module):
         )
 
 
-def checked_rows(x: Tensor, features: int, who: str) -> Tensor:
+def checked_rows(x: Tensor, features: int, who: str, dtype: torch.dtype = torch.float32) -> Tensor:
     """An input [..., features] as rows [tokens, features] whose elements are adjacent.
 
     Raises:
         RuntimeError: it has another dtype, device or width, or a gradient is asked for.
     """
-    if x.dtype is not torch.float32 or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
-        raise RuntimeError(_refusal(x, features, who))
+    if x.dtype is not dtype or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
+        raise RuntimeError(_refusal(x, features, who, dtype))
     if x.ndim == 2 and x.shape[1] == features:
         return x if x.is_contiguous() or x.stride(1) == 1 else x.contiguous()
     if x.ndim in (0, 2) or x.shape[-1] != features:
-        raise RuntimeError(_refusal(x, features, who))
+        raise RuntimeError(_refusal(x, features, who, dtype))
     return x.reshape(x.shape[:-1].numel(), features).contiguous()
 
 
-def _refusal(x: Tensor, features: int, who: str) -> str:
+def _refusal(x: Tensor, features: int, who: str, dtype: torch.dtype) -> str:
     if x.requires_grad and torch.is_grad_enabled():
         return f"{who}: found an input that requires a gradient, expected inference; train with .trainable()"
     found = f"found input {tuple(x.shape)} {x.dtype} on {x.device}"
-    return f"{who}: {found}, expected [..., {features}] torch.float32 on cpu"
+    return f"{who}: {found}, expected [..., {features}] {dtype} on cpu"
 
 
 @cache

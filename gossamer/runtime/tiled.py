@@ -6,18 +6,20 @@ import struct
 from functools import cache
 from typing import Any, cast, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossamer.encoding.node import Encoding
 from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
 from gossamer.runtime.grouped import GroupedProduct, describe
-from gossamer.runtime.kernel_cache import TileKernels, cache_directory, load_tile_kernels
+from gossamer.runtime.kernel_cache import TileKernels, cache_directory, load_packers, load_tile_kernels
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.threads import OpenMP, openmp
+from gossamer.runtime.value_code import Stored
+from gossamer.runtime.value_forms import grid_of
 
 __all__ = ["Combine", "GroupedLinear", "Pack", "TiledLinear", "TiledNorm", "Tiler", "Tiles", "Unpack", "tiler"]
 
@@ -36,14 +38,16 @@ class Tiles:
         data: float32, contiguous, aligned to a vector.
         outer: all dimensions but the last.
         tokens: their product.
+        dtype: of the rows that it came from and becomes again, float32 or bfloat16.
     """
 
-    __slots__ = ("data", "outer", "tokens")
+    __slots__ = ("data", "dtype", "outer", "tokens")
 
-    def __init__(self, data: Tensor, outer: tuple[int, ...], tokens: int) -> None:
+    def __init__(self, data: Tensor, outer: tuple[int, ...], tokens: int, dtype: torch.dtype = torch.float32) -> None:
         self.data = data
         self.outer = outer
         self.tokens = tokens
+        self.dtype = dtype
 
     @property
     def shape(self) -> torch.Size:
@@ -95,27 +99,28 @@ class Tiler:
         return min(reversed(TILES), key=cost)
 
     def pack(self, x: Tensor) -> Tiles:
-        """float32 [..., features] → tiles."""
+        """float32 or bfloat16 [..., features] → tiles."""
         features = x.shape[-1]
-        rows = checked_rows(x, features, "feature-major layers")
+        dtype = torch.bfloat16 if x.dtype is torch.bfloat16 else torch.float32
+        rows = checked_rows(x, features, "feature-major layers", dtype)
         tokens = rows.shape[0]
         vectors = self.vectors(tokens)
         tile = vectors * self._lanes
-        made = x.new_empty(-(-tokens // tile), features, tile)
+        made = x.new_empty(-(-tokens // tile), features, tile, dtype=torch.float32)
         threads = self._threads(tokens * features)
         stride = rows.stride()[0] if tokens > 1 else features
-        self.kernels.pack(self._address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
-        return Tiles(made, tuple(x.shape[:-1]), tokens)
+        change = self.kernels.pack_brain if dtype is torch.bfloat16 else self.kernels.pack
+        change(self._address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
+        return Tiles(made, tuple(x.shape[:-1]), tokens, dtype)
 
     def unpack(self, x: Tiles) -> Tensor:
-        """Tiles → float32 [..., features], contiguous."""
+        """Tiles → [..., features], contiguous, of their dtype: bfloat16 is rounded to, ties to even."""
         _, features, tile = x.data.shape
-        made = x.data.new_empty(*x.outer, features)
+        made = x.data.new_empty(*x.outer, features, dtype=x.dtype)
         threads = self._threads(x.tokens * features)
         vectors = tile // self._lanes
-        self.kernels.unpack(
-            self._address, x.data.data_ptr(), made.data_ptr(), features, x.tokens, features, vectors, threads
-        )
+        change = self.kernels.unpack_brain if x.dtype is torch.bfloat16 else self.kernels.unpack
+        change(self._address, x.data.data_ptr(), made.data_ptr(), features, x.tokens, features, vectors, threads)
         return made
 
     def normalise(self, x: Tiles, gain: Tensor, shift: Tensor, epsilon: float) -> Tiles:
@@ -134,7 +139,7 @@ class Tiler:
             struct.unpack("<I", struct.pack("<f", epsilon))[0],
             self._threads(made.numel()),
         )
-        return Tiles(made, x.outer, x.tokens)
+        return Tiles(made, x.outer, x.tokens, x.dtype)
 
     def combine(self, a: Tiles, b: Tiles | None, activation: Activation) -> Tiles:
         """f(a) + b."""
@@ -148,7 +153,7 @@ class Tiler:
             made.numel() // self._lanes,
             self._threads(made.numel()),
         )
-        return Tiles(made, a.outer, a.tokens)
+        return Tiles(made, a.outer, a.tokens, _promoted(a, b))
 
     def _threads(self, floats: int) -> int:
         return 1 if floats < _WORTH_A_TEAM else self.openmp.threads()
@@ -172,18 +177,23 @@ def _tiler(level: Level) -> Tiler:
 
 @final
 class GroupedLinear(nn.Module):
-    """y = f(x·Wᵀ + b) for a weight W [M, K] with zeros in groups of rows; fp32 on the CPU, without gradients.
+    """y = f(x·Wᵀ + b) for a weight W [M, K] with zeros in groups of rows; on the CPU, without gradients.
 
     A drop-in replacement of ``torch.nn.Linear``: tiles are packed and unpacked inside. Between layers that take tiles,
     `TiledLinear` with the same product saves that.
 
     Args:
-        weight: float32 [M, K]; copied.
-        bias: float32 [M] or None; copied.
+        weight: float32 or bfloat16 [M, K], which inputs and outputs then are too; copied.
+        bias: [M] or None; copied.
         way: how a group's non-zeros are ordered.
         width: columns per panel; None to choose.
+        stored: how values are stored; all formats hold them exactly.
+        tree: encoding of the weight, where the integers of `Stored.INTEGERS` are found.
         activation: f.
         level: instruction set; None for what GOSSAMER_ISA asks for, else the processor's own.
+
+    Raises:
+        PlanError: the format does not hold the values.
 
     Example:
         >>> import torch
@@ -199,37 +209,41 @@ class GroupedLinear(nn.Module):
         way: Way,
         *,
         width: int | None = None,
+        stored: Stored = Stored.FLOATS,
+        tree: Encoding | None = None,
         activation: Activation = Activation.NONE,
         level: Level | None = None,
     ) -> None:
         super().__init__()
         self._tiler = tiler(level)
-        flat = weight.detach().cpu().contiguous().view(-1)
-        positions = np.flatnonzero((flat != 0).numpy())  # of booleans: four times as fast as of floats
+        self.dtype = weight.dtype
+        dense = weight.detach().cpu().float().contiguous().numpy()
+        grid = grid_of(tree, dense) if stored is Stored.INTEGERS and tree is not None else None
         self.product = GroupedProduct(
-            (weight.shape[0], weight.shape[1]),
-            positions,
-            flat.numpy()[positions],
-            None if bias is None else bias.detach().cpu().numpy(),
+            dense,
+            None if bias is None else bias.detach().cpu().float().numpy(),
             activation=activation,
             kernels=self._tiler.kernels,
+            packers=load_packers(self._tiler.kernels.processor, cache_directory()),
             openmp=self._tiler.openmp,
             way=way,
             width=width,
+            stored=stored,
+            grid=grid,
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """float32 [..., K] → [..., M].
+        """[..., K] → [..., M], of the weight's dtype.
 
         Raises:
             RuntimeError: x has another dtype, device or width, or a gradient is asked for.
         """
-        if x.ndim == 0 or x.shape[-1] != self.product.columns:
-            checked_rows(x, self.product.columns, "GroupedLinear")
+        if x.ndim == 0 or x.shape[-1] != self.product.columns or x.dtype is not self.dtype:
+            checked_rows(x, self.product.columns, "GroupedLinear", self.dtype)
         if x.numel() == 0:
             return x.new_empty(*x.shape[:-1], self.product.rows)
         packed = self._tiler.pack(x)
-        return self._tiler.unpack(Tiles(self.product(packed.data), packed.outer, packed.tokens))
+        return self._tiler.unpack(Tiles(self.product(packed.data), packed.outer, packed.tokens, self.dtype))
 
     @property
     def resident_bytes(self) -> int:
@@ -253,7 +267,7 @@ class Pack(nn.Module):
         self._tiler = operations
 
     def forward(self, x: Tensor) -> Tiles:
-        """float32 [..., features] → tiles."""
+        """float32 or bfloat16 [..., features] → tiles."""
         return self._tiler.pack(x)
 
 
@@ -266,7 +280,7 @@ class Unpack(nn.Module):
         self._tiler = operations
 
     def forward(self, x: Tiles) -> Tensor:
-        """Tiles → float32 [..., features]."""
+        """Tiles → [..., features]."""
         return self._tiler.unpack(x)
 
 
@@ -288,8 +302,8 @@ class TiledLinear(nn.Module):
         _check_features(x, self.product.columns)
         if residual is None or (residual.outer == x.outer and residual.data.shape[1] == self.product.rows):
             made = self.product(x.data, None if residual is None else residual.data)
-            return Tiles(made, x.outer, x.tokens)
-        return _broadcast(self._tiler, Tiles(self.product(x.data), x.outer, x.tokens), residual)
+            return Tiles(made, x.outer, x.tokens, _promoted(x, residual))
+        return _broadcast(self._tiler, Tiles(self.product(x.data), x.outer, x.tokens, x.dtype), residual)
 
     @property
     def resident_bytes(self) -> int:
@@ -347,6 +361,10 @@ class Combine(nn.Module):
 def _check_features(x: Tiles, features: int) -> None:
     if x.data.shape[1] != features:  # kernels would read beyond the end
         raise RuntimeError(f"feature-major layer: found {x.data.shape[1]} features, expected {features}")
+
+
+def _promoted(a: Tiles, b: Tiles | None) -> torch.dtype:
+    return a.dtype if b is None or b.dtype is a.dtype else torch.float32
 
 
 def _broadcast(operations: Tiler, a: Tiles, b: Tiles) -> Tiles:

@@ -15,9 +15,11 @@ from typing import final
 import torch
 from torch import nn
 
+from gossamer.runtime.attention_kernels import ATTENTION
 from gossamer.runtime.cpu import host, wanted_level
 from gossamer.runtime.kernel_cache import (
     CONVOLUTIONS,
+    GATES,
     ROWS,
     TILES,
     cache_directory,
@@ -30,7 +32,7 @@ __all__ = ["Memory", "convolution_key", "layer_key"]
 
 
 def layer_key(shape: tuple[int, int], density: float, tokens: int, dtype: torch.dtype) -> str:
-    """What the times of a Linear layer depend on, as text; densities within a few percent are one."""
+    """What the times of a Linear layer depend on, as text; densities within 7% are one."""
     return f"linear {shape[0]}x{shape[1]} {_rounded(density)} tokens {tokens} {dtype}"
 
 
@@ -41,8 +43,8 @@ def convolution_key(layer: nn.Conv1d | nn.Conv2d, density: float, inputs: tuple[
 
 
 def _rounded(density: float) -> str:
-    step = 0.0 if density <= 0 else round(math.log(density, 1.05))
-    return f"density 1.05^{step}"
+    step = 0.0 if density <= 0 else round(math.log(density, 1.15))
+    return f"density 1.15^{step}"
 
 
 @final
@@ -83,7 +85,7 @@ class Memory:
     def _file(self, key: str) -> str:
         if not self._context:
             processor = host(wanted_level())
-            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS)]
+            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS, ATTENTION, GATES)]
             self._context = repr((codes, torch.__version__))
         return hashlib.sha256(f"{self._context} {key}".encode()).hexdigest() + ".json"
 

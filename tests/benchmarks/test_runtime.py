@@ -1,8 +1,7 @@
-"""The runtime benchmark measures what it says, with and without peers."""
+"""The runtime benchmark measures what it says, without peers."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,77 +9,46 @@ import pytest
 import torch
 
 from benchmarks import runtime
-from benchmarks.runtime_networks import Encoder, EncoderSize, prune
+from benchmarks.runtime_layers import layer_row
+from benchmarks.runtime_networks import NETWORKS, Encoder, EncoderSize, prune
 from benchmarks.runtime_peak import peak
-from benchmarks.runtime_peers import KINDS, Peer, running
-
-_FAKE = """#!{python}
-import sys
-assert sys.argv[1].endswith("runtime_worker.py") and sys.argv[2] in {kinds!r} and sys.argv[4] == "1"
-if sys.argv[2] == "deepsparse":
-    sys.exit("no licence in this test")
-print("Welcome to a peer that talks")
-print('{{"version": "1.2"}}', flush=True)
-for line in sys.stdin:
-    print([0.5] * int(line), flush=True)
-"""
+from benchmarks.runtime_rows import Setting, rows_of
 
 
-@pytest.fixture
-def peers(tmp_path: Path) -> Path:
-    """Environments whose Python is a script that plays the worker."""
-    for name in set(KINDS.values()):
-        python = tmp_path / "peers" / name / "bin" / "python"
-        python.parent.mkdir(parents=True)
-        python.write_text(_FAKE.format(python=sys.executable, kinds=list(KINDS)))
-        python.chmod(0o755)
-    return tmp_path / "peers"
+def small() -> Encoder:
+    return Encoder(EncoderSize(1, 32, 4, 64, "post"), vocabulary=50, positions=20).eval()
 
 
-def test_a_peer_answers_as_many_times_as_it_is_asked(peers: Path, tmp_path: Path) -> None:
-    with Peer("openvino", peers, tmp_path / "network.onnx", 1) as peer:
-        assert peer.version == "1.2"
-        assert peer.run(3) == [0.5, 0.5, 0.5]
-        assert peer.run(1) == [0.5]
-
-
-def test_a_peer_that_does_not_start_is_reported_and_the_others_run(peers: Path, tmp_path: Path) -> None:
-    with running(peers, tmp_path / "network.onnx", 1) as (started, missing):
-        assert set(started) == set(KINDS) - {"deepsparse"}
-        assert missing == {"deepsparse": "no licence in this test"}
-
-
-def test_without_peers_every_one_is_reported(tmp_path: Path) -> None:
-    with running(None, "", 1) as (started, missing):
-        assert not started and set(missing) == set(KINDS)
-    with running(tmp_path, tmp_path / "network.onnx", 1) as (started, missing):
-        assert not started and set(missing.values()) == {"not installed"}
-
-
-def test_a_row_has_every_column_of_the_issue(monkeypatch: pytest.MonkeyPatch) -> None:
-    def small() -> Encoder:
-        return Encoder(EncoderSize(1, 32, 4, 64, "post"), vocabulary=50, positions=20).eval()
-
-    monkeypatch.setitem(runtime.NETWORKS, "small", (small, lambda batch: torch.randint(50, (batch, 12))))
-    network = prune(small(), 0.9)
+def test_rows_have_every_column_of_the_issue(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETWORKS, "small", (small, lambda batch: torch.randint(50, (batch, 12))))
     before = torch.get_num_threads()
     try:
-        row = runtime.network_row("small", 0.9, 2, 1, network, None, 0.05)
+        rows = rows_of(Setting("small", 2, 1, (0.5, 0.9), (0.9,), 0.05), None)
     finally:
         torch.set_num_threads(before)
     wanted = "network sparsity batch threads dtype format ms torch_ms onnxruntime_ms openvino_ms deepsparse_ms"
     wanted += " openvino_bf16_ms onnxruntime_int8_ms resident_weight_bytes dense_weight_bytes lower_cold_s lower_warm_s"
-    assert set(f"{wanted} max_rel_err".split()) <= set(row)
-    assert row["ms"] > 0 and row["torch_ms"] > 0 and row["openvino_ms"] is None
-    assert row["max_rel_err"] <= 1e-4
-    assert row["dense_weight_bytes"] == 4 * (4 * 32 * 32 + 2 * 32 * 64)
-    assert row["speed_up"] == pytest.approx(row["torch_ms"] / row["ms"], abs=1e-3)
+    assert [row["sparsity"] for row in rows] == [0.5, 0.9]
+    for row in rows:
+        assert set(f"{wanted} max_rel_err".split()) <= set(row)
+        assert row["ms"] > 0 and row["torch_ms"] > 0 and row["openvino_ms"] is None
+        assert row["missing"]["deepsparse 0.9"] == "no folder of peers given"
+        assert row["max_rel_err"] <= 1e-4
+        assert row["dense_weight_bytes"] == 4 * (4 * 32 * 32 + 2 * 32 * 64)
+        assert row["speed_up"] == pytest.approx(row["torch_ms"] / row["ms"], rel=1e-2)
+
+
+def test_the_limit_of_time_names_what_was_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.rows.ROOT", tmp_path)
+    plan = runtime.Plan((Setting("small", 1, 1, (0.9,), (), 0.01),), (), (), 0.0)
+    found = runtime.measure(plan, None, "test", minutes=0.0)
+    assert found["rows"] == [] and found["not_started"] == ["small-1-1-0.9"]
 
 
 def test_a_layer_is_compared_with_the_peak() -> None:
     before = torch.get_num_threads()
     try:
-        row = runtime.layer_row((64, 96), 0.5, 0.01)
+        row = layer_row((64, 96), 0.5, 0.01)
     finally:
         torch.set_num_threads(before)
     assert row["shape"] == [64, 96] and row["gflops"] > 0 and row["fraction_of_peak"] > 0

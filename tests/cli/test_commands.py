@@ -77,20 +77,75 @@ def test_dry_run_prints_the_plan_and_writes_nothing(files: Path, capsys: pytest.
     assert sorted(files.iterdir()) == before
 
 
-def test_bench_measures_both_networks_and_their_memory(files: Path) -> None:
+def test_bench_measures_all_contenders_and_their_memory(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert compress(files) == 0
-    arguments = ("--shape", "1,28,28", "-b", "4", "--seconds", "0.1", "--json", files / "bench.json")
-    assert call("bench", files / "out.gsm", "-n", NETWORK, *arguments) == 0
+    peers = files / "peers"  # none is installed there
+    peers.mkdir()
+    arguments = ("--shape", "1,28,28", "-b", "4", "-b", "2", "-t", "1", "--seconds", "0.1")
+    more = ("--against", "torch,onnxruntime", "--peers", peers, "--json", files / "bench.json", "-q")
+    assert call("bench", files / "out.gsm", "-n", NETWORK, *arguments, *more) == 0
     found = json.loads((files / "bench.json").read_text(encoding="utf-8"))
-    assert [t["batch"] for t in found["latency"]] == [4]
-    assert found["latency"][0]["dense"]["median_ms"] > 0
-    assert found["latency"][0]["lowered"]["median_ms"] > 0
-    assert {k: set(v) for k, v in found["resident_bytes"].items()} == {
-        "dense": {"network", "runtime"},
-        "lowered": {"network", "runtime"},
-    }
-    assert found["resident_bytes"]["dense"]["runtime"] == 0
+    assert [(t["batch"], t["threads"]) for t in found["latency"]] == [(2, 1), (4, 1)]
+    for name in ("torch", "lowered"):
+        times = found["latency"][1][name]
+        assert 0 < times["low_ms"] <= times["median_ms"] <= times["high_ms"]
+        assert times["per_second"] == pytest.approx(4e3 / times["median_ms"])
+        assert set(found["resident_bytes"][name]) == {"network", "runtime", "process"}
+    assert "original" not in found["latency"][0]  # no smaller than it was
+    assert found["resident_bytes"]["torch"]["runtime"] == 0
+    assert found["weight_bytes"]["torch"] == 4 * (784 * 300 + 300 * 100 + 100 * 10)
+    assert found["weight_bytes"]["lowered"] < found["weight_bytes"]["torch"]
     assert {layer["layer"] for layer in found["layers"]} == {"fc1", "fc2", "fc3"}
+    assert set(found["missing"]) == {"onnxruntime"}
+    assert "onnxruntime is missing" in capsys.readouterr().out
+
+
+def test_bench_takes_inputs_from_a_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "made_for_bench.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table, self.a, self.b = nn.Embedding(9, 8), nn.Linear(8, 32), nn.Linear(32, 4)\n"
+        "    def forward(self, tokens, scale):\n"
+        "        return self.b(self.a(self.table(tokens)).relu()) * scale\n"
+        "def inputs(batch):\n"
+        "    return torch.randint(9, (batch, 5)), torch.ones(1)\n",
+        encoding="utf-8",
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    import made_for_bench
+
+    gs.compress(made_for_bench.Net(), [gs.prune.Magnitude(sparsity=0.9)]).save(tmp_path / "net.gsm")
+    arguments = ("-n", "made_for_bench:Net", "--inputs", "made_for_bench:inputs", "-b", "2", "--seconds", "0.05", "-q")
+    assert call("bench", tmp_path / "net.gsm", *arguments, "--json", tmp_path / "bench.json") == 0
+    row = json.loads((tmp_path / "bench.json").read_text(encoding="utf-8"))["latency"][0]
+    assert set(row) == {"batch", "threads", "lowered", "torch"}
+
+
+def test_bench_shows_a_network_that_lost_channels_beside_what_it_was(files: Path) -> None:
+    from gossamer.demo.networks import lenet_300_100
+
+    batches = [(torch.zeros(1, 1, 28, 28), torch.zeros(1, dtype=torch.long))]
+    gs.compress(lenet_300_100(), [gs.shrink.Channels(sparsity=0.5)], data=batches).save(files / "small.gsm")
+    arguments = ("-s", "1,28,28", "-b", "2", "--seconds", "0.05", "--against", "", "--json", files / "bench.json", "-q")
+    assert call("bench", files / "small.gsm", "-n", NETWORK, *arguments) == 0
+    found = json.loads((files / "bench.json").read_text(encoding="utf-8"))
+    assert set(found["latency"][0]) == {"batch", "threads", "lowered", "original"}
+    assert found["weight_bytes"]["lowered"] < found["weight_bytes"]["original"]
+
+
+def test_bench_refuses_in_one_line_what_it_cannot_measure(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert compress(files) == 0
+    bench = ("bench", files / "out.gsm", "-n", NETWORK)
+    assert "neither of --shape and --inputs" in refused(capsys, *bench)
+    assert "both of --shape and --inputs" in refused(capsys, *bench, "-s", "1,28,28", "--inputs", "a:b")
+    assert "'tensorflow'" in refused(capsys, *bench, "-s", "1,28,28", "--against", "torch,tensorflow")
+    assert "no folder" in refused(capsys, *bench, "-s", "1,28,28", "--peers", files / "nowhere")
+    assert "--threads" in refused(capsys, *bench, "-s", "1,28,28", "-t", "0")
+    assert "rejects" in refused(capsys, *bench, "-s", "7", "-b", "1")
+    assert "--inputs json:loads" in refused(capsys, *bench, "--inputs", "json:loads")
 
 
 def test_a_dry_run_of_a_recipe_that_trains_needs_no_data(files: Path, capsys: pytest.CaptureFixture[str]) -> None:

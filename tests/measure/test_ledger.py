@@ -9,6 +9,7 @@ from torch import nn
 
 import gossamer as gs
 from gossamer.measure import accuracy, interleaved, ledger_of
+from gossamer.measure.latency import in_turns
 
 RECIPES = {
     "lossless": [],
@@ -84,3 +85,8 @@ def test_timing_restores_threads_and_runs_all_in_turn() -> None:
     assert torch.get_num_threads() == before
     assert order[-4:] == ["a", "b", "a", "b"]
     assert found["a"].low_ms <= found["a"].median_ms <= found["a"].high_ms
+
+
+def test_what_takes_twenty_times_as_long_does_not_take_part_in_every_turn() -> None:
+    found = in_turns({"a": lambda n: [1.0] * n, "b": lambda n: [2.0] * n, "slow": lambda n: [99.0] * n}, seconds=0.0)
+    assert found == {"a": [1.0] * 3, "b": [2.0] * 3, "slow": [99.0]}

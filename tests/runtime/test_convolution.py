@@ -10,12 +10,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtime.clocks import sparse_wins
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.errors import PlanError
-from gossamer.measure.latency import Timing
 from gossamer.runtime.conv_layout import TiledConv
 from gossamer.runtime.conv_plan import Geometry, plan
 from gossamer.runtime.conv_product import ConvolutionProduct
@@ -263,14 +263,8 @@ def test_kernels_for_neon_use_vector_instructions() -> None:
     assert "fmla" in text and ".4s" in text
 
 
-def sparse_wins(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, Timing]:
-    """Stands for the clock: everything is faster than dense."""
-    del seconds
-    return {name: Timing(2.0 if name == "dense" else 1.0, 1.0, 2.0, 5) for name in calls}
-
-
 def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.runtime.lower.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     torch.manual_seed(0)
     model = nn.Sequential(
         nn.Conv2d(8, 16, 3, padding=1),

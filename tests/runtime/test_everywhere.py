@@ -4,21 +4,14 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from runtime.clocks import sparse_wins
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.measure.latency import Timing
 from gossamer.runtime.cpu import levels
-
-
-def sparse_wins(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, Timing]:
-    """Stands for the clock: everything is faster than dense."""
-    del seconds
-    return {name: Timing(2.0 if name == "dense" else 1.0, 1.0, 2.0, 5) for name in calls}
 
 
 def sparse_mlp(seed: int) -> nn.Sequential:
@@ -37,7 +30,7 @@ def test_a_network_is_lowered_at_the_level_that_the_environment_forces(
     level: str, tokens: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GOSSAMER_ISA", level)
-    monkeypatch.setattr("gossamer.runtime.lower.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     model, x = sparse_mlp(0), torch.randn(tokens, 400)
     fast = gs.lower(model, x)  # type: ignore[operator]
     assert all(c.kernel != "dense" for c in fast.explain())

@@ -3,25 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
 
 import pytest
 import torch
+from runtime.clocks import sparse_wins
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.measure.latency import Timing
 from gossamer.runtime.conv_layout import TiledConv
 from gossamer.runtime.folding import fold_norms
 from gossamer.runtime.graph import Either
 from gossamer.runtime.pooling import TiledPool
-
-
-def sparse_wins(calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, Timing]:
-    """Stands for the clock: everything is faster than dense."""
-    del seconds
-    return {name: Timing(2.0 if name == "dense" else 1.0, 1.0, 2.0, 5) for name in calls}
 
 
 class Bottleneck(nn.Module):
@@ -72,7 +65,7 @@ def residual_network(*, in_place: bool) -> nn.Sequential:
 
 @pytest.mark.parametrize("in_place", [False, True])
 def test_a_residual_network_is_fused_as_a_whole(in_place: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.runtime.lower.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     net = residual_network(in_place=in_place)
     kept = copy.deepcopy(net.state_dict())
     fast = gs.lower(net, torch.randn(1, 3, 20, 20))  # type: ignore[operator]
@@ -117,7 +110,7 @@ def test_norms_that_others_depend_on_are_not_folded() -> None:
 
 
 def test_a_network_that_cannot_be_traced_runs_layer_by_layer(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gossamer.runtime.lower.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
 
     class Branches(nn.Module):
         def __init__(self) -> None:

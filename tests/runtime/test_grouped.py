@@ -20,7 +20,7 @@ from gossamer.runtime.cpu import Level, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
 from gossamer.runtime.grouped import GroupedProduct
-from gossamer.runtime.kernel_cache import cache_directory, load_tile_kernels
+from gossamer.runtime.kernel_cache import cache_directory, load_packers, load_tile_kernels
 from gossamer.runtime.threads import OpenMP, openmp
 
 LEVELS = levels()
@@ -50,15 +50,12 @@ def packed(
     width: int | None = None,
     openmp: OpenMP = openmp(),  # noqa: B008  # one per process
 ) -> GroupedProduct:
-    flat = weight.flatten()
-    positions = flat.nonzero().flatten()
     return GroupedProduct(
-        (weight.shape[0], weight.shape[1]),
-        positions.numpy(),
-        flat[positions].numpy(),
+        weight.numpy(),
         None if bias is None else bias.numpy(),
         activation=activation,
         kernels=load_tile_kernels(host(level), cache_directory()),
+        packers=load_packers(host(level), cache_directory()),
         openmp=openmp,
         way=way,
         width=width,

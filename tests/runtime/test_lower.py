@@ -1,15 +1,14 @@
 """Lowering changes how layers run, never what they compute."""
 
 import copy
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 import torch
+from runtime.clocks import Recording
 from torch import nn
 
 import gossamer as gs
-from gossamer.measure.latency import Timing
 
 
 def mlp() -> nn.Module:
@@ -70,22 +69,6 @@ def test_a_lowered_convolution_computes_what_the_dense_one_does(name: str) -> No
     assert torch.allclose(made.lower(inputs)(inputs), made.dense()(inputs), atol=1e-5)
 
 
-class Recording:
-    """Stands for the clock: says which candidates were timed, and lets one of them win."""
-
-    def __init__(self, winner: str) -> None:
-        self.winner = winner
-        self.offered: list[set[str]] = []
-
-    def __call__(self, calls: Mapping[str, Callable[[], object]], *, seconds: float) -> dict[str, Timing]:
-        del seconds
-        self.offered.append(set(calls))
-        with torch.inference_mode():
-            for call in calls.values():
-                call()
-        return {k: Timing(1.0 if k == self.winner else 2.0, 1.0, 2.0, 5) for k in calls}
-
-
 OVERLAPPING = {"pairs", "pairs, narrow panels", "patterns", "patterns, wide panels"}
 GROUPED = {"sparse", "sliced", "sliced, wide panels"}
 OFFERED = {
@@ -108,7 +91,7 @@ def test_the_fastest_of_what_was_measured_runs_a_layer_and_dense_is_always_measu
     expected = made.dense()(inputs)
     for winner in OFFERED[name] or {"dense"}:
         clock = Recording(winner)
-        monkeypatch.setattr("gossamer.runtime.lower.interleaved", clock)
+        monkeypatch.setattr("gossamer.runtime.tuner.raced", clock)
         fast = made.lower(inputs)
         assert clock.offered[:2] == [OFFERED[name]] * 2 if OFFERED[name] else clock.offered == []
         assert [c.kernel for c in fast.explain()[:2]] == [winner, winner]
@@ -125,7 +108,7 @@ def test_an_embedding_may_run_on_its_factors(monkeypatch: pytest.MonkeyPatch) ->
     made = gs.compress(model, [gs.factorize.TensorTrain(rank=3, only="0.weight")])
     index = torch.randint(60, (5, 7))
     for winner in ("dense", "tensor train"):
-        monkeypatch.setattr("gossamer.runtime.lower.interleaved", Recording(winner))
+        monkeypatch.setattr("gossamer.runtime.tuner.raced", Recording(winner))
         fast = made.lower(index)
         assert {c.layer: c.kernel for c in fast.explain()} == {"0": winner, "1": "dense"}
         assert torch.allclose(fast(index), made.dense()(index), atol=1e-5)
@@ -139,7 +122,8 @@ def test_a_factorized_layer_that_cannot_run_on_its_factors_says_so() -> None:
     assert choice.reason == "Tucker in Conv2d: no small operators for it here"
 
 
-def test_every_layer_is_explained() -> None:
+def test_every_layer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", Recording("sliced"))
     made = gs.compress(mlp(), [gs.prune.Magnitude(sparsity=0.9, only="0.weight")])
     choices = {c.layer: c for c in made.lower(torch.randn(8, 64)).explain()}
     assert set(choices) == {"0", "2", "4"}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtime.clocks import sparse_wins
 from torch import Tensor, fx, nn
 
 import gossamer as gs
@@ -214,9 +215,7 @@ def tiled_of(fast: Lowered) -> list[TiledConv | TiledPool]:
 
 
 def test_a_network_hands_on_blocks_for_any_batch_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.runtime.test_convolution import sparse_wins
-
-    monkeypatch.setattr("gossamer.runtime.lower.interleaved", sparse_wins)
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     torch.manual_seed(0)
     model = Small().eval()
     fast = gs.lower(model, torch.randn(2, 3, 64, 64))  # type: ignore[operator]
