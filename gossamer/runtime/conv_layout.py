@@ -7,9 +7,9 @@ from math import prod
 from typing import final
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
-from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, PlaneTiles
+from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, PlaneTiles, planes_as_blocks
 from gossamer.runtime.convolution import SparseConv
 from gossamer.runtime.pooling import PlanePool, TiledPool
 from gossamer.runtime.slabs import Slabs
@@ -31,13 +31,19 @@ class TiledConv(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: PlaneTiles, residual: PlaneTiles | None = None) -> PlaneTiles:
-        """Blocks of the layer's inputs → blocks of its outputs.
+    def forward(self, x: PlaneTiles | Tensor, residual: PlaneTiles | None = None) -> PlaneTiles:
+        """Blocks of the layer's inputs, or float32 [N, C, rows, columns], → blocks of its outputs.
 
         Raises:
             RuntimeError: shapes do not fit.
         """
         product = self.layer.product
+        if isinstance(x, Tensor):
+            if x.dtype is not torch.float32 or not x.is_cpu or x.ndim not in (3, 4) or product.geometry.pointwise:
+                found = f"found input {tuple(x.shape)} {x.dtype} on {x.device}"
+                expected = f"[N, {product.channels}, rows, columns] torch.float32 on cpu, and no pointwise layer"
+                raise RuntimeError(f"TiledConv: {found}, expected {expected}")
+            x = planes_as_blocks(x)
         size = product.geometry.outputs(x.size)
         fits = x.data.shape[1] == product.channels and min(*size, *x.size) > 0 and x.images > 0
         if residual is not None:
@@ -82,7 +88,7 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
     for node in list(graph.nodes):
         inside = node in tiled
         for value in node.all_input_nodes:
-            if (value in tiled) == inside:
+            if (value in tiled) == inside or (inside and _reads_planes(tiled[node], node, value)):
                 continue
             found = converted.get((value, inside))
             if found is None:
@@ -97,6 +103,12 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
             traced.add_submodule(name, TiledPool(chosen) if isinstance(chosen, PlanePool) else TiledConv(chosen))
             node.target = name
     return len(tiled)
+
+
+def _reads_planes(layer: nn.Module, node: fx.Node, value: fx.Node) -> bool:
+    """Whether a layer on blocks takes a value as planes, for it copies what it reads anyway."""
+    able = isinstance(layer, SparseConv) and not layer.product.geometry.pointwise
+    return able and node.args[0] is value and value not in node.args[1:]
 
 
 def _worst(tiled: Mapping[fx.Node, nn.Module], shapes: Mapping[fx.Node, tuple[int, ...]]) -> fx.Node | None:

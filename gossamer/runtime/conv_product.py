@@ -105,14 +105,14 @@ class PlaneProduct(CompiledProduct):
         """The same for planes cut into blocks.
 
         Args:
-            x: of C channels. Not checked.
+            x: of C channels; if the layer is not pointwise, a block may be a plane. Not checked.
             residual: of the result's shape.
 
         Raises:
             PlanError: a row of the image is too long.
         """
-        size = self.geometry.outputs(x.size)
         added = None if residual is None else residual.data
+        size = self.geometry.outputs(x.size)
         if self.geometry.pointwise:
             blocks, _, tile = x.data.shape
             y = empty(self.memory, blocks, self.rows, tile)

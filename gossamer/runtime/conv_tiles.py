@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gossamer.runtime.slabs import Slabs, empty
 
-__all__ = ["FromTiles", "IntoTiles", "PlaneTiles", "block_length", "clear_end"]
+__all__ = ["FromTiles", "IntoTiles", "PlaneTiles", "block_length", "clear_end", "planes_as_blocks"]
 
 _WIDEST = 7  # vectors that kernels take at once, six without 32 registers
 _VECTORS = 48  # that a block has at most where rows allow it
@@ -71,6 +71,14 @@ def clear_end(data: Tensor, positions: int) -> None:
     used = positions - (data.shape[0] - 1) * data.shape[2]
     if used < data.shape[2]:
         data[-1, :, used:].zero_()
+
+
+def planes_as_blocks(x: Tensor) -> PlaneTiles:
+    """float32 [N, C, rows, columns] or [C, rows, columns] as blocks that are planes; no copy where x is contiguous."""
+    batched = x.ndim == 4
+    images, channels, rows, columns = x.shape if batched else (1, *x.shape)
+    data = x.reshape(images, channels, rows * columns).contiguous()
+    return PlaneTiles(data, images, (rows, columns), batched)
 
 
 @final
