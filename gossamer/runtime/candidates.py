@@ -29,6 +29,7 @@ __all__ = [
     "density_of",
     "fastest",
     "in_blocks",
+    "is_stem",
     "offers_for",
     "resident_bytes",
     "weights_of",
@@ -71,18 +72,12 @@ def offers_for(
     found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype in (torch.float32, torch.bfloat16)
-    if sparse and inputs.dtype == weight.dtype and density < _BLOCKS_WORTH_TRYING:
-        blocks = isinstance(layer, nn.Linear) and in_blocks(weight)
-        if isinstance(layer, nn.Linear) and (density < WORTH_TRYING or blocks):
-            tokens = inputs.numel() // max(1, inputs.shape[-1])
-            few = tokens <= FEW and weight.dtype == torch.float32
-            alone = few and 2 * tokens <= FEW and density < WORTH_TRYING
-            offers = {} if alone else _sparse_offers(layer, tree, density, blocks=blocks)
-            found |= {name: make for name, make in offers.items() if not few or blocks or name in _SOME}
-            found |= _vector_offers(layer, tree) if few else {}
-        elif density < WORTH_TRYING and weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+    if sparse and inputs.dtype == weight.dtype:
+        if isinstance(layer, nn.Linear):
+            found |= _linear_offers(layer, tree, density, inputs)
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)) and weight.dtype == torch.float32:
             size = tuple(inputs.shape[-len(layer.kernel_size) :])
-            if not refusal(layer, size, density):
+            if (density < WORTH_TRYING or is_stem(layer)) and not refusal(layer, size, density):
                 found |= _convolution_offers(layer, density, size)
     name, operator = name_of(tree), operator_of(tree, layer)
     if name is None or operator is None:
@@ -98,6 +93,23 @@ def offers_for(
 
 def _same(module: nn.Module) -> nn.Module:
     return module
+
+
+def _linear_offers(
+    layer: nn.Linear, tree: Encoding, density: float, inputs: Tensor
+) -> dict[str, Callable[[], nn.Module]]:
+    """For few tokens products with vectors, for many products with tiles, between them some of both."""
+    blocks = density < _BLOCKS_WORTH_TRYING and in_blocks(layer.weight)
+    if density >= WORTH_TRYING and not blocks:
+        return {}
+    tokens = inputs.numel() // max(1, inputs.shape[-1])
+    if tokens > FEW or layer.weight.dtype != torch.float32:
+        return _sparse_offers(layer, tree, density, blocks=blocks)
+    found = _vector_offers(layer, tree)
+    if 2 * tokens > FEW or density >= WORTH_TRYING:
+        offers = _sparse_offers(layer, tree, density, blocks=blocks)
+        found |= {name: make for name, make in offers.items() if blocks or name in _SOME}
+    return found
 
 
 def _sparse_offers(
@@ -174,6 +186,8 @@ def _narrow(layer: nn.Linear, density: float) -> int:
 def _convolution_offers(
     layer: nn.Conv1d | nn.Conv2d, density: float, size: tuple[int, ...]
 ) -> dict[str, Callable[[], nn.Module]]:
+    if density >= WORTH_TRYING:
+        return {"planes by patterns": lambda: SparseConv(layer, Way.PATTERNS, size)}
     found: dict[str, Callable[[], nn.Module]] = {"sliced planes": lambda: SparseConv(layer, Way.SLICED, size)}
     if density >= OVERLAPPING:
         found["planes by pairs"] = lambda: SparseConv(layer, Way.PAIRS, size)
@@ -187,6 +201,11 @@ def _wide(columns: int) -> int:
     """A panel for the second-level cache: fewer, longer loops."""
     panels = -(-columns // 768)
     return max(1, -(-columns // panels))
+
+
+def is_stem(layer: nn.Module) -> bool:
+    """Whether a convolution has so few inputs that kernels win without zeros: others fill vectors with channels."""
+    return isinstance(layer, (nn.Conv1d, nn.Conv2d)) and layer.in_channels <= 4 and layer.groups == 1
 
 
 def density_of(layer: nn.Module) -> float:

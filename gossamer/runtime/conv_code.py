@@ -6,6 +6,10 @@ whose indices are such distances, over one tile after the other; nothing is unfo
 are gone through as in `gossamer.runtime.group_code`, panel of channels by panel of channels; sums of a tile wait in a
 buffer between panels. Then residual and activation are applied and whole rows are written.
 
+Planes lie one after another, or cut into blocks of positions, [blocks, channels, positions], where several small images
+share a block and what a pointwise convolution reads and writes is one run of memory. Pointwise convolutions add to
+their outputs where they lie, and apply residual and activation in registers.
+
 Every call computes one layer and writes its whole output. Positions are data: the same code serves every weight.
 """
 
@@ -15,14 +19,25 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.conv_edge import ConvField, finish_functions, pack_copies
+from gossamer.runtime.conv_edge import (
+    SEGMENT_WORDS,
+    ConvField,
+    finish_functions,
+    pack_copies,
+    places_of_segments,
+)
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Group, Way, height, segments_of, steps_of
 from gossamer.runtime.layout import in_team
+from gossamer.runtime.pool_code import add_pooling
 
-__all__ = ["convolution_kernels", "widths"]
+__all__ = ["AHEAD", "convolution_kernels", "widths"]
 
 Node = Any  # llvmlite has no type stubs
+
+AHEAD = 4
+"""Groups whose outputs are fetched before they are needed."""
 
 
 def widths(way: Way, lanes: int) -> tuple[int, ...]:
@@ -35,10 +50,10 @@ def widths(way: Way, lanes: int) -> tuple[int, ...]:
 
 
 def convolution_kernels(lanes: int) -> str:
-    """LLVM IR of a module with one entry point.
+    """LLVM IR of a module with two entry points.
 
     ``convolve(description, x, y, residual, images, scratch, threads)`` is Y = f(W ⊛ X + b + residual); the residual may
-    be null. ``ConvField`` says what the description holds.
+    be null. ``ConvField`` says what the description holds. And ``pool``, of `gossamer.runtime.pool_code`.
 
     Args:
         lanes: floats per vector register, a power of two.
@@ -48,6 +63,7 @@ def convolution_kernels(lanes: int) -> str:
     """
     module = ir.Module("gossamer_convolution")
     pack = pack_copies(module, lanes)
+    places = places_of_segments(module, lanes)
     finish = finish_functions(module, lanes)
     products = {(way, v): _product(module, lanes, way, v) for way in Way for v in widths(way, lanes)}
     made = function(module, "convolve_share", [PTR] + [I64] * 7, exported=False)
@@ -69,12 +85,17 @@ def convolution_kernels(lanes: int) -> str:
         )
     )
     panels, panel_stride, step = word(ConvField.PANELS), word(ConvField.PANEL_STRIDE), word(ConvField.STEP)
-    activation, vectors = word(ConvField.ACTIVATION), word(ConvField.VECTORS)
+    activation, vectors, y_tile = word(ConvField.ACTIVATION), word(ConvField.VECTORS), word(ConvField.Y_TILE)
     bounds, segments, segment_starts = (
         e.read(description, int(f), PTR) for f in (ConvField.BOUNDS, ConvField.SEGMENTS, ConvField.SEGMENT_STARTS)
     )
-    sums = e.at.inttoptr(e.add(scratch, e.mul(e.mul(part, word(ConvField.SCRATCH)), 4)), PTR)
-    held = e.element(sums, word(ConvField.SUMS), F32)
+    own = e.at.inttoptr(e.add(scratch, e.mul(e.mul(part, word(ConvField.SCRATCH)), 4)), PTR)
+    held = e.element(own, word(ConvField.SUMS), F32)
+    starts = e.element(own, word(ConvField.PLACES), F32)
+    x_at, y_at, r_at = (e.at.inttoptr(word, PTR) for word in (x, y, residual))
+    none = e.equal(residual, 0)
+    direct, in_place = e.equal(copies, 0), e.equal(word(ConvField.IN_PLACE), 1)
+    row = e.at.select(in_place, y_tile, e.mul(width, lanes))
     units = e.mul(e.mul(images, bands), tiles)
     # Members take tiles; where that would leave some of them idle for long, they take rows of the weight.
     even = e.equal(e.at.urem(units, team), 0)
@@ -91,18 +112,19 @@ def convolution_kernels(lanes: int) -> str:
         item = e.div(u, tiles)
         tile, image = e.sub(u, e.mul(item, tiles)), e.div(item, bands)
         band = e.sub(item, e.mul(image, bands))
-        x_image = e.at.inttoptr(e.add(x, e.mul(e.mul(image, word(ConvField.X_IMAGE)), 4)), PTR)
-        direct = e.equal(copies, 0)
         with e.at.if_then(e.at.not_(e.at.or_(direct, e.equal(item, carried[0])))):
-            e.at.call(pack, [description, x_image, held, band])
+            e.at.call(pack, [description, x_at, held, starts, image, band])
         begin = e.mul(e.least(e.mul(tile, width), e.sub(vectors, width)), lanes)
-        x_tile = e.element(e.at.select(direct, x_image, e.element(held, lanes, F32)), begin, F32)
-        y_off = e.mul(e.mul(image, word(ConvField.Y_IMAGE)), 4)
-        none = e.equal(residual, 0)
-        r_at = e.at.select(none, e.constant(0), e.add(residual, y_off))
+        lying = e.element(x_at, e.mul(image, word(ConvField.X_BLOCK)), F32)
+        x_tile = e.element(e.at.select(direct, lying, e.element(held, lanes, F32)), begin, F32)
+        offset = e.add(e.mul(image, word(ConvField.Y_BLOCK)), begin)
+        sums = e.at.select(in_place, e.element(y_at, offset, F32), own)
+        added = e.at.select(e.at.or_(none, e.at.not_(in_place)), e.constant(0), e.add(residual, e.mul(offset, 4)))
         place = e.add(e.mul(band, tiles), tile)
         segment, segment_end = (e.read(segment_starts, e.add(place, i), I64) for i in range(2))
-        mine = e.element(segments, e.mul(segment, 4), I32)
+        mine, count = e.element(segments, e.mul(segment, SEGMENT_WORDS), I32), e.sub(segment_end, segment)
+        with e.at.if_then(e.at.not_(in_place)):
+            e.at.call(places, [description, mine, starts, count, image])
 
         def block(c: Node, _: list[Node]) -> list[Node]:
             end = e.least(e.add(c, step), last_chunk)
@@ -115,7 +137,7 @@ def convolution_kernels(lanes: int) -> str:
                     yes, no = made.append_basic_block(), made.append_basic_block()
                     e.at.cbranch(right, yes, no)
                     e.at.position_at_end(yes)
-                    e.at.call(product, [description, x_panel, sums, p, c, end])
+                    e.at.call(product, [description, x_panel, sums, e.at.inttoptr(added, PTR), row, p, c, end])
                     e.at.branch(after)
                     e.at.position_at_end(no)
                 e.at.branch(after)
@@ -123,9 +145,9 @@ def convolution_kernels(lanes: int) -> str:
                 return []
 
             e.loop(0, panels, panel)
-            addresses = [e.at.inttoptr(a, PTR) for a in (e.add(y, y_off), r_at)]
-            rows = [e.read(bounds, i, I64) for i in (c, end)]
-            finish(e, activation, [description, sums, *addresses, mine, e.sub(segment_end, segment), *rows])
+            with e.at.if_then(e.at.not_(in_place)):
+                rows = [e.read(bounds, i, I64) for i in (c, end)]
+                finish(e, activation, [description, own, y_at, r_at, mine, starts, count, *rows])
             return []
 
         with e.at.if_then(e.less(segment, segment_end)):
@@ -135,15 +157,20 @@ def convolution_kernels(lanes: int) -> str:
     e.loop(first_unit, last_unit, unit, [e.constant(-1)])
     e.at.ret_void()
     in_team(module, "convolve", made, 5)
+    add_pooling(module, lanes)
     return str(module)
 
 
 def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Function:
-    """One panel of W, rows of the chunks [first, last), times one tile: added to the sums, or b + … in the first."""
-    made = function(module, f"{way.name.lower()}_{vectors}", [PTR] * 3 + [I64] * 3, exported=False)
-    description, x, sums_at, panel, first, last = made.args
+    """One panel of W, rows of the chunks [first, last), times one tile: added to the sums, or b + … in the first.
+
+    Sums are ``row`` floats apart. Where they are the outputs, the last panel clips them, after the residual is added
+    that may be null.
+    """
+    made = function(module, f"{way.name.lower()}_{vectors}", [PTR] * 4 + [I64] * 4, exported=False)
+    description, x, sums_at, residual, row, panel, first, last = made.args
     e = Emitter(made, lanes)
-    rows, tile, align = height(way, lanes), lanes * vectors, lanes * 4
+    rows, align = height(way, lanes), lanes * 4
     starts, counts, order, index, values, bias = (
         e.read(description, int(f), PTR)
         for f in (
@@ -155,14 +182,38 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
             ConvField.BIAS,
         )
     )
-    chunks = e.read(description, int(ConvField.CHUNKS), I64)
+
+    def word(field: ConvField) -> Node:
+        return e.read(description, int(field), I64)
+
+    chunks, activation = word(ConvField.CHUNKS), word(ConvField.ACTIVATION)
     opening = e.equal(panel, 0)
+    ending = e.equal(panel, e.sub(word(ConvField.PANELS), 1))
+    closing = e.at.and_(e.equal(word(ConvField.IN_PLACE), 1), ending)
+    adding = e.at.and_(closing, e.at.icmp_unsigned("!=", e.at.ptrtoint(residual, I64), e.constant(0)))
+    infinite = ir.Constant(F32, float("inf"))
+    six = e.equal(activation, int(Activation.RELU6))
+    lowered = e.at.and_(closing, e.at.or_(six, e.equal(activation, int(Activation.RELU))))
+    floor = e.at.select(lowered, ir.Constant(F32, 0.0), ir.Constant(F32, float("-inf")))
+    ceiling = e.at.select(e.at.and_(closing, six), ir.Constant(F32, 6.0), infinite)
     steps = Group(e, counts, index, values, x, I16, lanes, segments_of(way))
+
+    def prefetched(g: Node) -> None:
+        """Outputs of the group after the next, and what is added to them, on their way to the first-level cache."""
+        later = [e.wide(order, e.add(e.mul(e.add(g, AHEAD), rows), r), I32) for r in range(rows)]
+        for base, wanted in ((sums_at, None), (residual, adding)):
+            with e.at.if_then(wanted if wanted is not None else closing):
+                for i in later:
+                    line = e.element(base, e.mul(i, row), F32)
+                    for v in range(0, vectors, max(1, 16 // lanes)):
+                        e.prefetch(line, lanes * v)
 
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at = carried
+        with e.at.if_then(closing):
+            prefetched(g)
         ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
-        outs = [e.element(sums_at, e.mul(i, tile), F32) for i in ids]
+        outs = [e.element(sums_at, e.mul(i, row), F32) for i in ids]
         flat = e.choose(
             opening,
             lambda: [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * vectors],
@@ -170,9 +221,23 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
         )
         sums = [flat[r * vectors : (r + 1) * vectors] for r in range(rows)]
         sums, at, value_at = steps_of(way)(steps, g, sums, at, value_at)
+        flat = [s for one in sums for s in one]
+        others = [e.element(residual, e.mul(i, row), F32) for i in ids]
+        addends = [(other, v) for other in others for v in range(vectors)]
+
+        def plus() -> list[Node]:
+            return [e.at.fadd(s, e.load(o, lanes * v, align)) for s, (o, v) in zip(flat, addends, strict=True)]
+
+        def clipped() -> list[Node]:
+            low, high = e.spread(floor), e.spread(ceiling)
+            return [e.at_most(e.at_least(s, low), high) for s in flat]
+
+        flat = e.choose(adding, plus, lambda: flat)
+        flat = e.choose(closing, clipped, lambda: flat)
+        sums = [flat[r * vectors : (r + 1) * vectors] for r in range(rows)]
         # A row that stands for none repeats the first: its place is written before the first row's sums are.
-        for out, row in reversed(list(zip(outs, sums, strict=True))):
-            for v, s in enumerate(row):
+        for out, one in reversed(list(zip(outs, sums, strict=True))):
+            for v, s in enumerate(one):
                 e.store(s, out, lanes * v, align)
         return [at, value_at]
 

@@ -15,12 +15,22 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation, activated
 
-__all__ = ["ConvField", "finish_functions", "pack_copies"]
+__all__ = [
+    "SEGMENT_WORDS",
+    "ConvField",
+    "finish_functions",
+    "lanes_below",
+    "lying",
+    "masked_load",
+    "masked_store",
+    "pack_copies",
+    "places_of_segments",
+]
 
 Node = Any  # llvmlite has no type stubs
 
 _COPY_WORDS = 3
-_SEGMENT_WORDS = 4
+SEGMENT_WORDS = 3
 
 
 class ConvField(IntEnum):
@@ -58,23 +68,94 @@ class ConvField(IntEnum):
     BREADTH = 30
     ROW_STRIDE = 31  # of the convolution
     COLUMN_STRIDE = 32
-    X_CHANNEL = 33  # floats from channel to channel
-    X_IMAGE = 34
-    Y_CHANNEL = 35
-    Y_IMAGE = 36
-    SEGMENTS = 37  # int32 [n, 4]: place in the tile, place in the plane, how many outputs, how many with zeros after
-    SEGMENT_STARTS = 38  # int64 [BANDS · TILES + 1]
-    SCRATCH = 39  # of one member of the team
-    SUMS = 40  # the first so many of them hold sums, the rest holds copies
+    X_TILE = 33  # positions per block, which are also the floats from channel to channel
+    X_BLOCK = 34  # floats per block
+    X_PLANE = 35  # positions per image
+    Y_TILE = 36
+    Y_BLOCK = 37
+    Y_PLANE = 38
+    SEGMENTS = 39  # int32 [n, 3]: place in the tile, place in the plane, how many outputs
+    SEGMENT_STARTS = 40  # int64 [BANDS · TILES + 1]
+    SCRATCH = 41  # of one member of the team
+    PLACES = 42  # the first so many of them hold sums; then comes where segments of a tile go,
+    SUMS = 43  # and after so many floats copies
+    IN_PLACE = 44  # 1 if sums are kept where outputs belong
+
+
+def lying(e: Emitter, position: Node, tile: Node, block: Node) -> Node:
+    """Where in memory a position of the first channel is."""
+    which = e.div(position, tile)
+    return e.add(e.mul(which, e.sub(block, tile)), position)
 
 
 def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
-    """``pack_copies(description, x, copies, band)``: all copies of all channels of a band of one image."""
-    rows = {stride: _pack_row(module, lanes, stride) for stride in (1, 2, 0)}
-    made = function(module, "pack_copies", [PTR, PTR, PTR, I64], exported=False)
-    description, x, copies, band = made.args
+    """``pack_copies(description, x, copies, rows, image, band)``: all copies of all channels of a band of one image.
+
+    ``rows`` has room for int64 [COPIES, LINES + 2].
+    """
+    ways = {stride: _pack(module, lanes, stride) for stride in (1, 2, 0)}
+    made = function(module, "pack_copies", [PTR] * 4 + [I64] * 2, exported=False)
+    description, x, copies, rows, image, band = made.args
     e = Emitter(made, lanes)
-    channels, count, size, line, lines, high, wide, down, across, x_channel, band_step = (
+    count, lines, high, wide, down, across, band_step, x_tile, x_block, x_plane = (
+        e.read(description, int(f), I64)
+        for f in (
+            ConvField.COPIES,
+            ConvField.LINES,
+            ConvField.HEIGHT,
+            ConvField.BREADTH,
+            ConvField.ROW_STRIDE,
+            ConvField.COLUMN_STRIDE,
+            ConvField.BAND_STEP,
+            ConvField.X_TILE,
+            ConvField.X_BLOCK,
+            ConvField.X_PLANE,
+        )
+    )
+    table = e.read(description, int(ConvField.COPY), PTR)
+    begin = e.mul(image, x_plane)
+
+    def copy(k: Node, _: list[Node]) -> list[Node]:
+        mine = e.element(rows, e.mul(k, e.add(lines, 2)), I64)
+        first = e.add(e.read(table, e.mul(k, _COPY_WORDS), I64), e.mul(band, band_step))
+
+        def row(r: Node, carried: list[Node]) -> list[Node]:
+            source = e.add(first, e.mul(r, down))
+            before, low = e.less(source, 0), e.less(source, high)
+            inside = e.at.and_(low, e.at.not_(before))
+            position = e.add(begin, e.mul(e.at.select(inside, source, e.constant(0)), wide))
+            e.write(lying(e, position, x_tile, x_block), mine, e.add(r, 2))
+            return [e.add(n, e.at.zext(bit, I64)) for n, bit in zip(carried, (before, low), strict=True)]
+
+        ends = e.loop(0, lines, row, [e.constant(0), e.constant(0)])
+        for i, end in enumerate(ends):
+            e.write(end, mine, i)
+        return []
+
+    e.loop(0, count, copy)
+    for stride, way in ways.items():
+        right = e.equal(across, stride) if stride else e.less(2, across)
+        with e.at.if_then(right):
+            e.at.call(way, [description, x, copies, rows])
+    e.at.ret_void()
+    return made
+
+
+def _stored(e: Emitter, value: Node, base: Node, at: Node) -> list[Node]:
+    e.store(value, base, at)
+    return []
+
+
+def _pack(module: ir.Module, lanes: int, stride: int) -> ir.Function:
+    """Copies of all channels; ``rows`` says which rows of a copy lie in the plane, and where.
+
+    Column by column of vectors, for all rows share a column's mask. Rows begin up to a vector early and end up to a
+    vector late: the last column is written first, so that each row overwrites what the one before left beyond its end.
+    """
+    made = function(module, f"pack_stride_{stride or 'any'}", [PTR] * 4, exported=False)
+    description, x, copies, rows = made.args
+    e = Emitter(made, lanes)
+    channels, count, size, line, lines, wide, across, x_channel = (
         e.read(description, int(f), I64)
         for f in (
             ConvField.CHANNELS,
@@ -82,46 +163,46 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
             ConvField.COPY_SIZE,
             ConvField.LINE,
             ConvField.LINES,
-            ConvField.HEIGHT,
             ConvField.BREADTH,
-            ConvField.ROW_STRIDE,
             ConvField.COLUMN_STRIDE,
-            ConvField.X_CHANNEL,
-            ConvField.BAND_STEP,
+            ConvField.X_TILE,
         )
     )
     table = e.read(description, int(ConvField.COPY), PTR)
-    top, content = e.mul(band, band_step), e.sub(size, lanes)
+    columns = e.div(e.add(line, lanes - 1), lanes)
 
     def channel(c: Node, _: list[Node]) -> list[Node]:
         plane = e.element(x, e.mul(c, x_channel), F32)
 
         def copy(k: Node, _: list[Node]) -> list[Node]:
-            first, left, shift = (e.read(table, e.add(e.mul(k, _COPY_WORDS), i), I64) for i in range(_COPY_WORDS))
-            # Rows begin up to a vector early; each overwrites what the one before left beyond its end.
-            begin = e.add(e.mul(e.add(e.mul(c, count), k), size), e.sub(lanes, shift))
+            left, shift = (e.read(table, e.add(e.mul(k, _COPY_WORDS), i), I64) for i in (1, 2))
+            target = e.element(copies, e.add(e.mul(e.add(e.mul(c, count), k), size), e.sub(lanes, shift)), F32)
+            end = e.add(e.sub(size, lanes), shift)
+            mine = e.element(rows, e.mul(k, e.add(lines, 2)), I64)
+            first, last = (e.read(mine, i, I64) for i in range(2))
 
-            def row(r: Node, _: list[Node]) -> list[Node]:
-                source = e.add(e.add(first, top), e.mul(r, down))
-                target = e.element(copies, e.add(begin, e.mul(r, line)), F32)
-                inside = e.at.icmp_unsigned("<", source, high)
-                length = e.least(line, e.sub(e.add(content, shift), e.mul(r, line)))
-                with e.at.if_else(inside) as (yes, no):
-                    with yes:
-                        arguments = [target, e.element(plane, e.mul(source, wide), F32), left, wide, length, across]
-                        with e.at.if_else(e.equal(across, 1)) as (adjacent, apart):
-                            with adjacent:
-                                e.at.call(rows[1], arguments)
-                            with apart, e.at.if_else(e.equal(across, 2)) as (second, other):
-                                with second:
-                                    e.at.call(rows[2], arguments)
-                                with other:
-                                    e.at.call(rows[0], arguments)
-                    with no:
-                        e.loop(0, length, lambda j, _: _stored(e, e.number(0), target, j), step=lanes)
+            def column(n: Node, _: list[Node]) -> list[Node]:
+                j = e.mul(e.sub(e.sub(columns, 1), n), lanes)
+                until = e.least(lines, e.div(e.add(e.sub(end, j), e.sub(line, 1)), line))
+                until = e.at.select(e.less(j, end), until, e.constant(0))
+                upper, lower = e.least(first, until), e.least(last, until)
+
+                def zeros(r: Node, _: list[Node]) -> list[Node]:
+                    return _stored(e, e.number(0), target, e.add(e.mul(r, line), j))
+
+                def read(take: Callable[[Node], Node]) -> None:
+                    def row(r: Node, _: list[Node]) -> list[Node]:
+                        source = e.element(plane, e.read(mine, e.add(r, 2), I64), F32)
+                        return _stored(e, take(source), target, e.add(e.mul(r, line), j))
+
+                    e.loop(upper, lower, row)
+
+                e.loop(0, upper, zeros)
+                _rows_of_column(e, read, left, j, wide, stride, across)
+                e.loop(e.at.select(e.less(lower, upper), upper, lower), until, zeros)
                 return []
 
-            e.loop(0, lines, row)
+            e.loop(0, columns, column)
             return []
 
         e.loop(0, count, copy)
@@ -132,52 +213,50 @@ def pack_copies(module: ir.Module, lanes: int) -> ir.Function:
     return made
 
 
-def _stored(e: Emitter, value: Node, base: Node, at: Node) -> list[Node]:
-    e.store(value, base, at)
-    return []
+def _rows_of_column(
+    e: Emitter,
+    read: Callable[[Callable[[Node], Node]], None],
+    left: Node,
+    j: Node,
+    wide: Node,
+    stride: int,
+    across: Node,
+) -> None:
+    """Writes the loop that takes ``row[left + across·(j + i)]`` for every lane i, zero outside of [0, wide)."""
+    lanes = e.lanes
+    if not stride:
+        places = [e.add(left, e.mul(e.add(j, i), across)) for i in range(lanes)]
+        within = [e.at.icmp_unsigned("<", at, wide) for at in places]
 
-
-def _pack_row(module: ir.Module, lanes: int, stride: int) -> ir.Function:
-    """``target[j] = row[left + j·across]``, zero where the row ends, for j < length rounded up to a vector."""
-    made = function(module, f"pack_row_{stride or 'any'}", [PTR, PTR] + [I64] * 4, exported=False)
-    target, row, left, wide, length, across = made.args
-    e = Emitter(made, lanes)
-
-    def several(j: Node, _: list[Node]) -> list[Node]:
-        if stride == 1:
-            value = _within(e, row, e.add(left, j), wide)
-        elif stride == 2:
-            at = e.add(left, e.mul(j, 2))
-            pair = [_within(e, row, e.add(at, lanes * i), wide) for i in range(2)]
-            value = e.shuffle(pair[0], pair[1], range(0, 2 * lanes, 2))
-        else:
+        def gathered(source: Node) -> Node:
             value = e.number(0)
-            for i in range(lanes):
-                at = e.add(left, e.mul(e.add(j, i), across))
-                inside = e.at.icmp_unsigned("<", at, wide)
-                found = e.read(row, e.at.select(inside, at, e.constant(0)), F32)
-                kept = e.at.select(inside, found, ir.Constant(F32, 0.0))
+            for i, (at, is_within) in enumerate(zip(places, within, strict=True)):
+                found = e.read(source, e.at.select(is_within, at, e.constant(0)), F32)
+                kept = e.at.select(is_within, found, ir.Constant(F32, 0.0))
                 value = e.at.insert_element(value, kept, ir.Constant(I32, i))
-        return _stored(e, value, target, j)
+            return value
 
-    e.loop(0, length, several, step=lanes)
-    e.at.ret_void()
-    return made
+        read(gathered)
+        return
+    at = e.add(left, e.mul(j, stride))
+    offsets = [e.add(at, lanes * i) for i in range(stride)]
+    masks = [lanes_below(e, o, wide) for o in offsets]
+
+    def joined(vectors: list[Node]) -> Node:
+        return vectors[0] if stride == 1 else e.shuffle(vectors[0], vectors[1], range(0, 2 * lanes, 2))
+
+    def address(source: Node, offset: Node) -> Node:
+        return e.at.gep(source, [offset], source_etype=F32)  # may lie before the row: not read there
+
+    whole = e.at.and_(e.at.icmp_signed(">=", at, e.constant(0)), e.less(e.add(at, stride * lanes - 1), wide))
+    with e.at.if_else(whole) as (yes, no):
+        with yes:
+            read(lambda s: joined([e.load(address(s, o), 0) for o in offsets]))
+        with no:
+            read(lambda s: joined([masked_load(e, address(s, o), m) for o, m in zip(offsets, masks, strict=True)]))
 
 
-def _within(e: Emitter, row: Node, at: Node, wide: Node) -> Node:
-    """The vector ``row[at:]``, zero outside [0, wide)."""
-    whole = e.at.and_(e.at.icmp_signed(">=", at, e.constant(0)), e.less(e.add(at, e.lanes - 1), wide))
-    address = e.at.gep(row, [at], source_etype=F32)  # may lie before the row: lanes there are not read
-    (value,) = e.choose(
-        whole,
-        lambda: [e.at.load(address, align=4, typ=e.vector)],
-        lambda: [masked_load(e, address, _lanes_below(e, at, wide))],
-    )
-    return value
-
-
-def _lanes_below(e: Emitter, at: Node, end: Node) -> Node:
+def lanes_below(e: Emitter, at: Node, end: Node) -> Node:
     """Which lanes i have 0 ≤ at + i < end, for numbers below 2³¹."""
     kind = ir.VectorType(I32, e.lanes)
     each = e.at.add(_every(e, e.at.trunc(at, I32)), ir.Constant(kind, list(range(e.lanes))))
@@ -207,12 +286,31 @@ def masked_store(e: Emitter, value: Node, address: Node, mask: Node) -> None:
     e.at.call(found, [value, address, ir.Constant(I32, 4), mask])
 
 
+def places_of_segments(module: ir.Module, lanes: int) -> ir.Function:
+    """``places(description, segments, places, count, image)``: int64 [count], where outputs of channel 0 go."""
+    made = function(module, "places_of_segments", [PTR, PTR, PTR, I64, I64], exported=False)
+    description, segments, places, count, image = made.args
+    e = Emitter(made, lanes)
+    tile, block, plane = (
+        e.read(description, int(f), I64) for f in (ConvField.Y_TILE, ConvField.Y_BLOCK, ConvField.Y_PLANE)
+    )
+
+    def segment(s: Node, _: list[Node]) -> list[Node]:
+        target = e.wide(segments, e.add(e.mul(s, SEGMENT_WORDS), 1), I32)
+        e.write(lying(e, e.add(e.mul(image, plane), target), tile, block), places, s)
+        return []
+
+    e.loop(0, count, segment)
+    e.at.ret_void()
+    return made
+
+
 def finish_functions(module: ir.Module, lanes: int) -> Callable[[Emitter, Node, list[Node]], None]:
     """Writes the call ``y = f(sums + residual)`` for rows [first, last) and the segments of a tile.
 
     Returns:
-        Takes the emitter, the activation and (description, sums, y, residual or null, segments, how many segments,
-        first, last).
+        Takes the emitter, the activation and (description, sums, y, residual or null, segments, their places, how many
+        segments, first, last).
     """
     made = {
         (kind, residual): _finish(module, lanes, kind, residual) for kind in Activation for residual in (False, True)
@@ -230,11 +328,11 @@ def finish_functions(module: ir.Module, lanes: int) -> Callable[[Emitter, Node, 
 
 def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool) -> ir.Function:
     name = f"finish_{kind.name.lower()}{'_plus' if with_residual else ''}"
-    made = function(module, name, [PTR] * 5 + [I64] * 3, exported=False)
-    description, sums, y, residual, segments, count, first, last = made.args
+    made = function(module, name, [PTR] * 6 + [I64] * 3, exported=False)
+    description, sums, y, residual, segments, places, count, first, last = made.args
     e = Emitter(made, lanes)
     tile = e.mul(e.read(description, int(ConvField.WIDTH), I64), lanes)
-    y_channel = e.read(description, int(ConvField.Y_CHANNEL), I64)
+    y_channel = e.read(description, int(ConvField.Y_TILE), I64)
 
     def value(source: Node, other: Node | None) -> Node:
         total = source if other is None else e.at.fadd(source, other)
@@ -245,8 +343,8 @@ def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool
         y_row, r_row = (e.element(base, e.mul(o, y_channel), F32) for base in (y, residual))
 
         def segment(s: Node, _: list[Node]) -> list[Node]:
-            words = [e.wide(segments, e.add(e.mul(s, _SEGMENT_WORDS), i), I32) for i in range(_SEGMENT_WORDS)]
-            place, target, length, full = words
+            place, length = (e.wide(segments, e.add(e.mul(s, SEGMENT_WORDS), i), I32) for i in (0, 2))
+            target = e.read(places, s, I64)
             whole = e.mul(e.div(length, lanes), lanes)
 
             def one(i: Node, _: list[Node]) -> list[Node]:
@@ -255,12 +353,12 @@ def _finish(module: ir.Module, lanes: int, kind: Activation, with_residual: bool
                 return _stored(e, value(e.load(sums_row, e.add(place, i)), other), y_row, at)
 
             e.loop(0, whole, one, step=lanes)
-            with e.at.if_then(e.less(whole, full)):
-                live, written = (_lanes_below(e, e.constant(0), e.sub(end, whole)) for end in (length, full))
+            with e.at.if_then(e.less(whole, length)):
+                live = lanes_below(e, e.constant(0), e.sub(length, whole))
                 at = e.add(target, whole)
                 other = masked_load(e, e.element(r_row, at, F32), live) if with_residual else None
                 out = value(e.load(sums_row, e.add(place, whole)), other)
-                masked_store(e, e.at.select(live, out, e.number(0)), e.element(y_row, at, F32), written)
+                masked_store(e, out, e.element(y_row, at, F32), live)
             return []
 
         e.loop(0, count, segment)

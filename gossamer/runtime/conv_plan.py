@@ -81,7 +81,7 @@ class Plan:
         line: from row to row of a copy.
         lines: rows of a copy.
         distances: int64 [panel's columns], in vectors: where each channel and tap of a panel begins.
-        segments: int32 [n, 4] of all tiles of all bands.
+        segments: int32 [n, 3] of all tiles of all bands.
         segment_starts: int64 [bands · tiles + 1].
     """
 
@@ -128,7 +128,7 @@ def plan(
     widths: tuple[int, ...],
     x_channel: int,
     *,
-    whole_vectors: bool,
+    run: int = 0,
 ) -> Plan:
     """The cheapest way by a rough model of time.
 
@@ -141,7 +141,7 @@ def plan(
         lanes: floats per vector.
         widths: vectors per tile for which there is code, rising.
         x_channel: floats from channel to channel of the input.
-        whole_vectors: whether outputs are followed by zeros up to a whole vector.
+        run: adjacent outputs are written in runs that end at multiples of it, where blocks end; 0 for planes.
 
     Returns:
         The plan.
@@ -156,7 +156,7 @@ def plan(
             best = cost, draft
     if best is None:
         raise PlanError(f"convolution: found planes of {size[0]} × {size[1]}, expected shorter rows")
-    return _finished(best[1], geometry, panel, lanes, x_channel, whole_vectors)
+    return _finished(best[1], geometry, panel, lanes, run)
 
 
 def _cost(draft: _Draft, channels: int, nonzeros: int, lanes: int) -> float:
@@ -224,12 +224,16 @@ def _copied(
 ) -> Iterator[_Draft]:
     found: dict[tuple[int, int, int], int] = {}
     distance = []
+    # Where rows are whole vectors and apart, copies start at another column instead: then all stores are aligned, too.
+    reach = max(j * geometry.dilation[1] // geometry.stride[1] for j in range(geometry.kernel[1]))
+    apart = line % lanes == 0 and line >= outputs[1] + reach
     for i in range(geometry.kernel[0]):
         for j in range(geometry.kernel[1]):
             down, row = divmod(i * geometry.dilation[0], geometry.stride[0])
             right, column = divmod(j * geometry.dilation[1], geometry.stride[1])
             whole, shift = divmod(down * line + right, lanes)
-            copy = found.setdefault((row - geometry.padding[0], column - geometry.padding[1], shift), len(found))
+            left, shift = (column + shift * geometry.stride[1], 0) if apart else (column, shift)
+            copy = found.setdefault((row - geometry.padding[0], left - geometry.padding[1], shift), len(found))
             distance.append((copy, whole))
     farthest = max(whole for _, whole in distance)
     for band in sorted({-(-outputs[0] // n) for n in range(1, outputs[0] + 1)}):
@@ -247,12 +251,12 @@ def _copied(
                 )
 
 
-def _finished(draft: _Draft, geometry: Geometry, panel: int, lanes: int, x_channel: int, whole_vectors: bool) -> Plan:
+def _finished(draft: _Draft, geometry: Geometry, panel: int, lanes: int, run: int) -> Plan:
     bands = -(-draft.outputs[0] // draft.band)
     channel = max(1, len(draft.copies)) * draft.copy_vectors
     within = np.array([copy * draft.copy_vectors + whole for copy, whole in draft.distance], np.int64)
     distances = (np.arange(panel)[:, None] * channel + within).ravel()
-    starts, segments = _segments(draft, bands, lanes, whole_vectors)
+    starts, segments = _segments(draft, bands, lanes, run)
     return Plan(
         size=draft.size,
         width=draft.width,
@@ -269,15 +273,17 @@ def _finished(draft: _Draft, geometry: Geometry, panel: int, lanes: int, x_chann
     )
 
 
-def _segments(draft: _Draft, bands: int, lanes: int, whole_vectors: bool) -> tuple[Array, Array]:
+def _segments(draft: _Draft, bands: int, lanes: int, most: int) -> tuple[Array, Array]:
     """Which runs of every tile are outputs, and where they go."""
     high, wide = draft.outputs
     tiles = -(-draft.vectors // draft.width)
-    if draft.line == wide:  # then rows follow each other without gaps, in the tile as in the plane
+    if draft.line == wide and not most:  # then rows follow each other without gaps, in the tile as in the plane
         run, per_band, step = wide * high, 1, wide * draft.band
+    elif draft.line == wide and most % wide == 0 and (wide * draft.band) % most == 0:
+        run, per_band, step = most, wide * draft.band // most, most
     else:
         run, per_band, step = wide, draft.band, draft.line
-    found: list[tuple[int, int, int, int]] = []
+    found: list[tuple[int, int, int]] = []
     starts = [0]
     for band in range(bands):
         first = band * draft.band * wide
@@ -286,13 +292,9 @@ def _segments(draft: _Draft, bands: int, lanes: int, whole_vectors: bool) -> tup
             begin = min(tile * draft.width, draft.vectors - draft.width) * lanes
             end = begin + draft.width * lanes
             for row in range(max(0, begin // step), min(per_band, -(-end // step))):
-                length = min(run, total - row * wide) if per_band > 1 else total
+                length = min(run, total - row * run)
                 low, top = max(begin, row * step), min(end, row * step + length)
                 if low < top:
-                    target = first + row * wide + low - row * step
-                    size = top - low
-                    found.append((low - begin, target, size, size))
-                    if whole_vectors and target + size == wide * high and (rest := -wide * high % lanes):
-                        found.append((0, wide * high, 0, rest))
+                    found.append((low - begin, first + row * run + low - row * step, top - low))
             starts.append(len(found))
-    return np.array(starts, np.int64), np.array(found, np.int32).reshape(-1, 4)
+    return np.array(starts, np.int64), np.array(found, np.int32).reshape(-1, 3)

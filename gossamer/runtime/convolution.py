@@ -4,289 +4,29 @@ from __future__ import annotations
 
 import copy
 from functools import cache
-from typing import Any, cast, final
+from typing import cast, final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from gossamer.errors import PlanError
-from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_code import widths
-from gossamer.runtime.conv_edge import ConvField
-from gossamer.runtime.conv_plan import Geometry, Plan, plan
+from gossamer.runtime.conv_plan import Geometry, plan
+from gossamer.runtime.conv_product import ConvolutionProduct, GroupedProduct, PlaneProduct, panel_width
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.group_code import Way, height
-from gossamer.runtime.kernel_cache import (
-    ConvolutionKernels,
-    PackKernels,
-    cache_directory,
-    load_convolution_kernels,
-    load_packers,
-)
-from gossamer.runtime.layout import Pool
-from gossamer.runtime.packing import count_nonzeros, pack
-from gossamer.runtime.spmm import workspace
-from gossamer.runtime.threads import OpenMP, openmp
+from gossamer.runtime.group_code import Way
+from gossamer.runtime.kernel_cache import ConvolutionKernels, cache_directory, load_convolution_kernels, load_packers
+from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.threads import openmp
 
-__all__ = ["ConvolutionProduct", "SparseConv", "geometry_of", "product_of", "refusal"]
-
-Array = npt.NDArray[Any]
-
-_WORTH_A_TEAM = 120_000
-"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
-
-_PANEL_BYTES = 40960
-"""What a tile reads of a panel should stay in the first-level cache."""
-
-_STEPS = 12
-"""Non-zeros that a row should have in a panel: shorter loops end too often."""
-
-_KEPT = 8
-"""Image sizes whose tables are kept."""
-
-
-@final
-class _Prepared:
-    """A description for one image size, and the arrays that it points to."""
-
-    __slots__ = ("arrays", "description", "plan", "scratch")
-
-    def __init__(self, made: Plan, description: Array, arrays: tuple[Array, ...], scratch: int) -> None:
-        self.plan = made
-        self.description = description
-        self.arrays = arrays
-        self.scratch = scratch
-
-
-@final
-class ConvolutionProduct(CompiledProduct):
-    """Y = f(W ⊛ X + b + R) for a weight W [M, C, rows, columns] with zeros, over images of any size.
-
-    Immutable but for a few tables that are kept per image size: one object may be used by many threads and modules.
-
-    Args:
-        weight: float32 [M, C, rows, columns].
-        bias: float32 [M] or None.
-        geometry: strides, padding, dilation.
-        activation: f, applied after the residual is added.
-        kernels: compiled code.
-        packers: compiled code.
-        openmp: where threads come from.
-        way: how a group's non-zeros are ordered.
-        size: rows and columns of typical images; panels are chosen for it.
-        team_from: multiply-adds of vectors from which on a product runs on several threads.
-
-    Raises:
-        PlanError: sizes do not fit.
-
-    Cost: 6 bytes per non-zero and image size in use; less where patterns share indices.
-    Exact: each output is one sum in float32 in an order that depends on W and ``size`` alone, not on the number of
-        threads.
-    """
-
-    def __init__(
-        self,
-        weight: Array,
-        bias: Array | None,
-        geometry: Geometry,
-        *,
-        activation: Activation,
-        kernels: ConvolutionKernels,
-        packers: PackKernels,
-        openmp: OpenMP,
-        way: Way,
-        size: tuple[int, int],
-        team_from: int = _WORTH_A_TEAM,
-    ) -> None:
-        if weight.ndim != 4 or weight.shape[2:] != geometry.kernel or 0 in weight.shape:
-            expected = f"[M, C, {geometry.kernel[0]}, {geometry.kernel[1]}], nothing empty"
-            raise PlanError(f"convolution: found a weight {weight.shape}, expected {expected}")
-        self.rows, self.channels = weight.shape[:2]
-        self.geometry, self.activation, self.kernels, self.way = geometry, activation, kernels, way
-        self._openmp, self._team_from, self._lanes = openmp, team_from, kernels.processor.lanes
-        self._widths = widths(way, self._lanes)
-        columns = self.channels * geometry.taps
-        if bias is not None and bias.shape != (self.rows,):
-            raise PlanError(f"bias: found shape {bias.shape}, expected {(self.rows,)}")
-        flat = np.ascontiguousarray(weight, np.float32).reshape(self.rows, columns)
-        self.nonzeros = count_nonzeros(flat)
-        self.panel = _panel(self.channels, geometry, size, self.nonzeros / flat.size, self._widths, self._lanes)
-        chunks = max(1, min(16, self.rows // 64))
-        bounds = np.minimum((np.arange(chunks + 1) * self.rows // chunks + 3) // 4 * 4, self.rows).astype(np.int64)
-        bounds[-1] = self.rows
-        width, tall = self.panel * geometry.taps, height(way, self._lanes)
-        made = pack(packers, way, flat, width=width, bounds=bounds, tall=tall, narrow=False)
-        self._columns = made.index
-        self._weights = (
-            made.starts,
-            made.counts,
-            made.order,
-            made.values,
-            np.zeros(self.rows, np.float32) if bias is None else np.array(bias, np.float32),
-            bounds,
-        )
-        self._prepared: dict[tuple[int, int, int, int], _Prepared] = {}
-
-    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
-        """f(W ⊛ x + b + R).
-
-        Args:
-            x: float32 [N, C, rows, columns], contiguous. Not checked.
-            residual: float32, of the result's shape, contiguous, or None.
-
-        Returns:
-            float32 [N, M, rows', columns'].
-
-        Raises:
-            PlanError: a row of the image is too long.
-        """
-        images, _, high, wide = x.shape
-        rows, columns = self.geometry.outputs((high, wide))
-        y = x.new_empty(images, self.rows, rows, columns)
-        self.run(x, y, residual, (high, wide), images, high * wide, rows * columns)
-        return y
-
-    def run(
-        self,
-        x: Tensor,
-        y: Tensor,
-        residual: Tensor | None,
-        size: tuple[int, int],
-        images: int,
-        x_channel: int,
-        y_channel: int,
-    ) -> None:
-        """Writes f(W ⊛ x + b + R) into y, whose channels are ``y_channel`` floats apart, as those of the residual."""
-        if not images:
-            return
-        key = (*size, x_channel, y_channel)
-        ready = self._prepared.get(key)
-        if ready is None:
-            ready = self._prepare(size, x_channel, y_channel)
-            while len(self._prepared) >= _KEPT:
-                self._prepared.pop(next(iter(self._prepared)), None)
-            self._prepared[key] = ready
-        if not ready.plan.copies.size and x.data_ptr() % (4 * self._lanes):
-            x = x.clone()
-        vectors = images * ready.plan.bands * ready.plan.vectors
-        threads = 1 if self.nonzeros * vectors < self._team_from else self._openmp.threads()
-        self.kernels.convolve(
-            ready.description.ctypes.data,
-            x.data_ptr(),
-            y.data_ptr(),
-            0 if residual is None else residual.data_ptr(),
-            images,
-            workspace().address(ready.scratch * threads),
-            threads,
-        )
-
-    def _prepare(self, size: tuple[int, int], x_channel: int, y_channel: int) -> _Prepared:
-        lanes = self._lanes
-        rows, columns = self.geometry.outputs(size)
-        made = plan(
-            self.geometry,
-            size,
-            self.channels,
-            self.panel,
-            self.nonzeros,
-            lanes,
-            self._widths,
-            x_channel,
-            whole_vectors=y_channel != rows * columns,
-        )
-        starts, counts, order, values, bias, bounds = self._weights
-        index = made.distances.astype(np.uint16)[self._columns]
-        tables = (starts, counts, order, index, values, bias, bounds, made.copies, made.segments, made.segment_starts)
-        sums = self.rows * made.width * lanes + lanes
-        copies = len(made.copies)
-        held = self.channels * copies * made.copy_size + made.line + 2 * lanes if copies else 0
-        scratch = -(-(sums + held) // 1024) * 1024 + 272  # members do not meet in the same sets of a cache
-        chunk = max(1, self.rows // (len(bounds) - 1))
-        numbers: dict[ConvField, int] = {
-            ConvField.ROWS: self.rows,
-            ConvField.CHANNELS: self.channels,
-            ConvField.PANELS: -(-self.channels // self.panel),
-            ConvField.PANEL_STRIDE: self.panel * (copies * made.copy_size if copies else x_channel),
-            ConvField.CHUNKS: len(bounds) - 1,
-            ConvField.STEP: max(1, 384 // chunk),
-            ConvField.ACTIVATION: int(self.activation),
-            ConvField.WAY: int(self.way),
-            ConvField.WIDTH: made.width,
-            ConvField.TILES: made.tiles,
-            ConvField.VECTORS: made.vectors,
-            ConvField.BANDS: made.bands,
-            ConvField.BAND_STEP: made.band_step,
-            ConvField.COPIES: copies,
-            ConvField.COPY_SIZE: made.copy_size,
-            ConvField.LINE: made.line,
-            ConvField.LINES: made.lines,
-            ConvField.HEIGHT: made.size[0],
-            ConvField.BREADTH: made.size[1],
-            ConvField.ROW_STRIDE: self.geometry.stride[0],
-            ConvField.COLUMN_STRIDE: self.geometry.stride[1],
-            ConvField.X_CHANNEL: x_channel,
-            ConvField.X_IMAGE: x_channel * self.channels,
-            ConvField.Y_CHANNEL: y_channel,
-            ConvField.Y_IMAGE: y_channel * self.rows,
-            ConvField.SCRATCH: scratch,
-            ConvField.SUMS: -(-sums // 16) * 16,
-        }
-        addressed = (
-            ConvField.STARTS,
-            ConvField.COUNTS,
-            ConvField.ORDER,
-            ConvField.INDEX,
-            ConvField.VALUES,
-            ConvField.BIAS,
-            ConvField.BOUNDS,
-            ConvField.COPY,
-            ConvField.SEGMENTS,
-            ConvField.SEGMENT_STARTS,
-        )
-        description = np.zeros(len(ConvField) + len(Pool), np.int64)
-        for slot, address in zip(Pool, self._openmp.addresses or (0, 0, 0, 0), strict=True):
-            description[slot] = address
-        for field, number in numbers.items():
-            description[field] = number
-        for field, table in zip(addressed, tables, strict=True):
-            description[field] = table.ctypes.data
-        return _Prepared(made, description, tables, scratch + 16)
-
-    def with_activation(self, activation: Activation) -> ConvolutionProduct:
-        """The same weight, shared, with another f."""
-        made = object.__new__(ConvolutionProduct)
-        made.__dict__.update(self.__dict__)
-        made.activation = activation
-        made._prepared = {}
-        return made
-
-    @property
-    def resident_bytes(self) -> int:
-        """Bytes held for the weight: values, indices, counts and order; without the bias."""
-        indices = self._columns.nbytes * max(1, len(self._prepared))
-        return indices + sum(array.nbytes for array in self._weights[:4])
-
-
-def _panel(
-    channels: int, geometry: Geometry, size: tuple[int, int], density: float, known: tuple[int, ...], lanes: int
-) -> int:
-    """Channels per panel: what a tile reads should stay in the first-level cache, and loops should not get short."""
-    high, wide = geometry.outputs(size)
-    vectors = min(known[-1], max(1, high * wide // lanes))
-    cached = _PANEL_BYTES / (4 * lanes * vectors * geometry.taps)
-    long_enough = _STEPS / max(density * geometry.taps, 1e-9)
-    panels = max(1, round(channels / max(1.0, min(max(cached, long_enough), 4 * cached))))
-    largest = max(1, 65535 // geometry.taps)
-    return max(1, min(-(-channels // panels), largest))
+__all__ = ["SparseConv", "geometry_of", "product_of", "refusal"]
 
 
 def geometry_of(layer: nn.Conv1d | nn.Conv2d) -> Geometry | str:
     """A layer's geometry with two dimensions, or why there is no kernel for it."""
-    if layer.groups != 1:
-        return f"{layer.groups} groups: sparse kernels take one"
+    if layer.groups > 1 and layer.in_channels == layer.groups:
+        return f"{layer.groups} groups of one channel: it stays dense"
     if layer.padding_mode != "zeros":
         return f"padding mode {layer.padding_mode!r}: sparse kernels pad with zeros"
     spatial = len(layer.kernel_size)
@@ -314,12 +54,12 @@ def refusal(layer: nn.Conv1d | nn.Conv2d, size: tuple[int, ...], density: float)
     high, wide = (1, size[0]) if len(size) == 1 else (size[0], size[1])
     if min(geometry.outputs((high, wide))) < 1:
         return "no outputs"
-    lanes, channels = host(wanted_level()).lanes, layer.in_channels
+    lanes, channels = host(wanted_level()).lanes, layer.in_channels // layer.groups
     try:
         for way in Way:
             known = widths(way, lanes)
-            panel = _panel(channels, geometry, (high, wide), density, known, lanes)
-            plan(geometry, (high, wide), channels, panel, 1, lanes, known, high * wide, whole_vectors=False)
+            panel = panel_width(channels, geometry, (high, wide), density, known, lanes)
+            plan(geometry, (high, wide), channels, panel, 1, lanes, known, high * wide)
     except PlanError as error:
         return str(error)
     return ""
@@ -337,7 +77,7 @@ def product_of(
     *,
     activation: Activation = Activation.NONE,
     level: Level | None = None,
-) -> ConvolutionProduct:
+) -> PlaneProduct:
     """A layer's weight packed for images like those of a size.
 
     Raises:
@@ -348,19 +88,27 @@ def product_of(
     geometry = geometry_of(layer)
     if isinstance(geometry, str):
         raise PlanError(f"sparse convolution: found {geometry}")
-    weight = layer.weight.detach().cpu().float()
     level = wanted_level() if level is None else level
-    return ConvolutionProduct(
-        weight.reshape(*weight.shape[:2], *geometry.kernel).numpy(),
-        None if layer.bias is None else layer.bias.detach().cpu().float().numpy(),
-        geometry,
-        activation=activation,
-        kernels=_kernels(level),
-        packers=load_packers(host(level), cache_directory()),
-        openmp=openmp(),
-        way=way,
-        size=(1, size[0]) if len(size) == 1 else (size[0], size[1]),
+    kernels, packers = _kernels(level), load_packers(host(level), cache_directory())
+    weight = layer.weight.detach().cpu().float()
+    weight = weight.reshape(*weight.shape[:2], *geometry.kernel)
+    bias = None if layer.bias is None else layer.bias.detach().cpu().float().numpy()
+    rows = layer.out_channels // layer.groups
+    parts = tuple(
+        ConvolutionProduct(
+            weight[first : first + rows].numpy(),
+            None if bias is None else bias[first : first + rows],
+            geometry,
+            activation=activation,
+            kernels=kernels,
+            packers=packers,
+            openmp=openmp(),
+            way=way,
+            size=(1, size[0]) if len(size) == 1 else (size[0], size[1]),
+        )
+        for first in range(0, layer.out_channels, rows)
     )
+    return parts[0] if len(parts) == 1 else GroupedProduct(parts)
 
 
 @final
@@ -370,7 +118,7 @@ class SparseConv(nn.Module):
     It has no parameters: the packed weight never changes, and copies of the module share it.
 
     Args:
-        layer: one group, padded with zeros; its weight is copied.
+        layer: padded with zeros, not depthwise; its weight is copied.
         way: how a group's non-zeros are ordered.
         size: rows and columns, or the length, of typical inputs.
         activation: applied to the outputs.
@@ -402,10 +150,10 @@ class SparseConv(nn.Module):
         self.product = product_of(layer, way, size, activation=activation, level=level)
         self.dimensions = len(layer.kernel_size)
 
-    def with_activation(self, activation: Activation) -> SparseConv:
-        """The same weight, shared, with another activation."""
+    def within(self, activation: Activation, memory: Slabs) -> SparseConv:
+        """The same weight, shared, with another activation and outputs in the memory of a network."""
         made = copy.copy(self)
-        made.product = self.product.with_activation(activation)
+        made.product = self.product.within(activation, memory)
         return made
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
@@ -453,5 +201,4 @@ class SparseConv(nn.Module):
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         p = self.product
-        zeros = 1 - p.nonzeros / (p.rows * p.channels * p.geometry.taps)
-        return f"{p.channels}, {p.rows}, {p.geometry}, sparsity={zeros:.3f}, {p.way.name.lower()}"
+        return f"{p.channels}, {p.rows}, {p.geometry}, sparsity={1 - p.density:.3f}, {p.way.name.lower()}"

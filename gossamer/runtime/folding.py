@@ -9,10 +9,13 @@ import torch
 from torch import fx, nn
 
 from gossamer.network.inspect import owner_of
+from gossamer.runtime.conv_layout import hand_on_tiles
 from gossamer.runtime.convolution import SparseConv
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.graph import Either, activation_of, adds, captured
 from gossamer.runtime.pooling import PlanePool
+from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.threads import openmp
 
 __all__ = ["fold_norms", "fuse_convolutions"]
 
@@ -90,7 +93,7 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
         arguments: example inputs.
 
     Returns:
-        The captured network, or the given one if nothing can be fused.
+        The captured network, or the given one if it cannot be captured.
     """
     found = captured(network, arguments)
     if found is None:
@@ -103,7 +106,8 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     order = {node: i for i, node in enumerate(graph.nodes)}
-    changed = False
+    memory = Slabs()
+    sparse = [m for m in modules.values() if isinstance(m, SparseConv)]
     for node in list(graph.nodes):
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if not isinstance(layer, SparseConv) or len(node.args) != 1:
@@ -116,13 +120,11 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
             if isinstance(other, fx.Node) and other is not last and same:
                 last, residual = user, other
                 user = _only_user(last)
-        if user is not None:
+        if user is not None and layer.product.activation is Activation.NONE:
             activation = activation_of(user, modules)
             last = user if activation is not None else last
-        if last is node:
-            continue
-        assert order[node] < order[last]
-        fused = layer.with_activation(Activation.NONE if activation is None else activation)
+        assert order[node] <= order[last]
+        fused = layer.within(layer.product.activation if activation is None else activation, memory)
         name = f"fused_{node.name}"
         traced.add_submodule(name, fused)
         with graph.inserting_before(last):
@@ -136,14 +138,14 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
             assert isinstance(before, fx.Node)
             last = before
         graph.erase_node(node)
-        changed = True
-    if not changed:
-        return network
     for node in list(graph.nodes):
         pool = modules.get(str(node.target)) if node.op == "call_module" else None
-        if type(pool) is nn.MaxPool2d and not pool.return_indices:
-            node.target = f"planes_{node.name}"
-            traced.add_submodule(node.target, PlanePool(pool))
+        if type(pool) is nn.MaxPool2d and sparse and not node.kwargs:
+            planes = PlanePool.of(pool, sparse[0].product.kernels, openmp(), memory)
+            if planes is not None:
+                node.target = f"planes_{node.name}"
+                traced.add_submodule(node.target, planes)
+    hand_on_tiles(traced, shapes, memory)
     graph.lint()
     return Either(fx.GraphModule(traced, graph).eval(), network, arguments)
 

@@ -29,6 +29,7 @@ from gossamer.runtime import (
     pack_parts,
     pack_patterns,
     pairing_code,
+    pool_code,
     tile_code,
     value_code,
 )
@@ -93,9 +94,9 @@ TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, value_code
 CONVOLUTIONS = Code(
     "convolutions",
     conv_code.convolution_kernels,
-    (conv_code, conv_edge, group_code, value_code, epilogue, brain, emit, layout),
+    (conv_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
 )
-"""Convolutions over planes."""
+"""Convolutions over planes, and pooling."""
 
 PACKERS = Code(
     "packers",
@@ -148,7 +149,7 @@ class TileKernels:
 
 @final
 class ConvolutionKernels:
-    """The entry point of compiled `CONVOLUTIONS`, which lives as long as this object.
+    """The entry points of compiled `CONVOLUTIONS`, which live as long as this object.
 
     Args:
         object_code: an object file compiled for this processor.
@@ -159,6 +160,7 @@ class ConvolutionKernels:
         self._engine = Engine(object_code, processor)
         self.processor = processor
         self.convolve = self._engine.function("convolve", 7)
+        self.pool = self._engine.function("pool", 6)
 
 
 @final

@@ -16,6 +16,7 @@ from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.kernel_cache import Kernels, PackKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import count_nonzeros, pack_rows
+from gossamer.runtime.slabs import huge_pages
 from gossamer.runtime.threads import OpenMP
 
 __all__ = ["SparseProduct", "Workspace", "check_sparse", "workspace"]
@@ -36,15 +37,13 @@ class Workspace(threading.local):
     def __init__(self) -> None:
         self._floats = 0
         self._address = 0
-        self._memory = np.empty(0, np.uint8)
+        self._memory: object = None
 
     def address(self, floats: int) -> int:
-        """Address of memory for that many floats, aligned to 64 bytes; valid until this thread's next request."""
+        """Address of memory for that many floats, aligned to a page; valid until this thread's next request."""
         if floats > self._floats:
-            self._memory = np.empty(4 * floats + 64, np.uint8)
-            start: int = self._memory.ctypes.data
-            self._address = start + -start % 64
-            self._floats = floats
+            self._memory, self._address, size = huge_pages(4 * floats)
+            self._floats = size // 4
         return self._address
 
 

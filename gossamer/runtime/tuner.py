@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from gossamer.encoding.node import Encoding
 from gossamer.measure.race import raced
 from gossamer.runtime.arguments import tensors_in
-from gossamer.runtime.candidates import WORTH_TRYING, density_of, fastest, offers_for, resident_bytes, weights_of
+from gossamer.runtime.candidates import (
+    WORTH_TRYING,
+    density_of,
+    fastest,
+    is_stem,
+    offers_for,
+    resident_bytes,
+    weights_of,
+)
 from gossamer.runtime.convolution import refusal
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
@@ -169,7 +177,7 @@ def _call(module: nn.Module, inputs: Tensor, *, tiled: bool) -> Callable[[], obj
 def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tensor, *, jit: bool) -> str:
     if factorized(tree):
         return f"{type(tree).__name__} in {type(layer).__name__}: no small operators for it here"
-    if density >= WORTH_TRYING:
+    if density >= WORTH_TRYING and not is_stem(layer):
         return f"density {density:.2f}: too few zeros to gain from"
     if isinstance(layer, (nn.Conv1d, nn.Conv2d)):
         why = refusal(layer, tuple(inputs.shape[-len(layer.kernel_size) :]), density) if jit else ""

@@ -16,12 +16,16 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.errors import PlanError
+from gossamer.runtime.conv_layout import TiledConv
 from gossamer.runtime.conv_plan import Geometry, plan
-from gossamer.runtime.convolution import ConvolutionProduct, SparseConv, product_of, refusal
-from gossamer.runtime.cpu import Level, Processor, levels
+from gossamer.runtime.conv_product import ConvolutionProduct
+from gossamer.runtime.conv_tiles import FromTiles, IntoTiles
+from gossamer.runtime.convolution import SparseConv, product_of, refusal
+from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.kernel_cache import CONVOLUTIONS, assembly
+from gossamer.runtime.slabs import Slabs
 
 LEVELS = levels()
 WAYS = list(Way)
@@ -159,6 +163,25 @@ def test_the_residual_is_added_before_the_activation(activation: Activation, ker
     assert error(product(x, residual), FUNCTIONS[activation](plain + residual.double())) <= 1e-5
 
 
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kernel", [1, 3])
+@pytest.mark.parametrize(("groups", "side"), [(2, 8), (3, 7), (4, 14)])
+def test_groups_agree_with_float64(level: Level, kernel: int, groups: int, side: int) -> None:
+    torch.manual_seed(groups)
+    layer = thinned(nn.Conv2d(6 * groups, 10 * groups, kernel, padding=kernel // 2, groups=groups), 0.3)
+    with torch.no_grad():
+        layer.weight[:10] = 0
+    fast = SparseConv(layer, Way.SLICED, (side, side), level=level)
+    x, residual = torch.randn(2, 6 * groups, side, side), torch.randn(2, 10 * groups, side, side)
+    assert error(fast(x), exact(layer, x)) <= 1e-5
+    assert error(fast(x, residual), exact(layer, x) + residual.double()) <= 1e-5
+    memory = Slabs()
+    into = IntoTiles(host(level).lanes, memory)
+    y = TiledConv(fast.within(Activation.RELU, memory))(into(x), into(residual))
+    assert error(FromTiles(memory)(y), F.relu(exact(layer, x) + residual.double())) <= 1e-5
+    assert f"sparsity={1 - int(layer.weight.count_nonzero()) / layer.weight.numel():.3f}" in repr(fast)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("channels", "rows", "side", "images"), [(64, 300, 8, 1), (20, 40, 56, 1), (20, 40, 14, 5)])
 def test_the_result_does_not_depend_on_the_number_of_threads(
@@ -168,6 +191,7 @@ def test_the_result_does_not_depend_on_the_number_of_threads(
     for kernel in (1, 3):
         layer = thinned(nn.Conv2d(channels, rows, kernel, padding=kernel // 2), 0.2)
         product = product_of(layer, way, (side, side))
+        assert isinstance(product, ConvolutionProduct)
         product._team_from = 0
         before = torch.get_num_threads()
         found = []
@@ -196,7 +220,7 @@ def test_nan_and_infinity_go_only_where_they_belong() -> None:
 
 def test_what_no_kernel_can_do_is_refused() -> None:
     for layer, found in [
-        (nn.Conv2d(4, 4, 3, groups=4), "4 groups"),
+        (nn.Conv2d(4, 4, 3, groups=4), "4 groups of one channel"),
         (nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), "'reflect'"),
     ]:
         with pytest.raises(PlanError, match=found):
@@ -216,7 +240,7 @@ def test_rows_too_long_for_indices_are_refused() -> None:
     assert refusal(layer, (3, 1 << 20), 0.1) and not refusal(layer, (56, 56), 0.1)
     geometry = Geometry((3, 3), (1, 1), (1, 1), (1, 1), (1, 1))
     with pytest.raises(PlanError, match="shorter rows"):
-        plan(geometry, (3, 1 << 20), 64, 64, 1000, 16, (1, 2, 4), 3 << 20, whole_vectors=False)
+        plan(geometry, (3, 1 << 20), 64, 64, 1000, 16, (1, 2, 4), 3 << 20)
 
 
 def test_a_product_is_shared_by_copies_and_not_pickled() -> None:
@@ -243,7 +267,7 @@ def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.Monke
     monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
     torch.manual_seed(0)
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, padding=1),
+        nn.Conv2d(8, 16, 3, padding=1),
         nn.BatchNorm2d(16),
         nn.ReLU(),
         thinned(nn.Conv2d(16, 32, 3, stride=2, padding=1), 0.1),
@@ -255,7 +279,7 @@ def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.Monke
         assert isinstance(model[5], nn.Conv2d)
         model[5].weight[:, :, 0] = 0
         model[5].weight[:, :, 1] = 0
-    x = torch.randn(2, 3, 20, 20)
+    x = torch.randn(2, 8, 20, 20)
     fast = gs.lower(model, x)  # type: ignore[operator]
     chosen = {c.layer: c for c in fast.explain()}
     assert chosen["0"].kernel == "dense" and "too few zeros" in chosen["0"].reason
@@ -263,5 +287,5 @@ def test_lower_chooses_sparse_convolutions_and_says_so(monkeypatch: pytest.Monke
     assert chosen["5"].kernel == "dense" and "32 groups" in chosen["5"].reason
     assert chosen["6"].kernel in ("sliced planes", "planes by pairs", "planes by patterns")
     assert error(fast(x), exact(model, x)) <= 1e-4
-    other = torch.randn(1, 3, 31, 17)
+    other = torch.randn(1, 8, 31, 17)
     assert error(fast(other), exact(model, other)) <= 1e-4

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.runtime.convolution import SparseConv
+from gossamer.runtime.conv_layout import TiledConv
 from gossamer.runtime.folding import fold_norms
 from gossamer.runtime.graph import Either
-from gossamer.runtime.pooling import PlanePool
+from gossamer.runtime.pooling import TiledPool
 
 
 class Bottleneck(nn.Module):
@@ -76,10 +76,10 @@ def test_a_residual_network_is_fused_as_a_whole(in_place: bool, monkeypatch: pyt
         for node in fast.captured.captured.graph.nodes
         if node.op == "call_module"
     ]
-    assert sum(isinstance(module, SparseConv) for module in called) == 14
+    assert sum(isinstance(module, TiledConv) for module in called) == 15  # the stem is among them
     assert not any(isinstance(module, (nn.BatchNorm2d, nn.Identity)) for module in called)
-    assert sum(isinstance(module, nn.ReLU) for module in called) == 1  # after the dense stem
-    assert sum(isinstance(module, PlanePool) for module in called) == 1
+    assert not any(isinstance(module, nn.ReLU) for module in called)
+    assert sum(isinstance(module, TiledPool) for module in called) == 1
     functions = [node for node in fast.captured.captured.graph.nodes if node.op == "call_function"]
     assert not functions
     for shape in [(1, 3, 20, 20), (3, 3, 33, 47)]:

@@ -1,0 +1,466 @@
+"""Sparse convolutions of planes, with the weight packed for compiled code."""
+
+from __future__ import annotations
+
+from typing import Any, Self, final
+
+import numpy as np
+import numpy.typing as npt
+from torch import Tensor
+
+from gossamer.errors import PlanError
+from gossamer.runtime.compiled import CompiledProduct
+from gossamer.runtime.conv_code import AHEAD, widths
+from gossamer.runtime.conv_edge import ConvField
+from gossamer.runtime.conv_plan import Geometry, Plan, plan
+from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
+from gossamer.runtime.epilogue import Activation
+from gossamer.runtime.group_code import Way, height
+from gossamer.runtime.kernel_cache import ConvolutionKernels, PackKernels
+from gossamer.runtime.layout import Pool
+from gossamer.runtime.packing import count_nonzeros, pack
+from gossamer.runtime.slabs import Slabs, empty
+from gossamer.runtime.spmm import workspace
+from gossamer.runtime.threads import OpenMP
+
+__all__ = ["ConvolutionProduct", "GroupedProduct", "PlaneProduct", "panel_width"]
+
+Array = npt.NDArray[Any]
+
+_WORTH_A_TEAM = 120_000
+"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
+
+_PANEL_BYTES = 40960
+"""What a tile reads of a panel should stay in the first-level cache."""
+
+_CLIPS = (Activation.NONE, Activation.RELU, Activation.RELU6)
+"""What is applied in registers."""
+
+_CLOSE = 64
+"""Vectors from channel to channel up to which sums of several panels are kept where the outputs belong."""
+
+_KEPT = 8
+"""Image sizes whose tables are kept."""
+
+
+@final
+class _Prepared:
+    """A description for one image size, and the arrays that it points to."""
+
+    __slots__ = ("address", "arrays", "plan", "scratch")
+
+    def __init__(self, made: Plan, description: Array, arrays: tuple[Array, ...], scratch: int) -> None:
+        self.plan = made
+        self.address: int = description.ctypes.data
+        self.arrays = (description, *arrays)
+        self.scratch = scratch
+
+
+class PlaneProduct(CompiledProduct):
+    """What products of planes and of blocks of planes have in common: outputs are made here and filled by `_run`.
+
+    Args:
+        rows: channels of the output.
+        channels: of the input.
+        geometry: strides, padding, dilation.
+        activation: f, applied after the residual is added.
+        kernels: compiled code.
+        way: how a group's non-zeros are ordered.
+    """
+
+    def __init__(
+        self,
+        rows: int,
+        channels: int,
+        geometry: Geometry,
+        activation: Activation,
+        kernels: ConvolutionKernels,
+        way: Way,
+    ) -> None:
+        self.rows, self.channels = rows, channels
+        self.geometry, self.activation, self.kernels, self.way = geometry, activation, kernels, way
+        self.memory: Slabs | None = None
+        self._lanes = kernels.processor.lanes
+
+    def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        """f(W ⊛ x + b + R).
+
+        Args:
+            x: float32 [N, C, rows, columns], contiguous. Not checked.
+            residual: float32, of the result's shape, contiguous, or None.
+
+        Returns:
+            float32 [N, M, rows', columns'].
+
+        Raises:
+            PlanError: a row of the image is too long.
+        """
+        images, _, high, wide = x.shape
+        rows, columns = self.geometry.outputs((high, wide))
+        y = empty(self.memory, images, self.rows, rows, columns)
+        self._run(x, y, residual, (high, wide), images, high * wide, rows * columns)
+        return y
+
+    def tiled(self, x: PlaneTiles, residual: PlaneTiles | None = None) -> PlaneTiles:
+        """The same for planes cut into blocks.
+
+        Args:
+            x: of C channels; if the layer is not pointwise, a block may be a plane. Not checked.
+            residual: of the result's shape.
+
+        Raises:
+            PlanError: a row of the image is too long.
+        """
+        added = None if residual is None else residual.data
+        size = self.geometry.outputs(x.size)
+        if self.geometry.pointwise:
+            blocks, _, tile = x.data.shape
+            y = empty(self.memory, blocks, self.rows, tile)
+            self._run(x.data, y, added, (1, tile), blocks, tile, tile)
+        else:
+            positions = x.images * size[0] * size[1]
+            tile = block_length(positions, size[1], self._lanes)
+            y = empty(self.memory, -(-positions // tile), self.rows, tile)
+            self._run(x.data, y, added, x.size, x.images, x.data.shape[2], tile)
+            clear_end(y, positions)
+        return PlaneTiles(y, x.images, size, x.batched)
+
+    def within(self, activation: Activation, memory: Slabs) -> Self:
+        """The same weight, shared, with another f and outputs in the memory of a network."""
+        raise NotImplementedError
+
+    def _run(
+        self,
+        x: Tensor,
+        y: Tensor,
+        residual: Tensor | None,
+        size: tuple[int, int],
+        images: int,
+        x_tile: int,
+        y_tile: int,
+    ) -> None:
+        """Writes f(W ⊛ X + b + R) into y; blocks have ``x_tile`` and ``y_tile`` positions."""
+        raise NotImplementedError
+
+    @property
+    def nonzeros(self) -> int:
+        """Weights that are not zero."""
+        raise NotImplementedError
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        raise NotImplementedError
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held for the weight: values, indices, counts and order; without the bias."""
+        raise NotImplementedError
+
+
+@final
+class ConvolutionProduct(PlaneProduct):
+    """Y = f(W ⊛ X + b + R) for a weight W [M, C, rows, columns] with zeros, over images of any size.
+
+    Immutable but for a few tables that are kept per image size: one object may be used by many threads and modules.
+
+    Args:
+        weight: float32 [M, C, rows, columns].
+        bias: float32 [M] or None.
+        geometry: strides, padding, dilation.
+        activation: f, applied after the residual is added.
+        kernels: compiled code.
+        packers: compiled code.
+        openmp: where threads come from.
+        way: how a group's non-zeros are ordered.
+        size: rows and columns of typical images; panels are chosen for it.
+        team_from: multiply-adds of vectors from which on a product runs on several threads.
+
+    Raises:
+        PlanError: sizes do not fit.
+
+    Cost: 6 bytes per non-zero and image size in use; less where patterns share indices.
+    Exact: each output is one sum in float32 in an order that depends on W and ``size`` alone, not on the number of
+        threads.
+    """
+
+    def __init__(
+        self,
+        weight: Array,
+        bias: Array | None,
+        geometry: Geometry,
+        *,
+        activation: Activation,
+        kernels: ConvolutionKernels,
+        packers: PackKernels,
+        openmp: OpenMP,
+        way: Way,
+        size: tuple[int, int],
+        team_from: int = _WORTH_A_TEAM,
+    ) -> None:
+        if weight.ndim != 4 or weight.shape[2:] != geometry.kernel or 0 in weight.shape:
+            expected = f"[M, C, {geometry.kernel[0]}, {geometry.kernel[1]}], nothing empty"
+            raise PlanError(f"convolution: found a weight {weight.shape}, expected {expected}")
+        rows, channels = weight.shape[:2]
+        super().__init__(rows, channels, geometry, activation, kernels, way)
+        self._openmp, self._team_from = openmp, team_from
+        self._first_channel, self._first_row = 0, 0
+        self._all_channels, self._all_rows = self.channels, self.rows
+        self._widths = widths(way, self._lanes)
+        columns = self.channels * geometry.taps
+        if bias is not None and bias.shape != (self.rows,):
+            raise PlanError(f"bias: found shape {bias.shape}, expected {(self.rows,)}")
+        flat = np.ascontiguousarray(weight, np.float32).reshape(self.rows, columns)
+        self._nonzeros = count_nonzeros(flat)
+        self.panel = panel_width(self.channels, geometry, size, self.density, self._widths, self._lanes)
+        chunks = max(1, min(16, self.rows // 64))
+        bounds = np.minimum((np.arange(chunks + 1) * self.rows // chunks + 3) // 4 * 4, self.rows).astype(np.int64)
+        bounds[-1] = self.rows
+        width, tall = self.panel * geometry.taps, height(way, self._lanes)
+        made = pack(packers, way, flat, width=width, bounds=bounds, tall=tall, narrow=False)
+        self._columns = made.index
+        self._weights = (
+            made.starts,
+            made.counts,
+            _with_more(made.order),
+            made.values,
+            np.zeros(self.rows, np.float32) if bias is None else np.array(bias, np.float32),
+            bounds,
+        )
+        self._prepared: dict[tuple[int, int, int, int], _Prepared] = {}
+
+    def _run(
+        self,
+        x: Tensor,
+        y: Tensor,
+        residual: Tensor | None,
+        size: tuple[int, int],
+        images: int,
+        x_tile: int,
+        y_tile: int,
+    ) -> None:
+        """Writes f(W ⊛ X + b + R) into y; blocks have ``x_tile`` and ``y_tile`` positions."""
+        if not images:
+            return
+        key = (*size, x_tile, y_tile)
+        ready = self._prepared.get(key)
+        if ready is None:
+            ready = self._prepare(size, x_tile, y_tile)
+            while len(self._prepared) >= _KEPT:
+                self._prepared.pop(next(iter(self._prepared)), None)
+            self._prepared[key] = ready
+        if not ready.plan.copies.size and x.data_ptr() % (4 * self._lanes):
+            x = x.clone()
+        if residual is not None and residual.data_ptr() % (4 * self._lanes):
+            residual = residual.clone()
+        vectors = images * ready.plan.bands * ready.plan.vectors
+        threads = 1 if self._nonzeros * vectors < self._team_from else self._openmp.threads()
+        self.kernels.convolve(
+            ready.address,
+            x.data_ptr() + 4 * self._first_channel * x_tile,
+            y.data_ptr() + 4 * self._first_row * y_tile,
+            0 if residual is None else residual.data_ptr() + 4 * self._first_row * y_tile,
+            images,
+            workspace().address(ready.scratch * threads),
+            threads,
+        )
+
+    def _prepare(self, size: tuple[int, int], x_tile: int, y_tile: int) -> _Prepared:
+        lanes = self._lanes
+        rows, columns = self.geometry.outputs(size)
+        pixels = rows * columns
+        run = 0 if y_tile == pixels else y_tile if pixels % y_tile == 0 else columns
+        panel, known = self.panel, self._widths
+        made = plan(self.geometry, size, self.channels, panel, self._nonzeros, lanes, known, x_tile, run=run)
+        starts, counts, order, values, bias, bounds = self._weights
+        index = made.distances.astype(np.uint16)[self._columns]
+        tables: tuple[Array, ...] = (
+            starts,
+            counts,
+            order,
+            index,
+            values,
+            bias,
+            bounds,
+            made.copies,
+            made.segments,
+            made.segment_starts,
+        )
+        copies, panels = len(made.copies), -(-self.channels // panel)
+        # Tiles that overlap, and are added to panel by panel, would disturb each other; so would channels far apart.
+        undisturbed = panels == 1 or (made.vectors % made.width == 0 and y_tile <= _CLOSE * lanes)
+        in_place = not copies and undisturbed and self.activation in _CLIPS
+        sums = 0 if in_place else -(-self.rows * made.width * lanes // 16) * 16
+        words = max(int(np.diff(made.segment_starts).max(initial=0)), copies * (made.lines + 2))
+        places = -(-2 * words // 16) * 16
+        held = self.channels * copies * made.copy_size + made.line + 2 * lanes if copies else 0
+        scratch = -(-(sums + places + held) // 1024) * 1024 + 272  # members do not meet in the same sets of a cache
+        chunk = max(1, self.rows // (len(bounds) - 1))
+        numbers: dict[ConvField, int] = {
+            ConvField.ROWS: self.rows,
+            ConvField.CHANNELS: self.channels,
+            ConvField.PANELS: panels,
+            ConvField.PANEL_STRIDE: panel * (copies * made.copy_size if copies else x_tile),
+            ConvField.CHUNKS: len(bounds) - 1,
+            ConvField.STEP: max(1, 384 // chunk),
+            ConvField.ACTIVATION: int(self.activation),
+            ConvField.WAY: int(self.way),
+            ConvField.WIDTH: made.width,
+            ConvField.TILES: made.tiles,
+            ConvField.VECTORS: made.vectors,
+            ConvField.BANDS: made.bands,
+            ConvField.BAND_STEP: made.band_step,
+            ConvField.COPIES: copies,
+            ConvField.COPY_SIZE: made.copy_size,
+            ConvField.LINE: made.line,
+            ConvField.LINES: made.lines,
+            ConvField.HEIGHT: made.size[0],
+            ConvField.BREADTH: made.size[1],
+            ConvField.ROW_STRIDE: self.geometry.stride[0],
+            ConvField.COLUMN_STRIDE: self.geometry.stride[1],
+            ConvField.X_TILE: x_tile,
+            ConvField.X_BLOCK: x_tile * self._all_channels,
+            ConvField.X_PLANE: size[0] * size[1],
+            ConvField.Y_TILE: y_tile,
+            ConvField.Y_BLOCK: y_tile * self._all_rows,
+            ConvField.Y_PLANE: pixels,
+            ConvField.SCRATCH: scratch,
+            ConvField.PLACES: sums,
+            ConvField.SUMS: sums + places,
+            ConvField.IN_PLACE: int(in_place),
+        }
+        addressed = (
+            ConvField.STARTS,
+            ConvField.COUNTS,
+            ConvField.ORDER,
+            ConvField.INDEX,
+            ConvField.VALUES,
+            ConvField.BIAS,
+            ConvField.BOUNDS,
+            ConvField.COPY,
+            ConvField.SEGMENTS,
+            ConvField.SEGMENT_STARTS,
+        )
+        description = np.zeros(len(ConvField) + len(Pool), np.int64)
+        for slot, address in zip(Pool, self._openmp.addresses or (0, 0, 0, 0), strict=True):
+            description[slot] = address
+        for field, number in numbers.items():
+            description[field] = number
+        for field, table in zip(addressed, tables, strict=True):
+            description[field] = table.ctypes.data
+        return _Prepared(made, description, tables, scratch + 16)
+
+    def within(self, activation: Activation, memory: Slabs) -> Self:
+        """The same weight, shared, with another f and outputs in the memory of a network."""
+        made = self._copied()
+        made.activation = activation
+        made.memory = memory
+        return made
+
+    def placed(self, first_channel: int, first_row: int, channels: int, rows: int) -> Self:
+        """The same weight, shared, for some of the channels of an input and some rows of an output.
+
+        Args:
+            first_channel: of the input that it reads.
+            first_row: of the output that it writes.
+            channels: of the whole input.
+            rows: of the whole output.
+        """
+        made = self._copied()
+        made._first_channel, made._first_row = first_channel, first_row
+        made._all_channels, made._all_rows = channels, rows
+        return made
+
+    def _copied(self) -> Self:
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made._prepared = {}
+        return made
+
+    @property
+    def nonzeros(self) -> int:
+        """Weights that are not zero."""
+        return self._nonzeros
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return self._nonzeros / (self.rows * self.channels * self.geometry.taps)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held for the weight: values, indices, counts and order; without the bias."""
+        indices = self._columns.nbytes * max(1, len(self._prepared))
+        return indices + sum(array.nbytes for array in self._weights[:4])
+
+
+@final
+class GroupedProduct(PlaneProduct):
+    """The same for a convolution of several groups, one product after the other.
+
+    Args:
+        parts: of equal shapes and geometry, one for every group; two or more.
+    """
+
+    def __init__(self, parts: tuple[ConvolutionProduct, ...]) -> None:
+        first, count = parts[0], len(parts)
+        rows, channels = count * first.rows, count * first.channels
+        super().__init__(rows, channels, first.geometry, first.activation, first.kernels, first.way)
+        self.parts = tuple(p.placed(i * p.channels, i * p.rows, channels, rows) for i, p in enumerate(parts))
+
+    def within(self, activation: Activation, memory: Slabs) -> Self:
+        """The same weights, shared, with another f and outputs in the memory of a network."""
+        made = object.__new__(type(self))
+        made.__dict__.update(self.__dict__)
+        made.activation, made.memory = activation, memory
+        made.parts = tuple(part.within(activation, memory) for part in self.parts)
+        return made
+
+    def _run(
+        self,
+        x: Tensor,
+        y: Tensor,
+        residual: Tensor | None,
+        size: tuple[int, int],
+        images: int,
+        x_tile: int,
+        y_tile: int,
+    ) -> None:
+        for part in self.parts:
+            part._run(x, y, residual, size, images, x_tile, y_tile)
+
+    @property
+    def nonzeros(self) -> int:
+        """Weights that are not zero."""
+        return sum(part.nonzeros for part in self.parts)
+
+    @property
+    def density(self) -> float:
+        """Share of weights that are not zero."""
+        return sum(part.density for part in self.parts) / len(self.parts)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held for the weights."""
+        return sum(part.resident_bytes for part in self.parts)
+
+
+def _with_more(order: Array) -> Array:
+    """With zeros behind, for the kernel looks ahead."""
+    return np.concatenate([np.ascontiguousarray(order, np.uint32).ravel(), np.zeros(4 * AHEAD, np.uint32)])
+
+
+def panel_width(
+    channels: int, geometry: Geometry, size: tuple[int, int], density: float, known: tuple[int, ...], lanes: int
+) -> int:
+    """Channels per panel: what a tile reads should stay in the first-level cache, and loops should not get short.
+
+    Rows should have 12 non-zeros in a panel, with several taps 20 for channels are whole: measured on ResNet-50.
+    """
+    high, wide = geometry.outputs(size)
+    vectors = min(known[-1], -(-high * wide // lanes))
+    cached = _PANEL_BYTES / (4 * lanes * vectors * geometry.taps)
+    long_enough = (12 if geometry.taps == 1 else 20) / max(density * geometry.taps, 1e-9)
+    panels = max(1, round(channels / max(1.0, min(max(cached, long_enough), 4 * cached))))
+    largest = max(1, 65535 // geometry.taps)
+    return max(1, min(-(-channels // panels), largest))
