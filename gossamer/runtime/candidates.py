@@ -20,8 +20,11 @@ from gossamer.runtime.operators import name_of, operator_of
 from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler
 from gossamer.runtime.value_code import Stored
 from gossamer.runtime.value_forms import grid_of, smaller_form
+from gossamer.runtime.vector import Positions, VectorLinear, has_bitmaps
+from gossamer.runtime.vector_values import Storage, StoredValues, smallest_exact
 
 __all__ = [
+    "FEW",
     "WORTH_TRYING",
     "density_of",
     "fastest",
@@ -39,6 +42,14 @@ _SMALLER = {
     Stored.BFLOATS: ", 16-bit values",
 }
 _BLOCKS_WORTH_TRYING = 0.85  # the same if non-zeros lie in blocks
+_VALUES = {
+    Storage.INT8: _SMALLER[Stored.INTEGERS],
+    Storage.CODEBOOK4: ", indices of 16 values",
+    Storage.CODEBOOK8: _SMALLER[Stored.TABLE],
+    Storage.BFLOAT16: _SMALLER[Stored.BFLOATS],
+}
+FEW = 8  # tokens up to which kernels for few vectors are tried; up to half of them, nothing else is
+_SOME = ("sparse", "sliced")  # what can win beside them
 OVERLAPPING = 0.12  # density from which on four rows share columns often enough to gain from it
 
 
@@ -63,7 +74,12 @@ def offers_for(
     if sparse and inputs.dtype == weight.dtype and density < _BLOCKS_WORTH_TRYING:
         blocks = isinstance(layer, nn.Linear) and in_blocks(weight)
         if isinstance(layer, nn.Linear) and (density < WORTH_TRYING or blocks):
-            found |= _sparse_offers(layer, tree, density, blocks=blocks)
+            tokens = inputs.numel() // max(1, inputs.shape[-1])
+            few = tokens <= FEW and weight.dtype == torch.float32
+            alone = few and 2 * tokens <= FEW and density < WORTH_TRYING
+            offers = {} if alone else _sparse_offers(layer, tree, density, blocks=blocks)
+            found |= {name: make for name, make in offers.items() if not few or blocks or name in _SOME}
+            found |= _vector_offers(layer, tree) if few else {}
         elif density < WORTH_TRYING and weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)):
             size = tuple(inputs.shape[-len(layer.kernel_size) :])
             if not refusal(layer, size, density):
@@ -115,11 +131,28 @@ def _sparse_offers(
     return found
 
 
+def _vector_offers(layer: nn.Linear, tree: Encoding) -> dict[str, Callable[[], nn.Module]]:
+    """By index and by bitmap, also with values in fewer bits where these hold them exactly."""
+    dense = layer.weight.detach().cpu().contiguous().numpy()
+    grid = grid_of(tree, dense)
+    small: Storage | StoredValues = smallest_exact(dense[dense != 0])
+    if grid is not None and grid.scale.shape[1] == 1 and small is not Storage.CODEBOOK4:
+        small = StoredValues.of_integers(grid.q, grid.scale[:, 0])
+    kind = small if isinstance(small, Storage) else small.kind
+    found: dict[str, Callable[[], nn.Module]] = {}
+    for held in Positions if has_bitmaps() else (Positions.INDEX,):
+        name = f"vector by {held.name.lower()}"
+        found[name] = partial(VectorLinear, layer.weight, layer.bias, held=held)
+        if kind is not Storage.FLOAT32:
+            found[name + _VALUES[kind]] = partial(VectorLinear, layer.weight, layer.bias, held=held, stored=small)
+    return found
+
+
 def fastest(times: Mapping[str, float]) -> str:
     """The candidate to take: the fastest, or the fastest with smaller values if it is within a twentieth of that."""
     best = min(times, key=lambda name: times[name])
     close = [name for name in times if times[name] <= 1.05 * times[best]]
-    small = [name for name in close if any(form in name for form in _SMALLER.values())]
+    small = [name for name in close if any(form in name for form in (*_SMALLER.values(), *_VALUES.values()))]
     return min(small, key=lambda name: times[name]) if small else best
 
 
@@ -175,7 +208,7 @@ def resident_bytes(module: nn.Module) -> int:
     """Bytes held for weights, biases not counted."""
     total = 0
     for part in module.modules():
-        if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear, SparseConv)):
+        if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear, SparseConv, VectorLinear)):
             total += part.resident_bytes
         else:
             held = [p for n, p in part._parameters.items() if p is not None and not n.startswith("bias")]
