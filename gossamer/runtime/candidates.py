@@ -72,23 +72,10 @@ def offers_for(
     found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype in (torch.float32, torch.bfloat16)
-<<<<<<< HEAD
     if sparse and inputs.dtype == weight.dtype:
         if isinstance(layer, nn.Linear):
             found |= _linear_offers(layer, tree, density, inputs)
         elif isinstance(layer, (nn.Conv1d, nn.Conv2d)) and weight.dtype == torch.float32:
-=======
-    if sparse and inputs.dtype == weight.dtype and density < _BLOCKS_WORTH_TRYING:
-        blocks = isinstance(layer, nn.Linear) and in_blocks(weight)
-        if isinstance(layer, nn.Linear) and (density < WORTH_TRYING or blocks):
-            tokens = inputs.numel() // max(1, inputs.shape[-1])
-            few = tokens <= FEW and weight.dtype == torch.float32
-            alone = few and 2 * tokens <= FEW and density < WORTH_TRYING
-            offers = {} if alone else _sparse_offers(layer, tree, density, blocks=blocks)
-            found |= {name: make for name, make in offers.items() if not few or blocks or name in _SOME}
-            found |= _vector_offers(layer, tree) if few else {}
-        elif density < WORTH_TRYING and weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)):
->>>>>>> a74adb0d08280f92f32f5a314a2a50018c4cbbb7
             size = tuple(inputs.shape[-len(layer.kernel_size) :])
             if (density < WORTH_TRYING or is_stem(layer)) and not refusal(layer, size, density):
                 found |= _convolution_offers(layer, density, size)
