@@ -104,11 +104,11 @@ def expand_function(module: ir.Module, lanes: int) -> ir.Function:
         yes, no = made.append_basic_block(), made.append_basic_block()
         e.at.cbranch(e.equal(field(ValueField.FORMAT), int(stored)), yes, no)
         e.at.position_at_end(yes)
-        if stored in sizes:
-            value = entry_of([e.load(table, lanes * k) for k in range(sizes[stored] // lanes)])
+        registers = [e.load(table, lanes * k) for k in range(sizes.get(stored, 0) // lanes)]
+        found = entry_of(registers) if registers else value
 
-        def vector(i: Node, _: list[Node], value: Any = value) -> list[Node]:
-            e.store(value(i), buffer, i, lanes * 4)
+        def vector(i: Node, _: list[Node], found: Any = found) -> list[Node]:
+            e.store(found(i), buffer, i, lanes * 4)
             return []
 
         e.loop(0, count, vector, step=lanes)
