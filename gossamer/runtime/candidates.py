@@ -125,7 +125,7 @@ def _sparse_offers(
         found[name] = partial(GroupedLinear, weight, bias, way, width=width)
         stored = forms[way is not Way.PATTERNS]
         if stored is not Stored.FLOATS:
-            small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, tree=tree)
+            small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, grid=grid)
             # Panels are as wide as groups of columns, and times depend on that.
             by = f" by {grid.size} columns" if grid is not None and grid.scale.shape[1] > 1 else ""
             found[f"{name}{_SMALLER[stored]}{by}"] = small
