@@ -138,7 +138,7 @@ def _vector_offers(layer: nn.Linear, tree: Encoding) -> dict[str, Callable[[], n
     grid = grid_of(tree, dense)
     small: Storage | StoredValues = smallest_exact(dense[dense != 0])
     if grid is not None and grid.scale.shape[1] == 1 and small is not Storage.CODEBOOK4:
-        small = StoredValues.of_integers(grid.q, grid.scale[:, 0])
+        small = StoredValues.of_integers(grid.q[dense != 0], grid.scale[:, 0])
     kind = small if isinstance(small, Storage) else small.kind
     found: dict[str, Callable[[], nn.Module]] = {}
     for held in Positions if has_bitmaps() else (Positions.INDEX,):
