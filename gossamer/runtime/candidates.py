@@ -137,7 +137,7 @@ def _sparse_offers(
         found[name] = partial(GroupedLinear, weight, bias, way, width=width)
         stored = forms[way is not Way.PATTERNS]
         if stored is not Stored.FLOATS:
-            small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, tree=tree)
+            small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, grid=grid)
             # Panels are as wide as groups of columns, and times depend on that.
             by = f" by {grid.size} columns" if grid is not None and grid.scale.shape[1] > 1 else ""
             found[f"{name}{_SMALLER[stored]}{by}"] = small
@@ -150,7 +150,7 @@ def _vector_offers(layer: nn.Linear, tree: Encoding) -> dict[str, Callable[[], n
     grid = grid_of(tree, dense)
     small: Storage | StoredValues = smallest_exact(dense[dense != 0])
     if grid is not None and grid.scale.shape[1] == 1 and small is not Storage.CODEBOOK4:
-        small = StoredValues.of_integers(grid.q, grid.scale[:, 0])
+        small = StoredValues.of_integers(grid.q[dense != 0], grid.scale[:, 0])
     kind = small if isinstance(small, Storage) else small.kind
     found: dict[str, Callable[[], nn.Module]] = {}
     for held in Positions if has_bitmaps() else (Positions.INDEX,):

@@ -159,6 +159,9 @@ def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
         ("normalise_tile_4", "fsqrt"),
         ("pack_tile", "trn1|zip1|uzp1"),
         ("unpack_tile", "trn1|zip1|uzp1"),
+        ("pack_tile_brain", "trn1|zip1|uzp1|shll"),
+        ("unpack_tile_brain", "trn1|zip1|uzp1|add"),
+        ("expand", "scvtf"),
     ],
 )
 def test_neon_code_for_tiles_is_vector_code_in_every_kernel(kernel: str, wanted: str) -> None:
