@@ -190,7 +190,7 @@ def _convolution_offers(
         return {"planes by patterns": lambda: SparseConv(layer, Way.PATTERNS, size)}
     found: dict[str, Callable[[], nn.Module]] = {"sliced planes": lambda: SparseConv(layer, Way.SLICED, size)}
     if density >= OVERLAPPING:
-        found["planes by pairs"] = lambda: SparseConv(layer, Way.PAIRS, size)
+        found["planes by pairings"] = lambda: SparseConv(layer, Way.PAIRINGS, size)
         found["planes by patterns"] = lambda: SparseConv(layer, Way.PATTERNS, size)
     elif in_blocks(layer.weight):
         found["planes by blocks"] = lambda: SparseConv(layer, Way.PATTERNS, size)

@@ -153,6 +153,7 @@ def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
         ("sliced_8_4", "fmla"),
         ("sliced_16_1", "fmla"),
         ("pairs_8_4", "fmla"),
+        ("pairings_8_4", "fmla"),
         ("patterns_8_4", "fmla"),
         ("patterns_16_2", "fmla"),
         ("finish", "fdiv"),
