@@ -154,7 +154,9 @@ def read_twice(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    ("mix", "tiled"), [(plain, 1), (permuted, 1), (masked, 0), (head_last, 0), (read_twice, 0)], ids=str
+    ("mix", "tiled"),
+    [(plain, 1), (permuted, 1), (masked, 0), (head_last, 0), (read_twice, 0)],
+    ids=["plain", "permuted", "masked", "head last", "read twice"],
 )
 def test_attention_is_recognised_where_it_is_the_usual_one(
     mix: Callable[[Tensor, Tensor, Tensor], Tensor], tiled: int, monkeypatch: pytest.MonkeyPatch
