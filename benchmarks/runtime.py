@@ -17,7 +17,7 @@ from typing import Any
 
 from benchmarks.rows import Rows, code_hash, cpu_name
 from benchmarks.runtime_layers import layer_row
-from benchmarks.runtime_rows import Setting, rows_of
+from benchmarks.runtime_rows import Setting, Variant, rows_of
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 SHAPES = ((768, 768), (3072, 768), (768, 3072))
@@ -45,14 +45,23 @@ def full() -> Plan:
     order = [(name, batch, threads) for name in ("bert-base", "resnet-50") for batch in (1, 16) for threads in (1, 2)]
     order += [(name, batch, 1) for name in ("vit-b16", "mobilenet-v2", "mlp-4096") for batch in (1, 16)]
     order += [(name, batch, 2) for name in ("vit-b16", "mobilenet-v2", "mlp-4096") for batch in (1, 16)]
+    plain = tuple(Variant(sparsity) for sparsity in SPARSITIES)
+    others = (Variant(0.9, "8-bit values"), Variant(0.9, "4x1 blocks"), Variant(0.9, dtype="bf16"))
     settings = [
-        Setting(name, batch, threads, SPARSITIES, (0.7, 0.9) if threads == 1 else (0.9,), 15.0)
+        Setting(
+            name,
+            batch,
+            threads,
+            plain + others if (name, batch, threads) == ("bert-base", 1, 1) else plain,
+            (0.7, 0.9) if threads == 1 else (0.9,),
+            15.0,
+        )
         for name, batch, threads in order
     ]
     return Plan(tuple(settings), SHAPES, SPARSITIES, 5.0)
 
 
-QUICK = Plan((Setting("bert-base", 1, 1, (0.9,), (0.9,), 10.0),), SHAPES[:1], (0.5, 0.9, 0.95), 3.0)
+QUICK = Plan((Setting("bert-base", 1, 1, (Variant(0.9),), (0.9,), 10.0),), SHAPES[:1], (0.5, 0.9, 0.95), 3.0)
 
 
 def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[str, Any]:
@@ -95,11 +104,10 @@ def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[s
 
 def _say(row: dict[str, Any]) -> None:
     others = ", ".join(f"{k[:-3]} {row[k]:.1f}" for k in row if k.endswith("_ms") and row[k])
-    print(
-        f"{row['network']} {row['sparsity']:.0%} batch {row['batch']} threads {row['threads']}: {row['ms']:.1f} ms "
-        f"({others}), {row['speed_up']:.2f}x {row['best_dense'][:-3]}",
-        flush=True,
-    )
+    what = f"{row['network']} {row['sparsity']:.0%} {row['format']} {row['dtype']}"
+    how = f"batch {row['batch']} threads {row['threads']}"
+    best = f"{row['speed_up']:.2f}x {row['best_dense'][:-3]}"
+    print(f"{what} {how}: {row['ms']:.1f} ms ({others}), {best}", flush=True)
     for peer, reason in row["missing"].items():
         print(f"  {peer}: {reason}", flush=True)
 

@@ -247,7 +247,7 @@ def mobilenet_v2() -> nn.Module:
 
 
 @torch.no_grad()
-def prune(network: nn.Module, sparsity: float) -> nn.Module:
+def prune(network: nn.Module, sparsity: float, *, rows: int = 1) -> nn.Module:
     """Zeroes the smallest weights of every Linear and convolution, in place.
 
     Classifiers of 10 or 1000 classes, embeddings, stems and depthwise convolutions stay dense.
@@ -255,16 +255,19 @@ def prune(network: nn.Module, sparsity: float) -> nn.Module:
     Args:
         network: is changed.
         sparsity: share of each weight that becomes zero.
+        rows: of the blocks that are zero or not as a whole.
     """
     for layer in network.modules():
         linear = isinstance(layer, nn.Linear) and layer.out_features not in (10, 1000)
         convolution = isinstance(layer, nn.Conv2d) and layer.groups == 1 and layer.in_channels > 3
         if linear or convolution:
             weight: Tensor = layer.weight  # type: ignore[assignment]
-            size = weight.abs().flatten()
+            blocks = weight.view(weight.shape[0] // rows, rows, -1)
+            size = blocks.abs().sum(dim=1)
             count = round(sparsity * size.numel())
             if count:
-                weight[weight.abs() <= size.kthvalue(count).values] = 0
+                dead = size <= size.flatten().kthvalue(count).values
+                blocks[dead[:, None].expand_as(blocks)] = 0
     return network
 
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,10 +27,42 @@ from gossamer.measure.onnx_file import exported
 from gossamer.measure.peers import Peer, PeerKind, running
 from gossamer.runtime.lower import Lowered
 
-__all__ = ["DENSE_FP32", "Setting", "rows_of"]
+__all__ = ["DENSE_FP32", "Setting", "Variant", "rows_of"]
 
 DENSE_FP32 = ("torch_ms", "onnxruntime_ms", "openvino_ms")
 _DENSE_KINDS = (PeerKind.ONNXRUNTIME, PeerKind.OPENVINO, PeerKind.OPENVINO_BF16, PeerKind.ONNXRUNTIME_INT8)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """How a network is made sparse.
+
+    Args:
+        sparsity: of every weight but stem, embeddings and classifier.
+        form: of the zeros and values: "unstructured", "4x1 blocks", or "8-bit values" (zeros anywhere).
+        dtype: of activations and of what is compressed.
+    """
+
+    sparsity: float
+    form: Literal["unstructured", "4x1 blocks", "8-bit values"] = "unstructured"
+    dtype: Literal["fp32", "bf16"] = "fp32"
+
+    @property
+    def key(self) -> str:
+        """Short name."""
+        extra = "" if self == Variant(self.sparsity) else f" {self.form} {self.dtype}"
+        return f"{self.sparsity:g}{extra}"
+
+    def of(self, network: nn.Module) -> nn.Module | gs.Compressed:
+        """The network made sparse, which is changed on the way."""
+        prune(network, self.sparsity, rows=4 if self.form == "4x1 blocks" else 1)
+        if self.form == "8-bit values":
+            return gs.compress(network, [gs.quantize.RoundToNearest(bits=8, only="*blocks*weight")])
+        return network.bfloat16() if self.dtype == "bf16" else network
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """As such a network takes them."""
+        return x.bfloat16() if self.dtype == "bf16" and x.is_floating_point() else x
 
 
 @dataclass(frozen=True)
@@ -41,22 +73,23 @@ class Setting:
         network: name in `NETWORKS`.
         batch: examples at once.
         threads: of every runner.
-        sparsities: a row each.
-        deepsparse: those at which DeepSparse runs too.
+        variants: a row each.
+        deepsparse: sparsities at which DeepSparse runs too, on unstructured zeros.
         seconds: for all runners together; each runs at least three times.
     """
 
     network: str
     batch: int
     threads: int
-    sparsities: tuple[float, ...]
+    variants: tuple[Variant, ...]
     deepsparse: tuple[float, ...]
     seconds: float
 
     @property
     def key(self) -> str:
         """Of the file that keeps the rows."""
-        return f"{self.network}-{self.batch}-{self.threads}-" + "-".join(f"{s:g}" for s in self.sparsities)
+        names = "-".join(v.key for v in self.variants).replace(" ", "_")
+        return f"{self.network}-{self.batch}-{self.threads}-{names}"
 
 
 def rows_of(setting: Setting, peers: Path | None) -> list[dict[str, Any]]:
@@ -66,11 +99,10 @@ def rows_of(setting: Setting, peers: Path | None) -> list[dict[str, Any]]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         ours, fasts = {}, {}
-        for sparsity in setting.sparsities:
-            network = prune(_dense_of(setting.network, setting.batch)[0], sparsity)
-            fasts[sparsity], row = _lowered_row(network, x)
-            ours[sparsity] = row
-            del network
+        for variant in setting.variants:
+            sparse = variant.of(_dense_of(setting.network, setting.batch)[0])
+            fasts[variant], ours[variant] = _lowered_row(sparse, variant.inputs(x))
+            del sparse
             gc.collect()
         missing: dict[str, str] = {}
         started: dict[str, Peer] = {}
@@ -83,7 +115,7 @@ def rows_of(setting: Setting, peers: Path | None) -> list[dict[str, Any]]:
             started |= {_name(kind, sparsity): peer for kind, peer in found.items()}
             missing |= {_name(kind, sparsity): why for kind, why in absent.items()}
         form, torch_run = best_of_torch(dense, x)
-        runners: dict[str, Runner] = {f"{s:g}": runner(partial(fast, x)) for s, fast in fasts.items()}
+        runners: dict[str, Runner] = {v.key: runner(partial(fast, v.inputs(x))) for v, fast in fasts.items()}
         runners |= {"torch": torch_run, **{name: peer.run for name, peer in started.items()}}
         processes = [os.getpid(), *(peer.process_id for peer in started.values())]
         start, busy, own = time.perf_counter(), busy_seconds(), sum(used(p) for p in processes)
@@ -92,8 +124,9 @@ def rows_of(setting: Setting, peers: Path | None) -> list[dict[str, Any]]:
         others = max(0.0, others / (time.perf_counter() - start))
         versions = {name: peer.version for name, peer in started.items()}
     rows = []
-    for sparsity, row in ours.items():
-        names = {"ms": f"{sparsity:g}", "torch_ms": "torch", "deepsparse_ms": _name(PeerKind.DEEPSPARSE, sparsity)}
+    for variant, row in ours.items():
+        sparsity = variant.sparsity
+        names = {"ms": variant.key, "torch_ms": "torch", "deepsparse_ms": _name(PeerKind.DEEPSPARSE, sparsity)}
         names |= {f"{kind.value}_ms": kind.value for kind in _DENSE_KINDS}
         times = {key: taken.get(name) for key, name in names.items()}
         rows.append(
@@ -102,8 +135,8 @@ def rows_of(setting: Setting, peers: Path | None) -> list[dict[str, Any]]:
                 "sparsity": sparsity,
                 "batch": setting.batch,
                 "threads": setting.threads,
-                "dtype": "fp32",
-                "format": "unstructured",
+                "dtype": variant.dtype,
+                "format": variant.form,
                 **{key: None if ms is None else round(float(np.median(ms)), 4) for key, ms in times.items()},
                 "spread": {
                     k: [round(float(q), 4) for q in np.percentile(ms, [25, 75])] for k, ms in times.items() if ms
@@ -128,9 +161,8 @@ def quartiles(ms: list[float]) -> list[float]:
 def _contestants(setting: Setting) -> Iterator[tuple[str, tuple[PeerKind, ...], float]]:
     """Name of a folder, who runs the file in it, and how many zeros that has."""
     yield "dense", _DENSE_KINDS, 0.0
-    for sparsity in setting.sparsities:
-        if sparsity in setting.deepsparse:
-            yield f"pruned-{sparsity:g}", (PeerKind.DEEPSPARSE,), sparsity
+    for sparsity in setting.deepsparse:
+        yield f"pruned-{sparsity:g}", (PeerKind.DEEPSPARSE,), sparsity
 
 
 def _name(kind: PeerKind, sparsity: float) -> str:
@@ -149,18 +181,18 @@ def _pruned(name: str, batch: int, sparsity: float) -> tuple[nn.Module, tuple[An
     return prune(network, sparsity), (x,)
 
 
-def _lowered_row(network: nn.Module, x: Tensor) -> tuple[Lowered, dict[str, Any]]:
+def _lowered_row(sparse: nn.Module | gs.Compressed, x: Tensor) -> tuple[Lowered, dict[str, Any]]:
     """The network lowered, and what is known of it without timing."""
     with empty_cache():
-        cold = lowered(network, x)[1]
-        fast, warm = lowered(network, x)
+        cold = lowered(sparse, x)[1]
+        fast, warm = lowered(sparse, x)
     choices = [c for c in fast.explain() if c.density < 0.999]
     return fast, {
         "resident_weight_bytes": sum(c.bytes for c in choices),
         "dense_weight_bytes": sum(c.dense_bytes for c in choices),
         "lower_cold_s": round(cold, 3),
         "lower_warm_s": round(warm, 3),
-        "max_rel_err": relative_error(network, fast, x),
+        "max_rel_err": relative_error(sparse, fast, x),
         "kernels": sorted({f"{c.kernel}, {c.layout}" if c.layout else c.kernel for c in choices}),
     }
 
@@ -189,11 +221,11 @@ def forget() -> None:
                     value.cache_clear()
 
 
-def lowered(network: nn.Module, x: Tensor) -> tuple[Lowered, float]:
+def lowered(sparse: nn.Module | gs.Compressed, x: Tensor) -> tuple[Lowered, float]:
     """The network lowered as in a new process, and the seconds that took."""
     forget()
     start = time.perf_counter()
-    fast: Lowered = gs.lower(network, x)  # type: ignore[operator]
+    fast: Lowered = sparse.lower(x) if isinstance(sparse, gs.Compressed) else gs.lower(sparse, x)  # type: ignore[operator]
     return fast, time.perf_counter() - start
 
 
@@ -228,11 +260,11 @@ def used(process: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def relative_error(network: nn.Module, fast: nn.Module, x: Tensor) -> float:
-    """max|y − y64| / max|y64| over the first example."""
+def relative_error(sparse: nn.Module | gs.Compressed, fast: nn.Module, x: Tensor) -> float:
+    """max|y − y64| / max|y64| over the first example; the network ends in float64."""
+    network = sparse.dense() if isinstance(sparse, gs.Compressed) else sparse
     with torch.inference_mode():
         found = fast(x)[:1]
         double = network.double()
         exact = double(x[:1].double() if x.is_floating_point() else x[:1])
-        network.float()
     return float((found - exact).abs().max() / exact.abs().max())

@@ -9,7 +9,7 @@ from gossamer.measure.latency import Timing, interleaved
 
 __all__ = ["raced"]
 
-_GLANCE = 0.15
+_GLANCE = 0.25
 """Share of the time that goes to the first look at all of them."""
 
 _FAR = 1.3

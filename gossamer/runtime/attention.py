@@ -207,7 +207,7 @@ class TiledAttention(nn.Module):
             images,
             threads,
         )
-        return Tiles(made, query.outer, query.tokens)
+        return Tiles(made, query.outer, query.tokens, query.dtype)
 
     def _by_torch(self, query: Tiles, key: Tiles, value: Tiles) -> Tiles:
         q, k, v = (self._heads(self._tiler.unpack(t)) for t in (query, key, value))

@@ -20,8 +20,11 @@ from gossamer.runtime.operators import name_of, operator_of
 from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler
 from gossamer.runtime.value_code import Stored
 from gossamer.runtime.value_forms import grid_of, smaller_form
+from gossamer.runtime.vector import Positions, VectorLinear, has_bitmaps
+from gossamer.runtime.vector_values import Storage, StoredValues, smallest_exact
 
 __all__ = [
+    "FEW",
     "WORTH_TRYING",
     "density_of",
     "fastest",
@@ -39,6 +42,15 @@ _SMALLER = {
     Stored.TABLE: ", indices of 256 values",
     Stored.BFLOATS: ", 16-bit values",
 }
+_BLOCKS_WORTH_TRYING = 0.85  # the same if non-zeros lie in blocks
+_VALUES = {
+    Storage.INT8: _SMALLER[Stored.INTEGERS],
+    Storage.CODEBOOK4: ", indices of 16 values",
+    Storage.CODEBOOK8: _SMALLER[Stored.TABLE],
+    Storage.BFLOAT16: _SMALLER[Stored.BFLOATS],
+}
+FEW = 8  # tokens up to which kernels for few vectors are tried; up to half of them, nothing else is
+_SOME = ("sparse", "sliced")  # what can win beside them
 OVERLAPPING = 0.12  # density from which on four rows share columns often enough to gain from it
 
 
@@ -60,10 +72,17 @@ def offers_for(
     found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype in (torch.float32, torch.bfloat16)
-    if sparse and inputs.dtype == weight.dtype and (density < WORTH_TRYING or is_stem(layer)):
-        if isinstance(layer, nn.Linear):
-            found |= _sparse_offers(layer, tree, density)
-        elif weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)):
+    if sparse and inputs.dtype == weight.dtype and (density < _BLOCKS_WORTH_TRYING or is_stem(layer)):
+        worth = density < WORTH_TRYING or is_stem(layer)
+        blocks = isinstance(layer, nn.Linear) and in_blocks(weight)
+        if isinstance(layer, nn.Linear) and (density < WORTH_TRYING or blocks):
+            tokens = inputs.numel() // max(1, inputs.shape[-1])
+            few = tokens <= FEW and weight.dtype == torch.float32
+            alone = few and 2 * tokens <= FEW and density < WORTH_TRYING
+            offers = {} if alone else _sparse_offers(layer, tree, density, blocks=blocks)
+            found |= {name: make for name, make in offers.items() if not few or blocks or name in _SOME}
+            found |= _vector_offers(layer, tree) if few else {}
+        elif weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)) and worth:
             size = tuple(inputs.shape[-len(layer.kernel_size) :])
             if not refusal(layer, size, density):
                 found |= _convolution_offers(layer, density, size)
@@ -83,35 +102,60 @@ def _same(module: nn.Module) -> nn.Module:
     return module
 
 
-def _sparse_offers(layer: nn.Linear, tree: Encoding, density: float) -> dict[str, Callable[[], nn.Module]]:
+def _sparse_offers(
+    layer: nn.Linear, tree: Encoding, density: float, *, blocks: bool
+) -> dict[str, Callable[[], nn.Module]]:
     """Row by row; and in groups of rows, with narrower and wider panels, and with values in fewer bits."""
     weight, bias, wide = layer.weight, layer.bias, _wide(layer.in_features)
-    ways: dict[str, tuple[Way, int | None]] = {"sliced": (Way.SLICED, None), "sliced, wide panels": (Way.SLICED, wide)}
-    if density >= OVERLAPPING:
-        ways["pairs"] = (Way.PAIRS, None)
-        ways["pairs, narrow panels"] = (Way.PAIRS, _narrow(layer, density))
-    if in_blocks(weight):  # other names, for times are remembered by names
+    ways: dict[str, tuple[Way, int | None]] = {}
+    if blocks:  # names of their own, for times are remembered by names
         ways["blocks"] = (Way.PATTERNS, None)
         ways["blocks, wide panels"] = (Way.PATTERNS, wide)
-    elif density >= OVERLAPPING:
+    else:
+        ways["sliced"] = (Way.SLICED, None)
+        ways["sliced, wide panels"] = (Way.SLICED, wide)
+        ways["pairs"] = (Way.PAIRS, None)
+    if density >= OVERLAPPING and not blocks:
+        ways["pairings"] = (Way.PAIRINGS, None)
+        ways["pairings, narrow panels"] = (Way.PAIRINGS, _narrow(layer, density))
         ways["patterns"] = (Way.PATTERNS, None)
-        ways["patterns, wide panels"] = (Way.PATTERNS, wide)
     found: dict[str, Callable[[], nn.Module]] = {"sparse": lambda: _sparse(layer)}
     dense = weight.detach().cpu().float().contiguous().numpy()
     grid = grid_of(tree, dense)
+    forms = {filled: smaller_form(dense, grid, filled=filled) for filled in (False, True)}
     for name, (way, width) in ways.items():
         found[name] = partial(GroupedLinear, weight, bias, way, width=width)
-        stored = smaller_form(dense, grid, filled=way is not Way.PATTERNS)
+        stored = forms[way is not Way.PATTERNS]
         if stored is not Stored.FLOATS:
             small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, tree=tree)
-            found[f"{name}{_SMALLER[stored]}"] = small
+            # Panels are as wide as groups of columns, and times depend on that.
+            by = f" by {grid.size} columns" if grid is not None and grid.scale.shape[1] > 1 else ""
+            found[f"{name}{_SMALLER[stored]}{by}"] = small
+    return found
+
+
+def _vector_offers(layer: nn.Linear, tree: Encoding) -> dict[str, Callable[[], nn.Module]]:
+    """By index and by bitmap, also with values in fewer bits where these hold them exactly."""
+    dense = layer.weight.detach().cpu().contiguous().numpy()
+    grid = grid_of(tree, dense)
+    small: Storage | StoredValues = smallest_exact(dense[dense != 0])
+    if grid is not None and grid.scale.shape[1] == 1 and small is not Storage.CODEBOOK4:
+        small = StoredValues.of_integers(grid.q, grid.scale[:, 0])
+    kind = small if isinstance(small, Storage) else small.kind
+    found: dict[str, Callable[[], nn.Module]] = {}
+    for held in Positions if has_bitmaps() else (Positions.INDEX,):
+        name = f"vector by {held.name.lower()}"
+        found[name] = partial(VectorLinear, layer.weight, layer.bias, held=held)
+        if kind is not Storage.FLOAT32:
+            found[name + _VALUES[kind]] = partial(VectorLinear, layer.weight, layer.bias, held=held, stored=small)
     return found
 
 
 def fastest(times: Mapping[str, float]) -> str:
     """The candidate to take: the fastest, or the fastest with smaller values if it is within a twentieth of that."""
     best = min(times, key=lambda name: times[name])
-    small = [name for name in times if name.endswith(tuple(_SMALLER.values())) and times[name] <= 1.05 * times[best]]
+    close = [name for name in times if times[name] <= 1.05 * times[best]]
+    small = [name for name in close if any(form in name for form in (*_SMALLER.values(), *_VALUES.values()))]
     return min(small, key=lambda name: times[name]) if small else best
 
 
@@ -126,7 +170,7 @@ def in_blocks(weight: Tensor) -> bool:
 
 def _narrow(layer: nn.Linear, density: float) -> int:
     """Half of the usual panel: leaves room in the first-level cache for weights and outputs."""
-    return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density) // 2)
+    return max(1, panel_width(layer.in_features, tiler().kernels.processor.lanes, density, Way.PAIRINGS) // 2)
 
 
 def _convolution_offers(
@@ -138,6 +182,8 @@ def _convolution_offers(
     if density >= OVERLAPPING:
         found["planes by pairs"] = lambda: SparseConv(layer, Way.PAIRS, size)
         found["planes by patterns"] = lambda: SparseConv(layer, Way.PATTERNS, size)
+    elif in_blocks(layer.weight):
+        found["planes by blocks"] = lambda: SparseConv(layer, Way.PATTERNS, size)
     return found
 
 
@@ -172,7 +218,7 @@ def resident_bytes(module: nn.Module) -> int:
     """Bytes held for weights, biases not counted."""
     total = 0
     for part in module.modules():
-        if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear, SparseConv)):
+        if isinstance(part, (SparseLinear, GroupedLinear, TiledLinear, SparseConv, VectorLinear)):
             total += part.resident_bytes
         else:
             held = [p for n, p in part._parameters.items() if p is not None and not n.startswith("bias")]
@@ -195,9 +241,10 @@ def _with_sparse(module: nn.Module) -> tuple[nn.Module, bool]:
 
 
 def _sparse(layer: nn.Linear) -> nn.Module:
-    weight = layer.weight.detach()
-    positions = weight.reshape(-1).nonzero().squeeze(1)
-    values = weight.reshape(-1)[positions].float()
+    weight = layer.weight.detach().cpu()
+    flat = weight.float().reshape(-1)
+    positions = np.flatnonzero((flat != 0).numpy())  # of booleans: four times as fast as of floats
+    values = flat.numpy()[positions]
     given = cast("Tensor | None", layer.bias)
     bias = None if given is None else given.detach().float()
     return SparseLinear((weight.shape[0], weight.shape[1]), positions, values, bias, dtype=weight.dtype)

@@ -28,7 +28,7 @@ from gossamer.runtime.conv_edge import (
 )
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.group_code import Group, Way, height, pair_steps, pattern_steps, segments_of, sliced_steps
+from gossamer.runtime.group_code import Group, Way, height, segments_of, steps_of
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.pool_code import add_pooling
 
@@ -45,7 +45,7 @@ def widths(way: Way, lanes: int) -> tuple[int, ...]:
     if way is not Way.SLICED and lanes == 8:
         return (1, 2)
     if way is not Way.SLICED:
-        return (1, 2, 3, 4, 6) if way is Way.PAIRS else (1, 2, 3, 4)
+        return (1, 2, 3, 4) if way is Way.PATTERNS else (1, 2, 3, 4, 6)
     return (1, 2, 3, 4, 6) if lanes == 8 else (1, 2, 3, 4, 6, 7)
 
 
@@ -197,7 +197,6 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
     floor = e.at.select(lowered, ir.Constant(F32, 0.0), ir.Constant(F32, float("-inf")))
     ceiling = e.at.select(e.at.and_(closing, six), ir.Constant(F32, 6.0), infinite)
     steps = Group(e, counts, index, values, x, I16, lanes, segments_of(way))
-    go = {Way.SLICED: sliced_steps, Way.PAIRS: pair_steps, Way.PATTERNS: pattern_steps}[way]
 
     def prefetched(g: Node) -> None:
         """Outputs of the group after the next, and what is added to them, on their way to the first-level cache."""
@@ -207,7 +206,7 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
                 for i in later:
                     line = e.element(base, e.mul(i, row), F32)
                     for v in range(0, vectors, max(1, 16 // lanes)):
-                        e.prefetch(line, lanes * v)
+                        e.prefetch(line, lanes * v, F32)
 
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at = carried
@@ -221,7 +220,7 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
             lambda: [e.load(out, lanes * v, align) for out in outs for v in range(vectors)],
         )
         sums = [flat[r * vectors : (r + 1) * vectors] for r in range(rows)]
-        sums, at, value_at = go(steps, g, sums, at, value_at)
+        sums, at, value_at = steps_of(way)(steps, g, sums, at, value_at)
         flat = [s for one in sums for s in one]
         others = [e.element(residual, e.mul(i, row), F32) for i in ids]
         addends = [(other, v) for other in others for v in range(vectors)]

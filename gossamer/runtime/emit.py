@@ -107,19 +107,21 @@ class Emitter:
         """Stores a vector of floats at ``base[index]``."""
         self.at.store(value, self.element(base, index, F32), align=align)
 
-    def prefetch(self, base: Node, index: Node) -> None:
-        """Asks for the cache line of ``base[index]``, which need not exist."""
-        known = self.made.module.globals.get("llvm.prefetch.p0")
-        if known is None:
-            known = ir.Function(self.made.module, ir.FunctionType(ir.VoidType(), [PTR] + [I32] * 3), "llvm.prefetch.p0")
-        address = self.at.gep(base, [self.constant(index)], source_etype=F32)
-        self.at.call(known, [address, *(ir.Constant(I32, n) for n in (0, 3, 1))])
-
     def spread(self, value: Node) -> Node:
         """One number in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         one = self.at.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.shuffle(one, one, [0] * self.lanes)
+
+    def prefetch(self, base: Node, index: Node, kind: Node) -> None:
+        """Asks for the cache line of ``base[index]``, which may lie beyond what may be read."""
+        known = self.made.module.globals.get("llvm.prefetch.p0")
+        if known is None:
+            known = ir.Function(
+                self.made.module, ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32]), "llvm.prefetch.p0"
+            )
+        address = self.at.gep(base, [self.constant(index)], source_etype=kind)
+        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3, 1))])  # to read, into all caches, data
 
     def shuffle(self, a: Node, b: Node, lanes: Sequence[int]) -> Node:
         """Lane i of the result is lane ``lanes[i]`` of a followed by b."""

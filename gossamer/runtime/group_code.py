@@ -9,6 +9,10 @@ tile are held in registers while its non-zeros of one panel are gone through. Th
   nearly as long as the one before: its end is foreseen by the processor.
 - *pairs*: columns that two rows have in common serve both; two pairs step through these side by side, as many as both
   have, then the four rows through what is left, sliced. Two loops per group instead of the fifteen of patterns.
+- *pairings*: four rows make two pairs in three ways, (01)(23), (02)(13) and (03)(12). Columns that two or more rows
+  have in common are dealt to the three, as evenly as the columns allow; pairs step through them side by side as above,
+  one loop per pairing, then comes what is left, sliced. Where two rows share a load, multiply-adds are as many as the
+  processor can do, not loads. All groups of a panel get equally many steps per pairing, for ends to be foreseen.
 - *patterns*: the columns of a group are sorted by which of its rows are not zero there; each row of X that is loaded is
   used by all of these. Pays where rows overlap, from a density of about 0.2 on.
 
@@ -17,6 +21,7 @@ Positions are data: the same code serves every matrix. Indices count from the st
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from functools import partial
 from typing import Any
@@ -29,6 +34,7 @@ from gossamer.runtime.layout import in_team
 from gossamer.runtime.value_code import ValueField, expand_function
 
 __all__ = [
+    "PAIRINGS",
     "PATTERNS",
     "TILES",
     "Field",
@@ -37,9 +43,11 @@ __all__ = [
     "add_products",
     "height",
     "pair_steps",
+    "pairing_steps",
     "pattern_steps",
     "segments_of",
     "sliced_steps",
+    "steps_of",
 ]
 
 Node = Any  # llvmlite has no type stubs
@@ -50,8 +58,15 @@ TILES = (1, 2, 4)
 PATTERNS = tuple(sorted(range(1, 16), key=lambda mask: (mask.bit_count(), mask)))
 """The non-empty sets of four rows as bit masks, in the order in which a group goes through them."""
 
+PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
+"""The ways in which four rows make two pairs."""
+
 _BATCH = 8
 """Vectors of tokens that go through a block of weights before the next block is read from memory."""
+
+
+_AHEAD = 256
+"""How many weights ahead is asked for the ones to come."""
 
 
 class Way(IntEnum):
@@ -60,6 +75,7 @@ class Way(IntEnum):
     SLICED = 0
     PATTERNS = 1
     PAIRS = 2
+    PAIRINGS = 3
 
 
 class Field(IntEnum):
@@ -89,7 +105,7 @@ def height(way: Way, lanes: int) -> int:
 
 def segments_of(way: Way) -> int:
     """Loops that a group's non-zeros are divided into."""
-    return {Way.SLICED: 1, Way.PAIRS: 2, Way.PATTERNS: len(PATTERNS)}[way]
+    return {Way.SLICED: 1, Way.PAIRS: 2, Way.PATTERNS: len(PATTERNS), Way.PAIRINGS: len(PAIRINGS) + 1}[way]
 
 
 def add_products(module: ir.Module, lanes: int) -> ir.Function:
@@ -244,8 +260,7 @@ def _product(
 
             flat = e.choose(scaled, lambda: [e.number(0)] * (rows * inner), before)
             sums = [flat[r * inner : (r + 1) * inner] for r in range(rows)]
-            go = {Way.SLICED: sliced_steps, Way.PAIRS: pair_steps, Way.PATTERNS: pattern_steps}[way]
-            sums, at, value_at = go(
+            sums, at, value_at = steps_of(way)(
                 Group(e, counts, index, source, x_half, index_type, tile, segments), g, sums, at, value_at
             )
 
@@ -346,6 +361,19 @@ class Group:
         return self.e.load(address, self.e.lanes * v, self.e.lanes * 4)
 
 
+Steps = Callable[[Group, Node, list[list[Node]], Node, Node], tuple[list[list[Node]], Node, Node]]
+
+
+def steps_of(way: Way) -> Steps:
+    """What goes through the non-zeros of a group."""
+    return {
+        Way.SLICED: sliced_steps,
+        Way.PAIRS: pair_steps,
+        Way.PATTERNS: pattern_steps,
+        Way.PAIRINGS: pairing_steps,
+    }[way]
+
+
 def sliced_steps(
     group: Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
 ) -> tuple[list[list[Node]], Node, Node]:
@@ -358,24 +386,43 @@ def pair_steps(
     group: Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
 ) -> tuple[list[list[Node]], Node, Node]:
     """Columns of the first pair of rows beside those of the second, then every row's own."""
+    sums, at, value_at = _two_pairs(group, group.count(g, 0), PAIRINGS[0], sums, at, value_at)
+    sums, last = _side_by_side(group, group.count(g, 1), sums, at, group.e.sub(value_at, at))
+    return sums, last, group.e.add(value_at, group.e.sub(last, at))
+
+
+def pairing_steps(
+    group: Group, g: Node, sums: list[list[Node]], at: Node, value_at: Node
+) -> tuple[list[list[Node]], Node, Node]:
+    """Pairing after pairing, then every row's own."""
+    for segment, pairing in enumerate(PAIRINGS):
+        sums, at, value_at = _two_pairs(group, group.count(g, segment), pairing, sums, at, value_at)
+    sums, last = _side_by_side(group, group.count(g, len(PAIRINGS)), sums, at, group.e.sub(value_at, at))
+    return sums, last, group.e.add(value_at, group.e.sub(last, at))
+
+
+def _two_pairs(
+    group: Group, steps: Node, pairing: tuple[tuple[int, int], ...], sums: list[list[Node]], at: Node, value_at: Node
+) -> tuple[list[list[Node]], Node, Node]:
+    """One column of either pair at a time."""
     e, inner = group.e, len(sums[0])
-    end = e.add(at, e.mul(group.count(g, 0), 2))
+    end = e.add(at, e.mul(steps, 2))
 
     def step(p: Node, carried: list[Node]) -> list[Node]:
         w, *flat = carried
-        out: list[Node] = []
-        for pair, column in enumerate(group.columns(p, 2)):
-            x_row = group.row(column)
+        out = list(flat)
+        e.prefetch(group.values, e.add(w, _AHEAD), F32)  # loads are not what limits these steps
+        for k, pair in enumerate(pairing):
+            x_row = group.inputs(e.add(p, k))
             vectors = [group.vector(x_row, v) for v in range(inner)]
-            for r in (2 * pair, 2 * pair + 1):
-                weight = group.weight(e.add(w, r))
-                out += [e.fma(weight, vectors[v], flat[r * inner + v]) for v in range(inner)]
+            for i, r in enumerate(pair):
+                weight = group.weight(e.add(w, 2 * k + i))
+                for v in range(inner):
+                    out[r * inner + v] = e.fma(weight, vectors[v], flat[r * inner + v])
         return [e.add(w, 4), *out]
 
     value_at, *flat = e.loop(at, end, step, [value_at, *(s for row in sums for s in row)], step=2)
-    sums = [flat[r * inner : (r + 1) * inner] for r in range(4)]
-    sums, last = _side_by_side(group, group.count(g, 1), sums, end, e.sub(value_at, end))
-    return sums, last, e.add(value_at, e.sub(last, end))
+    return [flat[r * inner : (r + 1) * inner] for r in range(len(sums))], end, value_at
 
 
 def _side_by_side(

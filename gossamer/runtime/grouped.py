@@ -105,11 +105,11 @@ class GroupedProduct(CompiledProduct):
             raise PlanError(f"sparse weight: {found}, expected [M, K] and [M]")
         rows, columns = weight.shape
         lanes, nonzeros = kernels.processor.lanes, count_nonzeros(weight)
-        width = max(1, min(width or panel_width(columns, lanes, nonzeros / max(1, rows * columns)), columns))
+        width = max(1, min(width or panel_width(columns, lanes, nonzeros / max(1, rows * columns), way), columns))
         if grid is not None:
             width = max(1, min(grid.width(width), columns))
         panels = max(1, -(-columns // width))
-        bounds, step = _chunks(rows)
+        bounds, step = _chunks(rows, 256 if way is Way.PAIRS else 128)
         narrow = width <= _NARROW
         tall = height(way, lanes)
         carried, entries = carriers(stored, weight, grid)
@@ -191,21 +191,23 @@ def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
     return description
 
 
-def panel_width(columns: int, lanes: int, density: float) -> int:
+def panel_width(columns: int, lanes: int, density: float, way: Way) -> int:
     """Columns per panel: a panel of X should stay in the first-level cache, and a group's rows should not get short."""
-    width = 49152 // (4 * lanes * TILES[-1])  # three quarters of 64 kB on none, all of 48 kB, a little more than 32 kB
+    # The rest of 48 kB is for weights and sums; of 32 kB it is too much. Patterns have fifteen loops to end.
+    width = (49152 if way is Way.PATTERNS else 40960) // (4 * lanes * TILES[-1])
     while width < 1 << 13 and width * density < 10:
-        width *= 2
+        width = width * 3 // 2
     panels = max(1, round(columns / width))
     return -(-columns // panels)
 
 
-def _chunks(rows: int) -> tuple[Array, int]:
-    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 512 rows.
+def _chunks(rows: int, about: int) -> tuple[Array, int]:
+    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 768 rows.
 
-    Rows are sorted by length within a chunk: large ones have long runs of equal lengths. Threads divide chunks.
+    Rows are sorted by length and matched within a chunk: large ones have long runs of equal lengths, and better
+    partners. Threads divide chunks.
     """
-    count = max(1, min(16, rows // 128))
+    count = max(1, min(16, rows // about))
     bounds = np.minimum((np.arange(count + 1) * rows // count + 3) // 4 * 4, rows).astype(np.int64)
     bounds[-1] = rows
-    return bounds, max(1, 512 * count // max(1, rows))
+    return bounds, max(1, 768 * count // max(1, rows))

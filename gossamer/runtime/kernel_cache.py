@@ -24,7 +24,11 @@ from gossamer.runtime import (
     gate_code,
     group_code,
     layout,
+    matching_code,
     pack_code,
+    pack_parts,
+    pack_patterns,
+    pairing_code,
     pool_code,
     tile_code,
     value_code,
@@ -94,7 +98,12 @@ CONVOLUTIONS = Code(
 )
 """Convolutions over planes, and pooling."""
 
-PACKERS = Code("packers", pack_code.pack_kernels, (pack_code, group_code, emit), vectorise=False)
+PACKERS = Code(
+    "packers",
+    pack_code.pack_kernels,
+    (pack_code, pack_parts, pack_patterns, matching_code, pairing_code, group_code, emit),
+    vectorise=False,
+)
 """What brings weights into the orders of the other kernels."""
 
 GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
@@ -184,11 +193,14 @@ class PackKernels:
         self.processor = processor
         self.count = self._engine.function("count", 5)
         self.sort = self._engine.function("sort", 10)
+        self.match_rows = self._engine.function("match_rows", 9)
         self.match_pairs = self._engine.function("match_pairs", 9)
+        self.deal_pairings = self._engine.function("deal_pairings", 10)
         self.count_patterns = self._engine.function("count_patterns", 6)
+        self.rows = self._engine.function("rows", 7)
         self.fill = {
             (way, narrow): self._engine.function(f"{way.name.lower()}_{8 if narrow else 16}", arguments)
-            for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PATTERNS: 8}.items()
+            for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PAIRINGS: 13, Way.PATTERNS: 8}.items()
             for narrow in (True, False)
         }
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
-from gossamer.runtime.kernel_cache import Kernels, cache_directory, load_kernels
+from gossamer.runtime.kernel_cache import Kernels, cache_directory, load_kernels, load_packers
 from gossamer.runtime.spmm import SparseProduct
 from gossamer.runtime.threads import openmp
 
@@ -68,14 +68,16 @@ class SparseLinear(torch.nn.Module):
         self.out_features, self.in_features = shape
         self.relu = relu
         self.dtype = dtype
+        level = wanted_level() if level is None else level
         self._product = SparseProduct(
             shape,
             _array(positions),
             _array(values),
             None if bias is None else _array(bias),
             relu=relu,
-            kernels=_kernels(wanted_level() if level is None else level),
+            kernels=_kernels(level),
             openmp=openmp(),
+            packers=load_packers(host(level), cache_directory()),
         )
 
     def forward(self, x: Tensor) -> Tensor:

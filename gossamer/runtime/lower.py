@@ -1,8 +1,9 @@
 """From encodings to a fast callable: per layer the fastest of the measured candidates, dense always among them.
 
 Then the network as a whole is timed: dense, with its layers replaced, with convolutions fused
-(`gossamer.runtime.folding`), with neighbouring layers in a layout that suits them (`gossamer.runtime.graph`); the
-fastest is kept. Layer by layer: every layer is one call, whole outputs are written before the next.
+(`gossamer.runtime.folding`), with layers for few tokens chained (`gossamer.runtime.vector_chain`), with neighbouring
+layers in a layout that suits them (`gossamer.runtime.graph`); the fastest is kept. Layer by layer: every layer is one
+call, whole outputs are written before the next.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ from gossamer.runtime.recurrent import choose_recurrent
 from gossamer.runtime.tiled import GroupedLinear, tiler
 from gossamer.runtime.tuner import TILES_FROM, Choice, Tuner, kept_dense, tokens_of
 from gossamer.runtime.tuning import Memory
+from gossamer.runtime.vector import VectorLinear
+from gossamer.runtime.vector_chain import chain_vectors
 
 __all__ = ["Choice", "Lowered", "lower"]
 
@@ -226,7 +229,7 @@ def _copied(network: nn.Module) -> nn.Module:
 
 
 def _fastest(case: _Case, form: _Form) -> Lowered:
-    """The form in which the whole network is fastest: dense, layer by layer, fused, feature-major."""
+    """The form in which the whole network is fastest: dense, layer by layer, fused, chained, feature-major."""
     forms = {"dense": case.dense, "module replacement": form.network}
     network, why_not = form.network, ""
     inside: tuple[str, ...] = ()
@@ -234,6 +237,10 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
         fused = fuse_convolutions(network, case.arguments)
         if fused is not network and not case.differs(fused):
             forms["fused convolutions"] = network = fused
+    if any(isinstance(module, VectorLinear) for module in form.network.modules()):
+        chained = chain_vectors(form.network, case.arguments)
+        if chained is not form.network and not case.differs(chained):
+            forms["chained vectors"] = chained
     if any(isinstance(module, GroupedLinear) for module in network.modules()):
         made = feature_major(network, case.arguments, tiler())
         if isinstance(made, str):

@@ -13,23 +13,17 @@ from typing import Any
 from llvmlite import ir
 
 from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
-from gossamer.runtime.group_code import PATTERNS
+from gossamer.runtime.matching_code import add_matching
+from gossamer.runtime.pack_parts import buffers, is_live, panels_of, part_of, summed
+from gossamer.runtime.pack_patterns import add_patterns
+from gossamer.runtime.pairing_code import add_pairings
 
-__all__ = ["pack_kernels", "scratch_bytes"]
+__all__ = ["pack_kernels"]
 
 Node = Any  # llvmlite has no type stubs
 
 _UNROLLED = 4
 """Columns per round of a loop without branches."""
-
-
-def scratch_bytes(width: int) -> int:
-    """Bytes of scratch memory that the functions need for panels of so many columns."""
-    return 24 * _room(width)
-
-
-def _room(width: int) -> int:
-    return (width + 16) // 16 * 16
 
 
 def pack_kernels(lanes: int) -> str:
@@ -41,12 +35,16 @@ def pack_kernels(lanes: int) -> str:
     - ``count(W, rows, columns, width, have)``: non-zeros of every row in every panel.
     - ``sort(have, rows, panels, width, bounds, chunks, tall, scratch, order, begins)``: rows of every panel and chunk,
       longest first, those without non-zeros in groups of their own.
+    - ``match_rows``: see `matching_code`.
     - ``match_pairs(W, rows, columns, width, chunks, begins, order, have, counts)``: steps of both segments of a group.
     - ``count_patterns(W, rows, columns, width, scratch, counts)``: columns of every pattern.
     - ``sliced_8``, ``sliced_16``, ``pairs_8``, ``pairs_16``:
       ``(W, rows, columns, width, chunks, tall, begins, order, have, counts, scratch, index, values)``; the last two
       hold zeros before.
+    - ``deal_pairings``, ``pairings_8``, ``pairings_16``: see `pairing_code`.
     - ``patterns_8``, ``patterns_16``: ``(W, rows, columns, width, counts, scratch, index, values)``.
+    - ``rows(W, rows, columns, width, have, index, values)``: row after row of every panel; the last two need room for
+      one more.
 
     Args:
         lanes: floats per vector register.
@@ -56,35 +54,19 @@ def pack_kernels(lanes: int) -> str:
     """
     module = ir.Module("gossamer_pack")
     live, both = _live_function(module, lanes), _both_function(module, lanes)
-    masks = _masks_function(module, lanes)
     _count(module, lanes, live)
     _sort(module)
+    add_matching(module, lanes)
     _match_pairs(module, lanes, both)
-    _count_patterns(module, lanes, masks)
-    compress, divide, gather = _compress_function(module), _divide_function(module), _gather_function(module)
-    for kind in (I8, I16):
-        spread = _spread_function(module, kind)
+    add_patterns(module, lanes)
+    compress, divide = _compress_function(module), _divide_function(module)
+    _rows(module, compress)
+    spreads = {kind: _spread_function(module, kind) for kind in (I8, I16)}
+    add_pairings(module, lanes, _Walk, compress, spreads)
+    for kind, spread in spreads.items():
         _sliced(module, kind, compress, spread)
         _pairs(module, kind, compress, divide, spread)
-        _patterns(module, kind, masks, gather)
     return str(module)
-
-
-def _vectors(e: Emitter, n: Node, body: Callable[[Node, list[Node], bool], list[Node]], blank: list[Node]) -> Node:
-    """Sum of what the body adds up over whole vectors of columns, in lanes of 32 bits, then over the rest."""
-    whole = e.mul(e.div(n, e.lanes), e.lanes)
-    (sums,) = e.loop(0, whole, lambda c, carried: body(c, carried, True), blank, e.lanes)
-    total: Node = ir.Constant(I32, 0)
-    for lane in range(e.lanes):
-        total = e.at.add(total, e.at.extract_element(sums, ir.Constant(I32, lane)))
-    (total,) = e.loop(whole, n, lambda c, carried: body(c, carried, False), [total])
-    return total
-
-
-def _is_live(e: Emitter, row: Node, column: Node, *, vector: bool) -> Node:
-    """A bit per weight; NaN counts."""
-    zero = e.number(0.0) if vector else ir.Constant(F32, 0.0)
-    return e.at.fcmp_unordered("!=", e.load(row, column) if vector else e.read(row, column, F32), zero)
 
 
 def _live_function(module: ir.Module, lanes: int) -> ir.Function:
@@ -95,10 +77,10 @@ def _live_function(module: ir.Module, lanes: int) -> ir.Function:
     ints = ir.VectorType(I32, lanes)
 
     def body(c: Node, carried: list[Node], vector: bool) -> list[Node]:
-        one = e.at.zext(_is_live(e, row, c, vector=vector), ints if vector else I32)
+        one = e.at.zext(is_live(e, row, c, vector=vector), ints if vector else I32)
         return [e.at.add(carried[0], one)]
 
-    total = _vectors(e, n, body, [ir.Constant(ints, [0] * lanes)])
+    total = summed(e, n, body, [ir.Constant(ints, [0] * lanes)])
     e.write(e.at.trunc(total, I16), out, 0)
     e.at.ret_void()
     return made
@@ -112,36 +94,24 @@ def _both_function(module: ir.Module, lanes: int) -> ir.Function:
     ints = ir.VectorType(I32, lanes)
 
     def body(c: Node, carried: list[Node], vector: bool) -> list[Node]:
-        a, b = (_is_live(e, row, c, vector=vector) for row in (first, second))
+        a, b = (is_live(e, row, c, vector=vector) for row in (first, second))
         return [e.at.add(carried[0], e.at.zext(e.at.and_(a, b), ints if vector else I32))]
 
-    total = _vectors(e, n, body, [ir.Constant(ints, [0] * lanes)])
+    total = summed(e, n, body, [ir.Constant(ints, [0] * lanes)])
     e.write(e.at.trunc(total, I16), out, 0)
     e.at.ret_void()
     return made
-
-
-def _panels(e: Emitter, columns: Node, width: Node) -> Node:
-    """How many; one even without columns."""
-    many = e.div(e.add(columns, e.sub(width, 1)), width)
-    return e.at.select(e.equal(many, 0), e.constant(1), many)
-
-
-def _part(e: Emitter, panel: Node, columns: Node, width: Node) -> tuple[Node, Node]:
-    """First column of a panel, and how many it has."""
-    first = e.mul(panel, width)
-    return first, e.least(width, e.sub(columns, first))
 
 
 def _count(module: ir.Module, lanes: int, live: ir.Function) -> None:
     made = function(module, "count", [PTR, I64, I64, I64, PTR], exported=True)
     weight, rows, columns, width, have = made.args
     e = Emitter(made, lanes)
-    panels = _panels(e, columns, width)
+    panels = panels_of(e, columns, width)
 
     def row(r: Node, _: list[Node]) -> list[Node]:
         def panel(p: Node, _: list[Node]) -> list[Node]:
-            first, n = _part(e, p, columns, width)
+            first, n = part_of(e, p, columns, width)
             at = e.element(weight, e.add(e.mul(r, columns), first), F32)
             e.at.call(live, [at, n, e.element(have, e.add(e.mul(p, rows), r), I16)])
             return []
@@ -232,11 +202,11 @@ class _Walk:
         e = self.e
 
         def panel(p: Node, carried: list[Node]) -> list[Node]:
-            _, n = _part(e, p, self.columns, self.width)
+            _, n = part_of(e, p, self.columns, self.width)
             first, last = (e.read(self.begins, e.mul(e.add(p, i), self.chunks), I64) for i in range(2))
             return e.loop(first, last, lambda g, carried: body(p, n, g, carried), carried)
 
-        e.loop(0, _panels(e, self.columns, self.width), panel, carried)
+        e.loop(0, panels_of(e, self.columns, self.width), panel, carried)
 
     def row(self, panel: Node, row: Node) -> Node:
         """Where the weights of a row begin in a panel."""
@@ -254,7 +224,9 @@ def _match_pairs(module: ir.Module, lanes: int, both: ir.Function) -> None:
     def group(p: Node, n: Node, g: Node, carried: list[Node]) -> list[Node]:
         ids = [e.wide(order, e.add(e.mul(g, 4), r), I32) for r in range(4)]
         lengths = e.element(have, e.mul(p, rows), I16)
-        longest, shortest = (e.wide(lengths, i, I16) for i in (ids[0], ids[3]))
+        a, b, c, d = (e.wide(lengths, i, I16) for i in ids)
+        shortest = e.least(e.least(a, b), e.least(c, d))
+        longest = e.at.select(e.less(a, c), c, a)  # the first row of a pair is not shorter than the second
         whole = e.at.and_(e.at.not_(e.equal(ids[3], ids[0])), e.less(1, shortest))
 
         def matched() -> list[Node]:
@@ -289,6 +261,27 @@ def _compress_function(module: ir.Module) -> ir.Function:
     _unrolled(e, n, one, [e.constant(0)])
     e.at.ret_void()
     return made
+
+
+def _rows(module: ir.Module, compress: ir.Function) -> None:
+    made = function(module, "rows", [PTR, I64, I64, I64, PTR, PTR, PTR], exported=True)
+    weight, rows, columns, width, have, index, values = made.args
+    e = Emitter(made, 1)
+
+    def panel(p: Node, carried: list[Node]) -> list[Node]:
+        first, n = part_of(e, p, columns, width)
+
+        def row(r: Node, carried: list[Node]) -> list[Node]:
+            at = carried[0]
+            source = e.element(weight, e.add(e.mul(r, columns), first), F32)
+            # What is written behind a row's last non-zero, the next row overwrites.
+            e.at.call(compress, [source, n, e.element(index, at, I16), e.element(values, at, F32)])
+            return [e.add(at, e.wide(have, e.add(e.mul(p, rows), r), I16))]
+
+        return e.loop(0, rows, row, carried)
+
+    e.loop(0, panels_of(e, columns, width), panel, [e.constant(0)])
+    e.at.ret_void()
 
 
 def _unrolled(
@@ -384,14 +377,6 @@ def _spread_function(module: ir.Module, kind: Node) -> ir.Function:
     return made
 
 
-def _buffers(e: Emitter, scratch: Node, width: Node, floats: int, shorts: int) -> tuple[list[Node], list[Node]]:
-    """Parts of the scratch memory, as many as asked for, each with room for a panel and one more."""
-    room = e.mul(e.div(e.add(width, 16), 16), 16)
-    wide = [e.element(scratch, e.mul(room, 4 * i), I8) for i in range(floats)]
-    narrow = [e.element(scratch, e.mul(room, 4 * floats + 2 * i), I8) for i in range(shorts)]
-    return wide, narrow
-
-
 _FILL = [PTR] + [I64] * 5 + [PTR] * 7
 
 
@@ -400,7 +385,7 @@ def _sliced(module: ir.Module, kind: Node, compress: ir.Function, spread: ir.Fun
     weight, rows, columns, width, chunks, tall, begins, order, have, counts, scratch, index, values = made.args
     e = Emitter(made, 1)
     walk = _Walk(e, weight, columns, width, chunks, begins)
-    (weights,), (places,) = _buffers(e, scratch, width, 1, 1)
+    (weights,), (places,) = buffers(e, scratch, width, 1, 1)
 
     def group(p: Node, n: Node, g: Node, carried: list[Node]) -> list[Node]:
         (at,) = carried
@@ -431,7 +416,7 @@ def _pairs(module: ir.Module, kind: Node, compress: ir.Function, divide: ir.Func
     weight, rows, columns, width, chunks, _tall, begins, order, have, counts, scratch, index, values = made.args
     e = Emitter(made, 1)
     walk = _Walk(e, weight, columns, width, chunks, begins)
-    (both_a, both_b, own_a, own_b), (places, places_a, places_b) = _buffers(e, scratch, width, 4, 3)
+    (both_a, both_b, own_a, own_b), (places, places_a, places_b) = buffers(e, scratch, width, 4, 3)
 
     def group(p: Node, n: Node, g: Node, carried: list[Node]) -> list[Node]:
         at, value_at = carried
@@ -477,157 +462,4 @@ def _pairs(module: ir.Module, kind: Node, compress: ir.Function, divide: ir.Func
         return [e.add(own_at, steps), e.add(own_value_at, steps)]
 
     walk.groups(group, [e.constant(0), e.constant(0)])
-    e.at.ret_void()
-
-
-def _masks_function(module: ir.Module, lanes: int) -> ir.Function:
-    """Which of up to four rows, ``stride`` floats apart, are not zero at each of n columns → uint8 [n]."""
-    made = function(module, "masks", [PTR, I64, I64, I64, PTR], exported=False)
-    first, stride, members, n, out = made.args
-    e = Emitter(made, lanes)
-    # A row that is not there is read as the first one, and its bit is taken away again.
-    real = [e.less(r, members) for r in range(4)]
-    rows = [e.at.select(real[r], e.element(first, e.mul(stride, r), F32), first) for r in range(4)]
-    allowed: Node = ir.Constant(I8, 0)
-    for r in range(4):
-        allowed = e.at.or_(allowed, e.at.select(real[r], ir.Constant(I8, 1 << r), ir.Constant(I8, 0)))
-    bytes_ = ir.VectorType(I8, lanes)
-    spread = ir.Constant(bytes_, ir.Undefined)
-    spread = e.at.insert_element(spread, allowed, ir.Constant(I32, 0))
-    spread = e.at.shuffle_vector(spread, spread, ir.Constant(ir.VectorType(I32, lanes), [0] * lanes))
-
-    def bits(c: Node, *, vector: bool) -> Node:
-        kind = bytes_ if vector else I8
-        mask: Node = ir.Constant(kind, [0] * lanes if vector else 0)
-        for r, row in enumerate(rows):
-            bit = ir.Constant(kind, [1 << r] * lanes if vector else 1 << r)
-            none = ir.Constant(kind, [0] * lanes if vector else 0)
-            mask = e.at.or_(mask, e.at.select(_is_live(e, row, c, vector=vector), bit, none))
-        return e.at.and_(mask, spread if vector else allowed)
-
-    def some(c: Node, _: list[Node]) -> list[Node]:
-        e.at.store(bits(c, vector=True), e.element(out, c, I8), align=1)
-        return []
-
-    def one(c: Node, _: list[Node]) -> list[Node]:
-        e.write(bits(c, vector=False), out, c)
-        return []
-
-    whole = e.mul(e.div(n, lanes), lanes)
-    e.loop(0, whole, some, step=lanes)
-    e.loop(whole, n, one)
-    e.at.ret_void()
-    return made
-
-
-def _fours(
-    e: Emitter,
-    rows: Node,
-    columns: Node,
-    width: Node,
-    body: Callable[[Node, Node, Node, list[Node]], list[Node]],
-    carried: list[Node],
-) -> None:
-    """Calls ``body(panel, columns in it, group, carried)`` for four rows after the other of every panel."""
-    groups = e.div(e.add(rows, 3), 4)
-
-    def panel(p: Node, carried: list[Node]) -> list[Node]:
-        _, n = _part(e, p, columns, width)
-        return e.loop(0, groups, lambda g, carried: body(p, n, g, carried), carried)
-
-    e.loop(0, _panels(e, columns, width), panel, carried)
-
-
-def _count_patterns(module: ir.Module, lanes: int, masks: ir.Function) -> None:
-    made = function(module, "count_patterns", [PTR, I64, I64, I64, PTR, PTR], exported=True)
-    weight, rows, columns, width, scratch, counts = made.args
-    e = Emitter(made, lanes)
-    tally = e.at.alloca(I32, size=16)
-    groups = e.div(e.add(rows, 3), 4)
-
-    def group(p: Node, n: Node, g: Node, carried: list[Node]) -> list[Node]:
-        row = e.mul(g, 4)
-        first = e.element(weight, e.add(e.mul(row, columns), e.mul(p, width)), F32)
-        e.at.call(masks, [first, columns, e.sub(rows, row), n, scratch])
-        for mask in range(16):
-            e.write(ir.Constant(I32, 0), tally, mask)
-
-        def one(c: Node, _: list[Node]) -> list[Node]:
-            mask = e.wide(scratch, c, I8)
-            e.write(e.at.add(e.read(tally, mask, I32), ir.Constant(I32, 1)), tally, mask)
-            return []
-
-        e.loop(0, n, one)
-        target = e.element(counts, e.mul(e.add(e.mul(p, groups), g), len(PATTERNS)), I16)
-        for segment, mask in enumerate(PATTERNS):
-            e.write(e.at.trunc(e.read(tally, mask, I32), I16), target, segment)
-        return []
-
-    _fours(e, rows, columns, width, group, [])
-    e.at.ret_void()
-
-
-def _gather_function(module: ir.Module) -> ir.Function:
-    """Weights of four rows at the columns of each pattern in turn."""
-    made = function(module, "gather", [PTR, I64, PTR, PTR, PTR], exported=False)
-    first, columns, ordered, have, values = made.args
-    e = Emitter(made, 1)
-    at: Node = e.constant(0)
-    start: Node = e.constant(0)
-    for segment, mask in enumerate(PATTERNS):
-        members = [e.element(first, e.mul(columns, r), F32) for r in range(4) if mask >> r & 1]
-
-        def column(k: Node, carried: list[Node], members: list[Node] = members) -> list[Node]:
-            c = e.wide(ordered, k, I16)
-            for i, member in enumerate(members):
-                e.write(e.read(member, c, F32), values, e.add(carried[0], i))
-            return [e.add(carried[0], len(members))]
-
-        end = e.add(start, e.wide(have, segment, I16))
-        (at,) = e.loop(start, end, column, [at])
-        start = end
-    e.at.ret_void()
-    return made
-
-
-def _patterns(module: ir.Module, kind: Node, masks: ir.Function, gather: ir.Function) -> None:
-    made = function(module, f"patterns_{kind.width}", [PTR, I64, I64, I64, PTR, PTR, PTR, PTR], exported=True)
-    weight, rows, columns, width, counts, scratch, index, values = made.args
-    e = Emitter(made, 1)
-    next_of = e.at.alloca(I64, size=16)
-    groups = e.div(e.add(rows, 3), 4)
-    _, (mask_of, ordered) = _buffers(e, scratch, width, 0, 2)
-
-    def group(p: Node, n: Node, g: Node, carried: list[Node]) -> list[Node]:
-        at, value_at = carried
-        row = e.mul(g, 4)
-        first = e.element(weight, e.add(e.mul(row, columns), e.mul(p, width)), F32)
-        e.at.call(masks, [first, columns, e.sub(rows, row), n, mask_of])
-        have = e.element(counts, e.mul(e.add(e.mul(p, groups), g), len(PATTERNS)), I16)
-        counted = [e.wide(have, segment, I16) for segment in range(len(PATTERNS))]
-        total: Node = e.constant(0)
-        for many, mask in zip(counted, PATTERNS, strict=True):
-            e.write(total, next_of, mask)
-            total = e.add(total, many)
-        e.write(total, next_of, 0)  # columns where all four are zero come last, and are not copied
-
-        def one(c: Node, _: list[Node]) -> list[Node]:
-            mask = e.wide(mask_of, c, I8)
-            place = e.read(next_of, mask, I64)
-            e.write(e.at.trunc(c, I16), ordered, place)
-            e.write(e.add(place, 1), next_of, mask)
-            return []
-
-        def copy(k: Node, _: list[Node]) -> list[Node]:
-            column = e.read(ordered, k, I16)
-            e.write(column if kind is I16 else e.at.trunc(column, kind), index, e.add(at, k))
-            return []
-
-        e.loop(0, n, one)
-        e.loop(0, total, copy)
-        e.at.call(gather, [first, columns, ordered, have, e.element(values, value_at, F32)])
-        taken = [e.mul(many, mask.bit_count()) for many, mask in zip(counted, PATTERNS, strict=True)]
-        return [e.add(at, total), e.add(value_at, *taken)]
-
-    _fours(e, rows, columns, width, group, [e.constant(0), e.constant(0)])
     e.at.ret_void()

@@ -9,13 +9,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.errors import PlanError
-from gossamer.runtime.group_code import PATTERNS, Way, segments_of
+from gossamer.runtime.group_code import PAIRINGS, PATTERNS, Way, segments_of
 from gossamer.runtime.kernel_cache import PackKernels
-from gossamer.runtime.pack_code import scratch_bytes
+from gossamer.runtime.matching_code import matching_bytes
+from gossamer.runtime.pack_parts import scratch_bytes
 
-__all__ = ["Packed", "count_nonzeros", "pack"]
+__all__ = ["Packed", "count_nonzeros", "even_steps", "pack", "pack_rows"]
 
 Array = npt.NDArray[Any]
+
+_ABLE = 0.4
+"""Share of groups that have fewer steps in a pairing than all others get, because their columns do not allow more."""
 
 
 @final
@@ -62,10 +66,7 @@ def pack(
     Cost: the weight is read twice, at a few tenths of a nanosecond and one to two nanoseconds per entry; beside the
         result, 2 bytes per row and panel.
     """
-    if weight.dtype != np.float32 or weight.ndim != 2 or not weight.flags.c_contiguous:
-        raise PlanError(f"weight: found {weight.dtype} {weight.shape}, expected float32 [rows, columns], contiguous")
-    if not 0 < width < 1 << 16 or (narrow and width > 1 << 8):
-        raise PlanError(f"panel: found {width} columns, expected 1–{256 if narrow else 65535}")
+    _check(weight, width, 256 if narrow else 65535)
     if way is Way.PATTERNS:
         return _pack_patterns(kernels, weight, width, bounds, narrow=narrow)
     rows, columns = weight.shape
@@ -82,8 +83,18 @@ def pack(
         of_panel = np.repeat(np.arange(panels), np.diff(begins[::chunks]))
         counts = have[of_panel, order[:, 0]]
         indices = values = _sums(counts, tall)
+    elif way is Way.PAIRINGS:
+        of_panel = np.repeat(np.arange(panels), np.diff(begins[::chunks]))
+        possible = np.empty((len(order), len(PAIRINGS)), np.uint16)
+        addresses = (array.ctypes.data for array in (begins, order, have, scratch, possible))
+        kernels.deal_pairings(weight.ctypes.data, rows, columns, width, chunks, *addresses)
+        counts = even_steps(possible, have[of_panel[:, None], order].astype(np.int64), of_panel, panels)
+        indices, values = _sums(counts, np.array([2, 2, 2, 4])), _sums(counts, np.array([4, 4, 4, 4]))
     else:
         counts = np.empty((len(order), segments_of(way)), np.uint16)
+        room = np.empty(matching_bytes(int(np.diff(bounds).max(initial=0)) + 4, width), np.uint8)
+        addresses = (array.ctypes.data for array in (begins, order, have, room))
+        kernels.match_rows(weight.ctypes.data, rows, columns, width, chunks, *addresses)
         kernels.match_pairs(
             weight.ctypes.data,
             rows,
@@ -114,6 +125,43 @@ def pack(
     return Packed(np.stack([begins, indices[begins], values[begins]], axis=1), counts, order, *made)
 
 
+def pack_rows(kernels: PackKernels, weight: Array, width: int) -> tuple[Array, Array, Array]:
+    """A weight's non-zeros panel by panel, row by row, as `codegen.Slot` describes them.
+
+    Args:
+        kernels: compiled code.
+        weight: float32 [rows, columns], contiguous.
+        width: columns per panel, at most 65535.
+
+    Returns:
+        starts uint32 [panels, rows + 1], index uint16 [non-zeros], values float32 [non-zeros].
+
+    Raises:
+        PlanError: the weight or the width does not fit.
+    """
+    _check(weight, width, 65535)
+    rows, columns = weight.shape
+    have = np.zeros((max(1, -(-columns // width)), rows), np.uint16)
+    kernels.count(weight.ctypes.data, rows, columns, width, have.ctypes.data)
+    starts = np.zeros((len(have), rows + 1), np.int64)
+    np.cumsum(have, axis=1, out=starts[:, 1:])
+    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
+    nonzeros = int(starts[-1, -1])
+    if nonzeros >= 1 << 31:
+        raise PlanError(f"sparse weight: found {nonzeros} non-zeros, expected fewer than 2³¹")
+    index, values = np.empty(nonzeros + 1, np.uint16), np.empty(nonzeros + 1, np.float32)
+    addresses = (array.ctypes.data for array in (have, index, values))
+    kernels.rows(weight.ctypes.data, rows, columns, width, *addresses)
+    return starts.astype(np.uint32), index[:nonzeros], values[:nonzeros]
+
+
+def _check(weight: Array, width: int, most: int) -> None:
+    if weight.dtype != np.float32 or weight.ndim != 2 or not weight.flags.c_contiguous:
+        raise PlanError(f"weight: found {weight.dtype} {weight.shape}, expected float32 [rows, columns], contiguous")
+    if not 0 < width <= most:
+        raise PlanError(f"panel: found {width} columns, expected 1–{most}")
+
+
 def _pack_patterns(kernels: PackKernels, weight: Array, width: int, bounds: Array, *, narrow: bool) -> Packed:
     rows, columns = weight.shape
     panels, groups = max(1, -(-columns // width)), -(-rows // 4)
@@ -134,6 +182,32 @@ def _pack_patterns(kernels: PackKernels, weight: Array, width: int, bounds: Arra
     begin = (np.arange(panels)[:, None] * groups + (bounds[None, :-1] + 3) // 4).ravel()
     begin = np.append(begin, panels * groups)
     return Packed(np.stack([begin, indices[begin], values[begin]], axis=1), counts, order, *made)
+
+
+def even_steps(possible: Array, lengths: Array, of_panel: Array, panels: int) -> Array:
+    """Steps of a group in each pairing and row by row: in most groups of a panel as many, for ends to be foreseen.
+
+    Args:
+        possible: [groups, pairings], steps that the columns allow.
+        lengths: [groups, 4], non-zeros of each row.
+        of_panel: [groups].
+        panels: how many there are.
+    """
+    steps = possible.astype(np.int64)
+    for p in range(panels):
+        mine = of_panel == p
+        whole = mine & (possible.sum(axis=1) > 0)
+        if whole.any():
+            steps[mine] = np.minimum(
+                steps[mine], np.quantile(possible[whole], _ABLE, axis=0, method="lower").astype(np.int64)
+            )
+    # Every row keeps one weight of its own, which can be split where it has fewer than the others.
+    room = np.maximum(lengths.min(axis=1) - 1, 0)
+    for k in range(steps.shape[1]):
+        steps[:, k] = np.minimum(steps[:, k], room)
+        room -= steps[:, k]
+    alone = lengths.max(axis=1) - steps.sum(axis=1)
+    return np.concatenate([steps, alone[:, None]], axis=1).astype(np.uint16)
 
 
 def _sums(counts: Array, each: Array | int) -> Array:

@@ -24,6 +24,7 @@ from gossamer.runtime.kernel_cache import GateKernels, cache_directory, load_gat
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.threads import openmp
 from gossamer.runtime.tuner import Choice, Tuner, kept_dense
+from gossamer.runtime.vector import VectorLinear
 
 __all__ = ["Recurrent", "SparseRecurrent", "choose_recurrent", "recurrent_refusal"]
 
@@ -130,7 +131,7 @@ class SparseRecurrent(nn.Module):
         """One direction of one level."""
         entered = self.enter[i](rows)
         module = self.state[i]
-        product = module.product if isinstance(module, SparseLinear) else module
+        product = module.product if isinstance(module, (SparseLinear, VectorLinear)) else module
         run, pool, units = self._gates.run, self._gates.pool, self.hidden_size
         a, a_row, y, y_row = entered.data_ptr(), 4 * entered.shape[1], out.data_ptr(), 4 * out.stride(0)
         h_at, c_at, stride = h.data_ptr(), 0 if c is None else c.data_ptr(), out.stride(0)

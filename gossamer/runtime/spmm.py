@@ -13,8 +13,9 @@ from torch import Tensor
 from gossamer.errors import PlanError
 from gossamer.runtime.codegen import PIECES, TILES, Slot
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.kernel_cache import Kernels
+from gossamer.runtime.kernel_cache import Kernels, PackKernels
 from gossamer.runtime.layout import Pool
+from gossamer.runtime.packing import count_nonzeros, pack_rows
 from gossamer.runtime.slabs import huge_pages
 from gossamer.runtime.threads import OpenMP
 
@@ -22,6 +23,11 @@ __all__ = ["SparseProduct", "Workspace", "check_sparse", "workspace"]
 
 _WORTH_A_TEAM = 120_000
 """Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
+
+_SPARSEST = 64
+"""Entries of the matrix per non-zero up to which it is unpacked on the way: compiled packers read matrices."""
+
+Array = npt.NDArray[Any]
 
 
 @final
@@ -61,6 +67,7 @@ class SparseProduct(CompiledProduct):
         relu: whether negative results become zero.
         kernels: compiled code.
         openmp: where threads come from.
+        packers: compiled code that packs ten times as fast; None to do without.
         scratch: memory for tiles; None for the common one.
         width: columns per panel, at most 65536; None to choose by vector length and density.
         vectors: vectors of tokens per tile, 1, 2, 4 or 8; None to choose.
@@ -97,6 +104,7 @@ class SparseProduct(CompiledProduct):
         relu: bool,
         kernels: Kernels,
         openmp: OpenMP,
+        packers: PackKernels | None = None,
         scratch: Workspace | None = None,
         width: int | None = None,
         vectors: int | None = None,
@@ -111,22 +119,20 @@ class SparseProduct(CompiledProduct):
         if vectors not in TILES or not 0 < width <= 1 << 16:
             raise PlanError(f"tile: found {vectors} vectors and panels of {width}, expected one of {TILES} and 1–65536")
         panels = max(1, -(-columns // width))
-        row, column = np.divmod(positions.astype(np.int64, copy=False), max(1, columns))
-        panel, within = np.divmod(column, width)
-        order = np.argsort(panel.astype(np.uint16 if panels <= 1 << 16 else np.int64), kind="stable")
-        counts = np.bincount(panel * rows + row, minlength=panels * rows).reshape(panels, rows)
-        starts = np.zeros((panels, rows + 1), np.int64)
-        np.cumsum(counts, axis=1, out=starts[:, 1:])
-        starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
+        dense = _dense(rows, columns, positions, values) if packers is not None and width < 1 << 16 else None
+        if packers is not None and dense is not None:
+            starts, index, ordered = pack_rows(packers, dense, width)
+        else:
+            starts, index, ordered = _panel_major(rows, columns, positions, values, width)
         self.rows, self.columns, self.nonzeros = rows, columns, nonzeros
         self._kernels, self._openmp, self._workspace = kernels, openmp, scratch or workspace()
         self._lanes, self._tile, self._team_from = lanes, lanes * vectors, team_from
         packed = (
-            np.ascontiguousarray(starts, np.uint32),
-            np.ascontiguousarray(within[order], np.uint16),
-            np.ascontiguousarray(values[order], np.float32),
+            starts,
+            index,
+            ordered,
             np.zeros(rows, np.float32) if bias is None else np.array(bias, np.float32),
-            _bounds(counts.sum(axis=0)),
+            _bounds(np.diff(starts.astype(np.int64), axis=1).sum(axis=0)),
         )
         description = np.zeros(len(Slot) + len(Pool), np.int64)
         addresses = openmp.addresses or (0, 0, 0, 0)
@@ -206,6 +212,32 @@ class SparseProduct(CompiledProduct):
     def resident_bytes(self) -> int:
         """Bytes held for the weight: values, indices and where rows begin; without the bias."""
         return sum(array.nbytes for array in self._arrays[:3])
+
+
+def _dense(rows: int, columns: int, positions: Array, values: Array) -> Array | None:
+    """The weight as a matrix; None where that takes too much memory, or would lose values that are zero."""
+    if rows * columns > _SPARSEST * len(positions) or count_nonzeros(values) < len(values):
+        return None
+    dense = np.zeros((rows, columns), np.float32)
+    dense.reshape(-1)[positions] = values
+    return dense
+
+
+def _panel_major(rows: int, columns: int, positions: Array, values: Array, width: int) -> tuple[Array, Array, Array]:
+    """Where rows begin, columns within the panel, and values, panel by panel, row by row."""
+    panels = max(1, -(-columns // width))
+    row, column = np.divmod(positions.astype(np.int64, copy=False), max(1, columns))
+    panel, within = np.divmod(column, width)
+    order = np.argsort(panel.astype(np.uint16 if panels <= 1 << 16 else np.int64), kind="stable")
+    counts = np.bincount(panel * rows + row, minlength=panels * rows).reshape(panels, rows)
+    starts = np.zeros((panels, rows + 1), np.int64)
+    np.cumsum(counts, axis=1, out=starts[:, 1:])
+    starts[1:] += np.cumsum(starts[:-1, -1])[:, None]
+    return (
+        np.ascontiguousarray(starts, np.uint32),
+        np.ascontiguousarray(within[order], np.uint16),
+        np.ascontiguousarray(values[order], np.float32),
+    )
 
 
 def _panel_width(columns: int, tokens: int, density: float) -> int:

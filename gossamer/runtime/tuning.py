@@ -27,6 +27,7 @@ from gossamer.runtime.kernel_cache import (
     source_key,
     write_private,
 )
+from gossamer.runtime.vector_kernels import VECTORS
 
 __all__ = ["Memory", "convolution_key", "layer_key"]
 
@@ -85,7 +86,7 @@ class Memory:
     def _file(self, key: str) -> str:
         if not self._context:
             processor = host(wanted_level())
-            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS, ATTENTION, GATES)]
+            codes = [source_key(processor, code) for code in (ROWS, TILES, CONVOLUTIONS, ATTENTION, GATES, VECTORS)]
             self._context = repr((codes, torch.__version__))
         return hashlib.sha256(f"{self._context} {key}".encode()).hexdigest() + ".json"
 

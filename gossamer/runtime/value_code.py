@@ -39,7 +39,7 @@ class Stored(IntEnum):
 
     FLOATS = 0  # float32
     BFLOATS = 1  # the upper half of a float32
-    INTEGERS = 2  # int8, to be multiplied with a scale per row and panel; 0 and −128 are ±LEAST
+    INTEGERS = 2  # int8; 0 and −128 are ±LEAST. Sums of a panel are multiplied with a scale: below 2¹²⁰ they are finite
     TABLE = 3  # uint8, the number of an entry of a table of float32
     SHORT_TABLE = 4  # the same with at most SHORT entries, which are in registers during expansion
 

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.runtime.group_code import PATTERNS
-from gossamer.runtime.packing import Packed
+from gossamer.runtime.group_code import PAIRINGS, PATTERNS
+from gossamer.runtime.packing import Packed, even_steps
 
-__all__ = ["pack_pairs", "pack_patterns", "pack_sliced"]
+__all__ = ["pack_pairings", "pack_pairs", "pack_patterns", "pack_sliced"]
 
 Array = npt.NDArray[Any]
 
@@ -65,6 +65,7 @@ def pack_pairs(
     dense[row, column] = values
     live.reshape(rows + 1, -1)[row, column] = True
     order, group_panel, begins = _sorted_groups(live[:rows].sum(axis=2), bounds, tall)
+    _match(order, live, group_panel, begins)
     chosen = (order, group_panel[:, None])
     single = live[chosen]  # [groups, 4, width]
     value = dense.reshape(rows + 1, panels, width)[chosen].reshape(-1)
@@ -103,6 +104,118 @@ def pack_pairs(
     starts = np.stack([begins, indices[begins], weights[begins]], axis=1)
     counts = np.stack([common, alone], axis=1)
     return Packed(starts, counts, np.where(order < 0, order[:, :1], order), index, packed)
+
+
+def _match(order: Array, live: Array, group_panel: Array, begins: Array) -> None:
+    """Changes the order of rows in full groups: each takes the partner with most columns in common."""
+    for first, last in pairwise(begins):
+        if first == last:
+            continue
+        panel = group_panel[first]
+        full = [g for g in range(first, last) if order[g, 3] >= 0 and live[order[g, 3], panel].any()]
+        rows = [int(r) for g in full for r in order[g]]
+        sets = {r: live[r, panel] for r in rows}
+        pairs: list[tuple[int, int, int, int]] = []
+        left = list(rows)
+        while left:
+            a = left.pop(0)
+            long = int(sets[a].sum())
+            common = [int((sets[a] & sets[b]).sum()) for b in left]
+            best = max(range(len(left)), key=lambda i: common[i] - long + int(sets[left[i]].sum()))
+            pairs.append((long, common[best], a, left.pop(best)))
+        pairs.sort(key=lambda p: (-p[0], -p[1]))
+        order[full] = np.array([[a, b] for _, _, a, b in pairs], np.int64).reshape(-1, 4)
+
+
+def pack_pairings(
+    row: Array, column: Array, values: Array, rows: int, columns: int, width: int, bounds: Array, tall: int
+) -> Packed:
+    """Columns in common dealt to three pairings; then the rest, sliced. Arguments as of `pack_sliced`."""
+    panels = max(1, -(-columns // width))
+    dense = np.zeros((rows + 1, panels * width), np.float32)
+    dense[row, column] = values
+    value = dense.reshape(rows + 1, panels, width)
+    live = np.zeros((rows + 1, panels * width), np.bool_)
+    live[row, column] = True
+    live = live.reshape(rows + 1, panels, width)
+    order, group_panel, begins = _sorted_groups(live[:rows].sum(axis=2), bounds, tall)
+    lengths = live[order, group_panel[:, None]].sum(axis=2)
+    whole = (order[:, 3] >= 0) & (lengths.min(axis=1) > 1)
+    dealt = [
+        _dealt(live[order[g], group_panel[g]]) if whole[g] else [([], []), ([], []), ([], [])]
+        for g in range(len(order))
+    ]
+    possible = np.array([[min(len(a), len(b)) for a, b in d] for d in dealt], np.int64).reshape(-1, 3)
+    real = np.where(order < 0, lengths[:, :1], lengths)
+    counts = even_steps(possible, real, group_panel, panels)
+    index: list[int] = []
+    packed: list[float] = []
+    begin = []
+    for g, rows_of in enumerate(order):
+        begin.append((len(index), len(packed)))
+        single = live[rows_of, group_panel[g]].copy()
+        of = value[rows_of, group_panel[g]]
+        for queues, pairing, steps in zip(dealt[g], PAIRINGS, counts[g, :3], strict=True):
+            for step in range(steps):
+                for queue, pair in zip(queues, pairing, strict=True):
+                    c = queue[step]
+                    index.append(c)
+                    packed += [of[r, c] for r in pair]
+                    single[list(pair), c] = False
+        alone = int(counts[g, 3])
+        own = np.where(rows_of < 0, 0, single.sum(axis=1))
+        at = np.concatenate(
+            [np.flatnonzero(s) if r >= 0 else np.zeros(0, np.int64) for s, r in zip(single, rows_of, strict=True)]
+        )
+        member = np.repeat(np.arange(4), own)
+        which, step, divisor = _parts(_ranks(own), own, np.full(4, alone), member)
+        block, weights = np.zeros(4 * alone, np.int64), np.zeros(4 * alone, np.float32)
+        place = 4 * step + member[which]
+        block[place] = at[which]
+        weights[place] = of[member, at][which] / divisor
+        index += block.tolist()
+        packed += list(weights)
+    begin.append((len(index), len(packed)))
+    at_begin = np.array(begin)[begins]
+    starts = np.stack([begins, at_begin[:, 0], at_begin[:, 1]], axis=1)
+    chosen = np.where(order < 0, order[:, :1], order)
+    return Packed(starts, counts, chosen, np.array(index, np.int64), np.array(packed, np.float32))
+
+
+def _dealt(live: Array) -> list[tuple[list[int], list[int]]]:
+    """For each pairing the columns of its two pairs, in the order of steps."""
+    queues = [pair for pairing in PAIRINGS for pair in pairing]
+    masks = live[0] + 2 * live[1] + 4 * live[2] + 8 * live[3].astype(np.int64)
+    of = {mask: np.flatnonzero(masks == mask).tolist() for mask in range(16)}
+    filled = [list(of[1 << a | 1 << b]) for a, b in queues]
+    levels = [len(f) for f in filled]
+    left = [len(of[15 & ~(1 << r)]) for r in range(4)]
+    three = np.zeros((4, 3), np.int64)
+    for _ in range(sum(left)):
+        able = [q for q in range(6) if any(left[r] for r in range(4) if r not in queues[q])]
+        q = min(able, key=lambda q: levels[q])
+        a, b = (r for r in range(4) if r not in queues[q])
+        missing = b if left[a] < left[b] else a
+        levels[q] += 1
+        left[missing] -= 1
+        three[missing, q // 2] += 1
+    four = [0, 0, 0]
+    for _ in of[15]:
+        k = min(range(3), key=lambda k: min(levels[2 * k], levels[2 * k + 1]))
+        levels[2 * k] += 1
+        levels[2 * k + 1] += 1
+        four[k] += 1
+    for missing in range(4):
+        columns = iter(of[15 & ~(1 << missing)])
+        for k in range(3):
+            (q,) = (q for q in (2 * k, 2 * k + 1) if missing not in queues[q])
+            filled[q] += [next(columns) for _ in range(three[missing, k])]
+    columns = iter(of[15])
+    for k in range(3):
+        shared = [next(columns) for _ in range(four[k])]
+        filled[2 * k] += shared
+        filled[2 * k + 1] += shared
+    return [(filled[2 * k], filled[2 * k + 1]) for k in range(3)]
 
 
 def _sorted_groups(counts: Array, bounds: Array, tall: int) -> tuple[Array, Array, Array]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtime.clocks import sparse_wins
 from torch import Tensor, nn
 
 import gossamer as gs
@@ -17,7 +18,6 @@ from gossamer.runtime.group_code import Way
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.tiled import GroupedLinear, Tiles, tiler
 from gossamer.runtime.value_code import Stored
-from tests.runtime.test_everywhere import sparse_wins
 
 LEVELS = levels()
 
@@ -84,9 +84,14 @@ def test_other_dtypes_than_the_weights_are_refused() -> None:
 class Block(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
+        self.query, self.key, self.mixed = nn.Linear(width, width), nn.Linear(width, width), nn.Linear(width, width)
         self.norm, self.wide, self.back = nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
 
     def forward(self, x: Tensor) -> Tensor:
+        b, t, width = x.shape
+        q, k, v = (y.view(b, t, 4, width // 4).transpose(1, 2) for y in (self.query(x), self.key(x), self.query(x)))
+        attended = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, t, width)
+        x = x + self.mixed(attended)
         return x + self.back(nn.functional.gelu(self.wide(self.norm(x))))
 
 
@@ -129,7 +134,8 @@ def test_a_feature_major_network_in_bfloat16_rounds_less_often_than_pytorch() ->
             owner, _, key = name.rpartition(".")
             setattr(lowered.get_submodule(owner), key, GroupedLinear(layer.weight, layer.bias, Way.SLICED))
     made = feature_major(lowered, (x,), tiler())
-    assert not isinstance(made, str) and made.changes == 2 and len(made.linears) == 5 and made.norms == 2
+    assert not isinstance(made, str) and made.changes == 2 and made.norms == 2
+    assert len(made.linears) == 13 and made.attentions == 2
     with torch.inference_mode():
         y = made.network(x)
         assert y.dtype is torch.bfloat16

@@ -44,7 +44,7 @@ def test_smaller_values_are_taken_if_they_are_within_a_twentieth_of_the_fastest(
     ("recipe", "kind", "most"),
     [
         ([gs.quantize.RoundToNearest(bits=8)], "8-bit values", 0.09),
-        ([gs.quantize.RoundToNearest(bits=4, group=64)], "8-bit values", 0.09),
+        ([gs.quantize.RoundToNearest(bits=4, group=64)], "8-bit values by 64 columns", 0.09),
         ([gs.share.KMeans(bits=4)], "indices of 32 values", 0.09),
         ([gs.share.KMeans(bits=7)], "indices of 256 values", 0.09),
         ([gs.quantize.Cast(dtype="float8_e4m3fn")], "indices of 32 values", 0.09),
@@ -79,6 +79,16 @@ def test_blocks_of_four_rows_are_seen_and_have_names_of_their_own() -> None:
     assert "blocks" in offers(masked(blocks)) and "patterns" not in offers(masked(blocks))
     assert not offers(masked(free)) & {"blocks", "patterns"}
     assert "patterns" in offers(masked(torch.rand(rows, columns) < 0.4))
+    assert "blocks" in offers(masked((torch.rand(rows // 4, columns) < 0.7).repeat_interleave(4, 0)))
+    assert offers(masked(torch.rand(rows, columns) < 0.7)) == {"dense"}
+
+
+def test_blocks_of_four_output_channels_are_seen_in_convolutions() -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(32, 64, 3, padding=1).requires_grad_(False)
+    layer.weight *= (torch.rand(16, 32, 3, 3) < 0.08).repeat_interleave(4, 0)
+    names = set(offers_for(layer, Dense(layer.weight), 0.08, torch.randn(1, 32, 14, 14), jit=True))
+    assert "planes by blocks" in names and "planes by patterns" not in names
 
 
 def test_layers_in_bfloat16_are_offered_values_of_16_bits() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import gossamer as gs
 from gossamer.runtime.cpu import levels
+from gossamer.runtime.vector_chain import VectorChain
 
 
 def sparse_mlp(seed: int) -> nn.Sequential:
@@ -89,3 +90,13 @@ def test_the_fallback_warns_once(monkeypatch: pytest.MonkeyPatch) -> None:
         for _ in range(3):
             assert torch.equal(gs.lower(model, x)(x), model(x))  # type: ignore[operator]
     assert len(seen) == 1
+
+
+def test_a_network_lowered_for_one_token_is_one_chain_and_takes_any_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
+    model = sparse_mlp(0)
+    fast = gs.lower(model, torch.randn(1, 400))  # type: ignore[operator]
+    assert isinstance(fast.captured, VectorChain)
+    for shape in ((1, 400), (400,), (2, 3, 400), (70, 400), (0, 400)):
+        x = torch.randn(shape)
+        torch.testing.assert_close(fast(x), model(x).detach(), rtol=1e-4, atol=1e-5)

@@ -156,7 +156,7 @@ def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
         ("patterns_8_4", "fmla"),
         ("patterns_16_2", "fmla"),
         ("finish", "fdiv"),
-        ("normalise_vector", "fsqrt"),
+        ("normalise_tile_4", "fsqrt"),
         ("pack_tile", "trn1|zip1|uzp1"),
         ("unpack_tile", "trn1|zip1|uzp1"),
     ],

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -124,3 +125,16 @@ def test_without_a_compiler_the_reason_is_given(monkeypatch: pytest.MonkeyPatch)
     assert not available()
     with pytest.raises(PlanError, match="llvmlite is not installed"):
         pair()
+
+
+def test_weights_that_are_zero_on_purpose_are_kept() -> None:
+    layer = SparseLinear((2, 3), np.array([1, 3]), np.array([0.0, 2.0], np.float32), None)
+    y = layer(torch.tensor([[1.0, float("nan"), 1.0]]))
+    assert layer.product.nonzeros == 2 and y[0].isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("size", [3, 300])
+def test_a_few_weights_of_a_large_matrix_are_packed_without_it(size: int) -> None:
+    positions = np.arange(size) * 1000
+    layer = SparseLinear((size, 1000), positions, np.ones(size, np.float32), None)
+    assert torch.equal(layer(torch.arange(1000.0).view(1, -1) + 1), torch.ones(1, size))

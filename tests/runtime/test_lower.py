@@ -9,6 +9,7 @@ from runtime.clocks import Recording
 from torch import nn
 
 import gossamer as gs
+from gossamer.runtime.vector import has_bitmaps
 
 
 def mlp() -> nn.Module:
@@ -69,8 +70,8 @@ def test_a_lowered_convolution_computes_what_the_dense_one_does(name: str) -> No
     assert torch.allclose(made.lower(inputs)(inputs), made.dense()(inputs), atol=1e-5)
 
 
-OVERLAPPING = {"pairs", "pairs, narrow panels", "patterns", "patterns, wide panels"}
-GROUPED = {"sparse", "sliced", "sliced, wide panels"}
+OVERLAPPING = {"pairings", "pairings, narrow panels", "patterns"}
+GROUPED = {"sparse", "sliced", "sliced, wide panels", "pairs"}
 OFFERED = {
     "sparse": {"dense", *GROUPED},
     "low rank": {"dense", "low rank"},
@@ -87,7 +88,7 @@ def test_the_fastest_of_what_was_measured_runs_a_layer_and_dense_is_always_measu
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = gs.compress(mlp(), RECIPES[name])  # type: ignore[arg-type]
-    inputs = torch.randn(3, 64)
+    inputs = torch.randn(9, 64)
     expected = made.dense()(inputs)
     for winner in OFFERED[name] or {"dense"}:
         clock = Recording(winner)
@@ -100,6 +101,36 @@ def test_the_fastest_of_what_was_measured_runs_a_layer_and_dense_is_always_measu
         assert torch.equal(copied(inputs), fast(inputs))
         if winner != "dense":
             assert all(c.bytes < c.dense_bytes for c in fast.explain()[:2])
+
+
+VECTORS = {"vector by index"} | ({"vector by bitmap"} if has_bitmaps() else set())
+FEW_OF = {
+    "sparse": VECTORS,
+    "shared": VECTORS | {f"{name}, indices of 16 values" for name in VECTORS},
+    "eight bits": VECTORS | {f"{name}, 8-bit values" for name in VECTORS},
+}
+
+
+@pytest.mark.parametrize("tokens", [1, 8])
+@pytest.mark.parametrize("name", FEW_OF)
+def test_few_tokens_are_offered_kernels_for_few_vectors(
+    name: str, tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    eight = [gs.prune.Magnitude(sparsity=0.8), gs.quantize.RoundToNearest(bits=8)]
+    made = gs.compress(mlp(), {**RECIPES, "eight bits": eight}[name])  # type: ignore[arg-type]
+    inputs = torch.randn(tokens, 64)
+    expected = made.dense()(inputs)
+    offered = {"dense", *FEW_OF[name], *([] if tokens <= 4 else ["sparse", "sliced"])}
+    for winner in offered:
+        clock = Recording(winner)
+        monkeypatch.setattr("gossamer.runtime.tuner.raced", clock)
+        fast = made.lower(inputs)
+        assert clock.offered[:2] == [offered] * 2
+        assert [c.kernel for c in fast.explain()[:2]] == [winner, winner]
+        tolerance = 1e-5 * float(expected.detach().abs().max()) + 1e-6
+        for x in (inputs, torch.randn(1, 64), torch.randn(2, 3, 64), torch.randn(40, 64), torch.randn(64)):
+            torch.testing.assert_close(fast(x), made.dense()(x), rtol=0, atol=tolerance)
+        assert torch.equal(copy.deepcopy(fast)(inputs), fast(inputs))
 
 
 def test_an_embedding_may_run_on_its_factors(monkeypatch: pytest.MonkeyPatch) -> None:

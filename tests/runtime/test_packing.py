@@ -9,16 +9,17 @@ import numpy.typing as npt
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from runtime.reference_packing import pack_pairs, pack_patterns, pack_sliced
+from runtime.reference_packing import pack_pairings, pack_pairs, pack_patterns, pack_sliced
 
 from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.group_code import Way, height
 from gossamer.runtime.kernel_cache import PACKERS, assembly, cache_directory, load_packers
-from gossamer.runtime.packing import Packed, count_nonzeros, pack
+from gossamer.runtime.packing import Packed, count_nonzeros, pack, pack_rows
+from gossamer.runtime.spmm import _panel_major
 
 LEVELS = levels()
-REFERENCE = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs}
+REFERENCE = {Way.SLICED: pack_sliced, Way.PATTERNS: pack_patterns, Way.PAIRS: pack_pairs, Way.PAIRINGS: pack_pairings}
 Array = npt.NDArray[Any]
 
 
@@ -63,6 +64,7 @@ def cuts(rows: int, chunks: int) -> Array:
     seed=st.integers(0, 1000),
 )
 @example(way=Way.PAIRS, rows=64, columns=128, width=32, chunks=2, density=0.5, uneven=True, narrow=True, seed=1)
+@example(way=Way.PAIRINGS, rows=64, columns=128, width=64, chunks=2, density=0.5, uneven=True, narrow=True, seed=1)
 @example(way=Way.SLICED, rows=5, columns=0, width=1, chunks=1, density=1.0, uneven=False, narrow=True, seed=0)
 def test_packed_arrays_are_those_of_numpy(
     level: Level,
@@ -111,6 +113,28 @@ def test_large_weights_are_packed_as_numpy_does(way: Way, density: float) -> Non
             narrow=narrow,
         )
         assert_equal(found, expected(weight, way, width, bounds, 4, narrow))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=60, deadline=None)
+@given(
+    rows=st.integers(0, 70),
+    columns=st.integers(0, 130),
+    width=st.sampled_from([1, 7, 33, 64, 300, 65535]),
+    density=st.sampled_from([0.0, 0.02, 0.3, 1.0]),
+    seed=st.integers(0, 1000),
+)
+def test_rows_are_packed_as_numpy_does(
+    level: Level, rows: int, columns: int, width: int, density: float, seed: int
+) -> None:
+    draw = np.random.default_rng(seed)
+    weight = draw.standard_normal((rows, columns), np.float32)
+    weight[draw.random((rows, columns)) >= density] = 0
+    weight[1 :: 2 + seed % 4] = seed % 2
+    found = pack_rows(load_packers(host(level), cache_directory()), weight, width)
+    positions = np.flatnonzero(weight)
+    for a, b in zip(found, _panel_major(rows, columns, positions, weight.ravel()[positions], width), strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 @pytest.mark.parametrize(("width", "narrow"), [(0, False), (65536, False), (257, True)])

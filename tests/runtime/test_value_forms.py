@@ -16,8 +16,9 @@ from gossamer.encoding.node import Encoding
 from gossamer.errors import PlanError
 from gossamer.methods.base import Method
 from gossamer.runtime.cpu import Level, levels
+from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.tiled import GroupedLinear
+from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler
 from gossamer.runtime.value_code import Stored
 from gossamer.runtime.value_forms import grid_of, smaller_form
 
@@ -93,6 +94,40 @@ def test_smaller_values_agree_with_float64(
     layer = GroupedLinear(weight, bias, way, stored=stored, tree=tree, width=width, level=level)
     exact = x.double() @ weight.double().T + bias
     assert float((layer(x) - exact).abs().max()) <= 1e-6 * float((x.abs() @ weight.abs().T + bias.abs()).max())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("stored", SMALLER)
+def test_activation_and_residual_follow_the_last_panel(level: Level, way: Way, stored: Stored) -> None:
+    draw = torch.Generator().manual_seed(2)
+    weight, tree = encoded(kept(61, 90, 0.3, draw, uneven=True), stored, 45, 100, draw)
+    bias, x, other = (torch.randn(*n, generator=draw) for n in ((61,), (3, 40, 90), (3, 40, 61)))
+    layer = GroupedLinear(
+        weight, bias, way, stored=stored, tree=tree, width=45, activation=Activation.GELU, level=level
+    )
+    operations = tiler(level)
+    y = operations.unpack(TiledLinear(layer.product, operations)(operations.pack(x), operations.pack(other)))
+    exact = torch.nn.functional.gelu(x.double() @ weight.double().T + bias) + other
+    assert bool(((y - exact).abs() <= 1e-6 * (x.abs() @ weight.abs().T + 10)).all())
+
+
+@pytest.mark.parametrize("way", Way)
+@pytest.mark.parametrize("stored", SMALLER)
+@pytest.mark.parametrize("tokens", [20, 300])
+def test_the_number_of_threads_does_not_change_a_bit(way: Way, stored: Stored, tokens: int) -> None:
+    draw = torch.Generator().manual_seed(3)
+    weight, tree = encoded(kept(900, 517, 0.2, draw, uneven=False), stored, 1000, 100, draw)
+    layer, x = GroupedLinear(weight, None, way, stored=stored, tree=tree), torch.randn(tokens, 517, generator=draw)
+    before = torch.get_num_threads()
+    try:
+        found = []
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            found.append(layer(x))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
 
 
 @pytest.mark.parametrize("level", LEVELS)
