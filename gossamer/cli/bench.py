@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -17,18 +16,15 @@ from rich.markup import escape
 from torch import nn
 
 import gossamer as gs
-from gossamer.api import Compressed
+from gossamer.cli.contender import Mode, contender, network_of
 from gossamer.cli.network import Inputs, factory_of
 from gossamer.cli.output import size, table
-from gossamer.cli.resident import Mode, resident_bytes, runner_of
 from gossamer.drive.progress import TerminalProgress
 from gossamer.errors import DataError, PlanError
-from gossamer.measure.latency import Timing, in_turns, runner
+from gossamer.measure.latency import Timing, in_turns
 from gossamer.measure.ledger import ledger_of
 from gossamer.measure.onnx_file import Made, exported
 from gossamer.measure.peers import Peer, PeerKind, running
-from gossamer.runtime.candidates import resident_bytes as weight_bytes
-from gossamer.runtime.lower import Choice, Lowered
 from gossamer.store.json_file import write_json
 
 __all__ = ["bench_file"]
@@ -61,83 +57,64 @@ class _Bench:
     """Collects rows.
 
     Args:
-        loaded: the file.
-        original: the network as it was, if the file holds a smaller one; its weights do not matter to dense kernels.
+        file: a ``.gsm``.
+        network: factory name.
         inputs: of the network.
-        against: contenders.
-        peers: folder of environments, or None.
+        modes: of our own.
+        peers: other runtimes.
+        folder: of their environments, or None.
         seconds: per row.
     """
 
     def __init__(
         self,
-        loaded: Compressed,
-        original: nn.Module | None,
-        make: partial[Made],
+        file: Path,
+        network: str,
         inputs: Inputs,
-        against: _Against,
-        peers: Path | None,
+        modes: tuple[Mode, ...],
+        peers: tuple[PeerKind, ...],
+        folder: Path | None,
         seconds: float,
     ) -> None:
-        self.loaded, self.original, self.make = loaded, original, make
-        self.inputs, self.against, self.peers, self.seconds = inputs, against, peers, seconds
+        self.file, self.network, self.inputs, self.modes = file, network, inputs, modes
+        self.peers, self.folder, self.seconds = peers, folder, seconds
         self.rows: list[dict[str, Any]] = []
-        self.layers: tuple[Choice, ...] = ()
+        self.layers: list[dict[str, Any]] = []
         self.missing: dict[str, str] = {}
-        self.versions: dict[str, str] = {"torch": torch.__version__}
+        self.versions: dict[str, str] = {}
         self.memory: dict[str, dict[str, int]] = {}
         self.weights: dict[str, int] = {}
 
     def measure(self, batch: int, threads: int) -> None:
-        """One row: everything takes turns."""
-        arguments = self.inputs.of(batch)
-        with tempfile.TemporaryDirectory() as folder, _threads(threads):
-            lowered = self.loaded.lower(arguments)
-            self.layers = lowered.explain()
-            ours: dict[str, nn.Module] = {Mode.LOWERED.value: lowered}
-            if self.original is not None:
-                ours[Mode.ORIGINAL.value] = self.original
-            if self.against.torch:
-                ours[Mode.TORCH.value] = self.loaded.dense()
-            file: Path | str = ""
-            if self.against.peers:
-                file = exported(partial(self.make, batch), self.peers, Path(folder))
-            with running(self.against.peers, self.peers, file, threads) as (started, missing):
-                runners = {name: runner(partial(module, *arguments)) for name, module in ours.items()}
-                runners |= {kind.value: peer.run for kind, peer in started.items()}
-                taken = in_turns(runners, seconds=self.seconds, turn_ms=_TURN_MS)
-                self._remember(ours, started)
+        """One row: everything takes turns, each in a process of its own, or the busiest would be put behind."""
+        with tempfile.TemporaryDirectory() as made, ExitStack() as stack:
+            folder = Path(made)
+            all_started: dict[str, Peer] = {}
+            for mode in self.modes:
+                log = folder / f"{mode.value}.log"
+                peer = contender(mode, self.file, self.network, self.inputs, batch, threads, log)
+                all_started[mode.value] = stack.enter_context(peer)
+            onnx: Path | str = ""
+            if self.peers:
+                make = partial(dense_of, self.file.absolute(), self.network, self.inputs, batch)
+                onnx = exported(make, self.folder, folder)
+            started, missing = stack.enter_context(running(self.peers, self.folder, onnx, threads))
+            all_started |= {kind.value: peer for kind, peer in started.items()}
             self.missing |= {kind.value: reason for kind, reason in missing.items()}
+            runners = {name: peer.run for name, peer in all_started.items()}
+            taken = in_turns(runners, seconds=self.seconds, turn_ms=_TURN_MS)
+        for name, peer in all_started.items():  # batches ascend: what is kept is of the largest
+            self.versions[name], self.weights[name] = peer.version, peer.weight_bytes
+            self.memory[name] = peer.resident_bytes
+        self.layers = all_started[Mode.LOWERED.value].said["layers"]
         times = {name: Timing.of(ms) for name, ms in taken.items()}
         found = {name: {**asdict(t), "per_second": 1e3 * batch / t.median_ms} for name, t in times.items()}
         self.rows.append({"batch": batch, "threads": threads, **found})
 
-    def _remember(self, ours: dict[str, nn.Module], started: dict[PeerKind, Peer]) -> None:
-        self.weights |= {name: _weights(module) for name, module in ours.items()}
-        for kind, peer in started.items():
-            self.versions[kind.value] = peer.version
-            self.weights[kind.value] = peer.weight_bytes
-            self.memory[kind.value] = peer.resident_bytes  # batches ascend: of the largest
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
 
 def dense_of(file: Path, network: str, inputs: Inputs, batch: int) -> Made:
     """The weights of a file as a dense network, and its inputs; called in the process that exports."""
-    return runner_of(Mode.TORCH, file, factory_of(network), ()), inputs.of(batch)
-
-
-def _weights(module: nn.Module) -> int:
-    """A lowered network also holds a captured copy, which shares its weights."""
-    return weight_bytes(module.network if isinstance(module, Lowered) else module)
+    return network_of(Mode.TORCH, file, factory_of(network), ()), inputs.of(batch)
 
 
 def bench_file(
@@ -164,20 +141,14 @@ def bench_file(
     factory = factory_of(network)
     loaded = gs.load(file, into=factory)
     ledger = ledger_of(file, zstd=False)
-    original = factory().eval()
-    smaller = _shapes(original) != _shapes(loaded.dense())
-    make = partial(dense_of, file.absolute(), network, inputs)
-    bench = _Bench(loaded, original if smaller else None, make, inputs, wanted, peers, seconds)
+    smaller = _shapes(factory()) != _shapes(loaded.dense())
+    modes = (Mode.LOWERED, *([Mode.ORIGINAL] if smaller else []), *([Mode.TORCH] if wanted.torch else []))
+    bench = _Bench(file, network, inputs, modes, wanted.peers, peers, seconds)
     plan = [(batch, count) for count in threads or [torch.get_num_threads()] for batch in sorted(set(batches))]
-    modes = [Mode.LOWERED, *([Mode.ORIGINAL] if smaller else []), *([Mode.TORCH] if wanted.torch else [])]
-    with TerminalProgress(enabled=False if quiet else None) as progress, torch.random.fork_rng():
-        steps = len(plan) + len(modes)
+    with TerminalProgress(enabled=False if quiet else None) as progress:
         for i, (batch, count) in enumerate(plan):
-            progress.update(f"batch {batch}, {count} threads", i, steps)
+            progress.update(f"batch {batch}, {count} threads", i, len(plan))
             bench.measure(batch, count)
-        for i, mode in enumerate(modes, start=len(plan)):
-            progress.update(f"memory of {mode.value}", i, steps)
-            bench.memory[mode.value] = resident_bytes(mode, file, network, inputs, max(batches))
     console.print(
         f"[bold]{escape(str(file))}[/bold]  {size(ledger.file_bytes)} bytes, {ledger.ratio:.1f}x smaller than "
         f"{size(ledger.dense_bytes)}"
@@ -185,7 +156,7 @@ def bench_file(
     _show(bench, console, max(batches))
     document = {"file": str(file), "ledger": ledger.to_json(), "latency": bench.rows, "resident_bytes": bench.memory}
     document |= {"weight_bytes": bench.weights, "missing": bench.missing, "versions": bench.versions}
-    write_json(json_file, {**document, "layers": [vars(choice) for choice in bench.layers]})
+    write_json(json_file, {**document, "layers": bench.layers})
 
 
 def _shapes(network: nn.Module) -> list[torch.Size]:
@@ -208,7 +179,7 @@ def _show(bench: _Bench, console: Console, batch: int) -> None:
     rows = [
         [_shown(name), *(size(grown[kind]) for kind in ("network", "runtime", "process")), size(held)]
         for name, held in bench.weights.items()
-        if (grown := bench.memory.get(name)) is not None
+        for grown in [bench.memory[name]]
     ]
     title = (
         f"Resident bytes at batch {batch}, a process each (runtime: compiler and kernels, or a peer's library, once)"
@@ -217,7 +188,10 @@ def _show(bench: _Bench, console: Console, batch: int) -> None:
     console.print(table(title, columns, rows))
     for name, reason in bench.missing.items():
         console.print(f"{name} is missing: {escape(reason)}")
-    rows = [[c.layer, c.kernel, c.reason, f"{c.density:.3f}", _ms(c.ms), _ms(c.dense_ms)] for c in bench.layers]
+    rows = [
+        [c["layer"], c["kernel"], c["reason"], f"{c['density']:.3f}", _ms(c["ms"]), _ms(c["dense_ms"])]
+        for c in bench.layers
+    ]
     title = f"What runs each layer at batch {bench.rows[-1]['batch']}"
     console.print(table(title, ["layer", "runs on", "why", "density", "ms", "dense ms"], rows, text_columns=3))
 

@@ -7,7 +7,7 @@ import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ from typing import Any, final
 
 from gossamer.errors import DataError
 
-__all__ = ["Peer", "PeerKind", "python_of", "running"]
+__all__ = ["Peer", "PeerKind", "peer_of", "python_of", "running"]
 
 
 class PeerKind(enum.Enum):
@@ -55,39 +55,31 @@ def python_of(kind: PeerKind, peers: Path | None) -> Path:
 
 @final
 class Peer:
-    """One peer with the network loaded, waiting.
+    """A process with a network loaded, waiting; it says how it is in one line of JSON, then answers numbers of runs.
+
+    `version`, `weight_bytes` and `resident_bytes` are what it said itself, as the rest in `said`: "network" is what it
+    grew by when it loaded the network and ran it, "runtime" when it loaded its library, "process" all of it.
 
     Args:
-        kind: which.
-        peers: folder of environments, or None for the current one.
-        file: ONNX, the inputs beside it (`gossamer.measure.onnx_file.exported`).
-        threads: of the peer.
-
-    `version`, `weight_bytes` (of the file that it runs) and `resident_bytes` are what it said itself: "network" is what
-    its process grew by when it loaded the network and ran it, "runtime" when it loaded its library, "process" all.
+        command: that starts it.
+        log: where its errors go.
 
     Raises:
-        DataError: the peer does not start, with its reason.
+        DataError: it does not start, with its reason.
     """
 
-    def __init__(self, kind: PeerKind, peers: Path | None, file: Path, threads: int) -> None:
-        python = python_of(kind, peers)
-        worker = Path(__file__).parent / "peer_worker.py"
-        self.log = file.with_suffix(f".{kind.value}.log")
-        with self.log.open("wb") as log:
+    def __init__(self, command: Sequence[str], log: Path) -> None:
+        self.log = log
+        with log.open("wb") as errors:
             self._process = subprocess.Popen(
-                [str(python), str(worker), kind.value, str(file), str(threads)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                text=True,
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
             )
         self.process_id = self._process.pid
         try:
-            ready = self._answer()
-            self.version = str(ready["version"])
-            self.weight_bytes = int(ready["weight_bytes"])
-            self.resident_bytes: dict[str, int] = ready["resident_bytes"]
+            self.said: dict[str, Any] = self._answer()
+            self.version = str(self.said["version"])
+            self.weight_bytes = int(self.said["weight_bytes"])
+            self.resident_bytes: dict[str, int] = self.said["resident_bytes"]
         except BaseException:
             self.close()
             raise
@@ -131,6 +123,23 @@ class Peer:
         self.close()
 
 
+def peer_of(kind: PeerKind, peers: Path | None, file: Path, threads: int) -> Peer:
+    """A peer that runs an ONNX file.
+
+    Args:
+        kind: which.
+        peers: folder of environments, or None for the current one.
+        file: ONNX, the inputs beside it (`gossamer.measure.onnx_file.exported`).
+        threads: of the peer.
+
+    Raises:
+        DataError: the peer does not start, with its reason.
+    """
+    worker = Path(__file__).parent / "peer_worker.py"
+    command = [str(python_of(kind, peers)), str(worker), kind.value, str(file), str(threads)]
+    return Peer(command, file.with_suffix(f".{kind.value}.log"))
+
+
 @contextmanager
 def running(
     kinds: Iterable[PeerKind], peers: Path | None, file: Path | str, threads: int
@@ -150,7 +159,7 @@ def running(
             try:
                 if isinstance(file, str):
                     raise DataError(file)
-                started[kind] = Peer(kind, peers, file, threads)
+                started[kind] = peer_of(kind, peers, file, threads)
             except DataError as error:
                 missing[kind] = str(error)
         yield started, missing

@@ -72,19 +72,12 @@ def offers_for(
     found: dict[str, Callable[[], nn.Module]] = {"dense": partial(_same, layer)}
     weight = cast(Tensor, layer.weight)
     sparse = jit and weight.dtype in (torch.float32, torch.bfloat16)
-    if sparse and inputs.dtype == weight.dtype and (density < _BLOCKS_WORTH_TRYING or is_stem(layer)):
-        worth = density < WORTH_TRYING or is_stem(layer)
-        blocks = isinstance(layer, nn.Linear) and in_blocks(weight)
-        if isinstance(layer, nn.Linear) and (density < WORTH_TRYING or blocks):
-            tokens = inputs.numel() // max(1, inputs.shape[-1])
-            few = tokens <= FEW and weight.dtype == torch.float32
-            alone = few and 2 * tokens <= FEW and density < WORTH_TRYING
-            offers = {} if alone else _sparse_offers(layer, tree, density, blocks=blocks)
-            found |= {name: make for name, make in offers.items() if not few or blocks or name in _SOME}
-            found |= _vector_offers(layer, tree) if few else {}
-        elif weight.dtype == torch.float32 and isinstance(layer, (nn.Conv1d, nn.Conv2d)) and worth:
+    if sparse and inputs.dtype == weight.dtype:
+        if isinstance(layer, nn.Linear):
+            found |= _linear_offers(layer, tree, density, inputs)
+        elif isinstance(layer, (nn.Conv1d, nn.Conv2d)) and weight.dtype == torch.float32:
             size = tuple(inputs.shape[-len(layer.kernel_size) :])
-            if not refusal(layer, size, density):
+            if (density < WORTH_TRYING or is_stem(layer)) and not refusal(layer, size, density):
                 found |= _convolution_offers(layer, density, size)
     name, operator = name_of(tree), operator_of(tree, layer)
     if name is None or operator is None:
@@ -100,6 +93,23 @@ def offers_for(
 
 def _same(module: nn.Module) -> nn.Module:
     return module
+
+
+def _linear_offers(
+    layer: nn.Linear, tree: Encoding, density: float, inputs: Tensor
+) -> dict[str, Callable[[], nn.Module]]:
+    """For few tokens products with vectors, for many products with tiles, between them some of both."""
+    blocks = density < _BLOCKS_WORTH_TRYING and in_blocks(layer.weight)
+    if density >= WORTH_TRYING and not blocks:
+        return {}
+    tokens = inputs.numel() // max(1, inputs.shape[-1])
+    if tokens > FEW or layer.weight.dtype != torch.float32:
+        return _sparse_offers(layer, tree, density, blocks=blocks)
+    found = _vector_offers(layer, tree)
+    if 2 * tokens > FEW or density >= WORTH_TRYING:
+        offers = _sparse_offers(layer, tree, density, blocks=blocks)
+        found |= {name: make for name, make in offers.items() if blocks or name in _SOME}
+    return found
 
 
 def _sparse_offers(
@@ -127,7 +137,7 @@ def _sparse_offers(
         found[name] = partial(GroupedLinear, weight, bias, way, width=width)
         stored = forms[way is not Way.PATTERNS]
         if stored is not Stored.FLOATS:
-            small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, tree=tree)
+            small = partial(GroupedLinear, weight, bias, way, width=width, stored=stored, grid=grid)
             # Panels are as wide as groups of columns, and times depend on that.
             by = f" by {grid.size} columns" if grid is not None and grid.scale.shape[1] > 1 else ""
             found[f"{name}{_SMALLER[stored]}{by}"] = small
@@ -140,7 +150,7 @@ def _vector_offers(layer: nn.Linear, tree: Encoding) -> dict[str, Callable[[], n
     grid = grid_of(tree, dense)
     small: Storage | StoredValues = smallest_exact(dense[dense != 0])
     if grid is not None and grid.scale.shape[1] == 1 and small is not Storage.CODEBOOK4:
-        small = StoredValues.of_integers(grid.q, grid.scale[:, 0])
+        small = StoredValues.of_integers(grid.q[dense != 0], grid.scale[:, 0])
     kind = small if isinstance(small, Storage) else small.kind
     found: dict[str, Callable[[], nn.Module]] = {}
     for held in Positions if has_bitmaps() else (Positions.INDEX,):
@@ -180,7 +190,7 @@ def _convolution_offers(
         return {"planes by patterns": lambda: SparseConv(layer, Way.PATTERNS, size)}
     found: dict[str, Callable[[], nn.Module]] = {"sliced planes": lambda: SparseConv(layer, Way.SLICED, size)}
     if density >= OVERLAPPING:
-        found["planes by pairs"] = lambda: SparseConv(layer, Way.PAIRS, size)
+        found["planes by pairings"] = lambda: SparseConv(layer, Way.PAIRINGS, size)
         found["planes by patterns"] = lambda: SparseConv(layer, Way.PATTERNS, size)
     elif in_blocks(layer.weight):
         found["planes by blocks"] = lambda: SparseConv(layer, Way.PATTERNS, size)

@@ -113,7 +113,7 @@ class Emitter:
         one = self.at.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.shuffle(one, one, [0] * self.lanes)
 
-    def prefetch(self, base: Node, index: Node, kind: Node) -> None:
+    def prefetch(self, base: Node, index: Node, kind: Node = F32) -> None:
         """Asks for the cache line of ``base[index]``, which may lie beyond what may be read."""
         known = self.made.module.globals.get("llvm.prefetch.p0")
         if known is None:

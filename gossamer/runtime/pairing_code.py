@@ -235,7 +235,7 @@ def _fill(
     walk = walk_of(e, weight, columns, width, chunks, begins)
     weights, (*places, mask_of) = buffers(e, scratch, width, 4, 5)
     tally, plan, seen = e.at.alloca(I64, size=16), e.at.alloca(I64, size=_PLAN), e.at.alloca(I64, size=16)
-    lines = e.at.alloca(PTR, size=4)
+    lines, beside = e.at.alloca(PTR, size=4), e.at.alloca(F32, size=2)
     pairs = e.at.alloca(I64, size=12)
     for queue, pair in enumerate(_QUEUES):
         for i, r in enumerate(pair):
@@ -290,15 +290,14 @@ def _fill(
                     shared = e.less(step, limit)
                     pair = [e.read(pairs, e.add(e.mul(queue, 2), i), I64) for i in range(2)]
 
-                    def write(step: Node = step, side: int = side, pair: list[Node] = pair) -> None:
-                        slot = e.add(first, step)
-                        e.write(e.at.trunc(c, kind), index, e.add(at, e.mul(slot, 2), side))
-                        for i, r in enumerate(pair):
-                            value = e.read(e.read(lines, r, PTR), c, F32)
-                            e.write(value, values, e.add(value_at, e.mul(slot, 4), 2 * side + i))
-
-                    with e.at.if_then(shared):
-                        write()
+                    # What is not shared is written beside: a branch here would be mispredicted most of the time.
+                    slot = e.add(first, step)
+                    place = e.element(index, e.add(at, e.mul(slot, 2), side), kind)
+                    target = e.element(values, e.add(value_at, e.mul(slot, 4), 2 * side), F32)
+                    e.write(e.at.trunc(c, kind), e.at.select(shared, place, beside), 0)
+                    for i, r in enumerate(pair):
+                        value = e.read(e.read(lines, r, PTR), c, F32)
+                        e.write(value, e.at.select(shared, target, beside), i)
                     bits = e.at.or_(*(e.at.shl(e.constant(1), r) for r in pair))
                     left = e.at.select(shared, e.at.and_(left, e.at.not_(bits)), left)
                 found = []

@@ -53,6 +53,8 @@ class SparseRecurrent(nn.Module):
         self.bidirectional, self.proj_size = layer.bidirectional, layer.proj_size
         self.enter = nn.ModuleList(enter for enter, _ in parts)
         self.state = nn.ModuleList(state for _, state in parts)
+        # Looking modules up by their numbers would take a step of a small layer a tenth of its time.
+        self._products = tuple((_direct(enter), _direct(state)) for enter, state in parts)
         self._gates = _Gates.of("lstm" if isinstance(layer, nn.LSTM) else "gru")
 
     def flatten_parameters(self) -> None:
@@ -80,12 +82,14 @@ class SparseRecurrent(nn.Module):
                 raise RuntimeError(f"{self.mode}: found input {tuple(input.shape)}, expected 2 or 3 sizes, steps > 0")
             sizes, order = [x.shape[1]] * x.shape[0], None
             rows = x.reshape(-1, x.shape[2])
+        if rows.shape[1] != self.input_size:
+            raise RuntimeError(f"{self.mode}: found input {tuple(rows.shape)}, expected [..., {self.input_size}]")
         if rows.dtype is not torch.float32 or not rows.is_cpu or (rows.requires_grad and torch.is_grad_enabled()):
             found = f"{rows.dtype} on {rows.device}" + (" with a gradient" if rows.requires_grad else "")
             raise RuntimeError(f"{self.mode}: found input of {found}, expected torch.float32 on cpu for inference")
         single = isinstance(input, Tensor) and input.dim() == 2
         h, c = self._states(hx, sizes[0], order, single=single)
-        out = self._levels(rows, sizes, h, c)
+        out = self._levels(rows.contiguous(), sizes, h, c)
         last = [h, c] if c is not None else [h]
         if isinstance(input, PackedSequence):
             if input.unsorted_indices is not None:
@@ -120,24 +124,22 @@ class SparseRecurrent(nn.Module):
             out = rows.new_empty(rows.shape[0], width * ways)
             for way in range(ways):
                 i = ways * level + way
-                memory = None if c is None else c[i]
-                self._steps(i, rows, sizes, h[i], memory, out[:, way * width :], backwards=way == 1)
+                memory = 0 if c is None else c.data_ptr() + 4 * i * c.stride(0)
+                self._steps(i, rows, sizes, h[i], memory, out, way)
             rows = out
         return rows
 
-    def _steps(
-        self, i: int, rows: Tensor, sizes: list[int], h: Tensor, c: Tensor | None, out: Tensor, *, backwards: bool
-    ) -> None:
-        """One direction of one level."""
-        entered = self.enter[i](rows)
-        module = self.state[i]
-        product = module.product if isinstance(module, (SparseLinear, VectorLinear)) else module
+    def _steps(self, i: int, rows: Tensor, sizes: list[int], h: Tensor, c_at: int, out: Tensor, way: int) -> None:
+        """One direction of one level; c is an address, and 0 if there is none."""
+        enter, product = self._products[i]
+        entered = enter(rows)
         run, pool, units = self._gates.run, self._gates.pool, self.hidden_size
-        a, a_row, y, y_row = entered.data_ptr(), 4 * entered.shape[1], out.data_ptr(), 4 * out.stride(0)
-        h_at, c_at, stride = h.data_ptr(), 0 if c is None else c.data_ptr(), out.stride(0)
+        stride = out.shape[1]
+        a, a_row, y, y_row = entered.data_ptr(), 4 * entered.shape[1], out.data_ptr() + 4 * units * way, 4 * stride
+        h_at = h.data_ptr()
         starts = [0, *accumulate(sizes)]
         count, live, threads = -1, h, 1
-        for t in reversed(range(len(sizes))) if backwards else range(len(sizes)):
+        for t in reversed(range(len(sizes))) if way else range(len(sizes)):
             if sizes[t] != count:  # of packed sequences the longest come first
                 count = sizes[t]
                 live = h[:count]
@@ -233,6 +235,11 @@ def choose_recurrent(
     if best == "dense":
         choice = replace(choice, reason=f"{said}: {times[said]:.3g} ms, slower than dense")
     return chosen, choice
+
+
+def _direct(module: nn.Module) -> Callable[[Tensor], Tensor]:
+    """What multiplies contiguous rows of the right width."""
+    return module.product if isinstance(module, (SparseLinear, VectorLinear)) else module
 
 
 def _batch(layer: Recurrent, inputs: Tensor | PackedSequence) -> int:

@@ -9,7 +9,6 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor, nn
 
-from gossamer.encoding.node import Encoding
 from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
@@ -19,7 +18,7 @@ from gossamer.runtime.kernel_cache import TileKernels, cache_directory, load_pac
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.threads import OpenMP, openmp
 from gossamer.runtime.value_code import Stored
-from gossamer.runtime.value_forms import grid_of
+from gossamer.runtime.value_forms import Grid
 
 __all__ = ["Combine", "GroupedLinear", "Pack", "TiledLinear", "TiledNorm", "Tiler", "Tiles", "Unpack", "tiler"]
 
@@ -188,7 +187,7 @@ class GroupedLinear(nn.Module):
         way: how a group's non-zeros are ordered.
         width: columns per panel; None to choose.
         stored: how values are stored; all formats hold them exactly.
-        tree: encoding of the weight, where the integers of `Stored.INTEGERS` are found.
+        grid: what the weight is made of, for `Stored.INTEGERS`.
         activation: f.
         level: instruction set; None for what GOSSAMER_ISA asks for, else the processor's own.
 
@@ -210,7 +209,7 @@ class GroupedLinear(nn.Module):
         *,
         width: int | None = None,
         stored: Stored = Stored.FLOATS,
-        tree: Encoding | None = None,
+        grid: Grid | None = None,
         activation: Activation = Activation.NONE,
         level: Level | None = None,
     ) -> None:
@@ -218,7 +217,6 @@ class GroupedLinear(nn.Module):
         self._tiler = tiler(level)
         self.dtype = weight.dtype
         dense = weight.detach().cpu().float().contiguous().numpy()
-        grid = grid_of(tree, dense) if stored is Stored.INTEGERS and tree is not None else None
         self.product = GroupedProduct(
             dense,
             None if bias is None else bias.detach().cpu().float().numpy(),

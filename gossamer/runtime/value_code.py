@@ -20,12 +20,15 @@ from llvmlite import ir
 from gossamer.runtime.brain import widened
 from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 
-__all__ = ["LEAST", "SHORT", "WORDS", "Stored", "ValueField", "expand_function"]
+__all__ = ["ENTRIES", "LEAST", "SHORT", "WORDS", "Stored", "ValueField", "expand_function"]
 
 Node = Any  # llvmlite has no type stubs
 
 LEAST = 2.0**-32
 """How large next to nothing is beside one step of `Stored.INTEGERS`, or the smallest number of a table."""
+
+ENTRIES = 256
+"""Places of a table."""
 
 SHORT = 32
 """Entries of a table that two registers hold."""
@@ -91,21 +94,21 @@ def expand_function(module: ir.Module, lanes: int) -> ir.Function:
     def entry(i: Node) -> Node:
         return _looked_up(e, table, e.at.zext(raw(i, I8), integers))
 
-    halves = [e.load(table, lanes * k) for k in range(SHORT // lanes)]
+    def entry_of(registers: list[Node]) -> Any:
+        return lambda i: _permuted(e, registers, e.at.zext(raw(i, I8), integers))
 
-    def short_entry(i: Node) -> Node:
-        return _permuted(e, halves, e.at.zext(raw(i, I8), integers))
-
-    ways = {Stored.BFLOATS: brain, Stored.INTEGERS: integer, Stored.TABLE: entry}
-    ways[Stored.SHORT_TABLE] = short_entry if lanes == 16 else entry
+    ways = {Stored.BFLOATS: brain, Stored.INTEGERS: integer, Stored.TABLE: entry, Stored.SHORT_TABLE: entry}
+    sizes = {Stored.TABLE: ENTRIES, Stored.SHORT_TABLE: SHORT} if lanes == 16 else {}
     after = made.append_basic_block()
     for stored, value in ways.items():
         yes, no = made.append_basic_block(), made.append_basic_block()
         e.at.cbranch(e.equal(field(ValueField.FORMAT), int(stored)), yes, no)
         e.at.position_at_end(yes)
+        registers = [e.load(table, lanes * k) for k in range(sizes.get(stored, 0) // lanes)]
+        found = entry_of(registers) if registers else value
 
-        def vector(i: Node, _: list[Node], value: Any = value) -> list[Node]:
-            e.store(value(i), buffer, i, lanes * 4)
+        def vector(i: Node, _: list[Node], found: Any = found) -> list[Node]:
+            e.store(found(i), buffer, i, lanes * 4)
             return []
 
         e.loop(0, count, vector, step=lanes)
@@ -118,7 +121,7 @@ def expand_function(module: ir.Module, lanes: int) -> ir.Function:
 
 
 def _looked_up(e: Emitter, table: Node, codes: Node) -> Node:
-    """Entries of a table in memory; processors with vectors of 8 and 16 floats are x86, and gather them."""
+    """Entries of a table in memory; processors with vectors of 8 floats are x86, and gather them."""
     if e.lanes == 4:
         found = ir.Constant(e.vector, ir.Undefined)
         for lane in range(e.lanes):
@@ -126,21 +129,27 @@ def _looked_up(e: Emitter, table: Node, codes: Node) -> Node:
             one = e.read(table, e.at.zext(e.at.extract_element(codes, at), I64), F32)
             found = e.at.insert_element(found, one, at)
         return found
-    everywhere = ir.VectorType(ir.IntType(1), e.lanes)
-    blank = e.number(0)
-    if e.lanes == 16:
-        mask = ir.Constant(everywhere, [1] * e.lanes)
-        arguments = [blank, table, codes, mask, ir.Constant(I32, 4)]
-        return e.at.call(_intrinsic(e, "llvm.x86.avx512.mask.gather.dps.512", arguments), arguments)
     mask = e.at.bitcast(ir.Constant(codes.type, [-1] * e.lanes), e.vector)
-    arguments = [blank, table, codes, mask, ir.Constant(I8, 4)]
+    arguments = [e.number(0), table, codes, mask, ir.Constant(I8, 4)]
     return e.at.call(_intrinsic(e, "llvm.x86.avx2.gather.d.ps.256", arguments), arguments)
 
 
-def _permuted(e: Emitter, halves: list[Node], codes: Node) -> Node:
-    """Entries of a table in two registers."""
-    arguments = [halves[0], codes, halves[1]]
-    return e.at.call(_intrinsic(e, "llvm.x86.avx512.vpermi2var.ps.512", arguments), arguments)
+def _permuted(e: Emitter, table: list[Node], codes: Node) -> Node:
+    """Entries of a table in registers: of every two by the lower five bits, of these by one bit after the other.
+
+    As fast as gathering 16 entries where that is fast; microcode against leaks has made it slow on many processors.
+    """
+    found = []
+    for low, high in zip(table[::2], table[1::2], strict=True):
+        arguments = [low, codes, high]
+        found.append(e.at.call(_intrinsic(e, "llvm.x86.avx512.vpermi2var.ps.512", arguments), arguments))
+    bit = SHORT
+    while len(found) > 1:
+        every = ir.Constant(codes.type, [bit] * e.lanes)
+        above = e.at.icmp_unsigned("!=", e.at.and_(codes, every), ir.Constant(codes.type, [0] * e.lanes))
+        found = [e.at.select(above, b, a) for a, b in zip(found[::2], found[1::2], strict=True)]
+        bit *= 2
+    return found[0]
 
 
 def _intrinsic(e: Emitter, name: str, arguments: list[Node]) -> Node:

@@ -29,6 +29,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 _ENTRIES = 256
+_STEPS = 127
 _SAMPLE = 1 << 14
 _SMALLEST = 2.0**-94  # next to nothing beside it is still an ordinary float32
 
@@ -39,7 +40,7 @@ class Grid:
     """Values on a uniform grid: w = scale[row, column // size] · q.
 
     Args:
-        q: int8 [n], −127 to 127 without 0, one per non-zero in the order of positions.
+        q: int8 [rows, columns], −127 to 127.
         scale: float32 [rows, ⌈columns / size⌉].
         size: columns that share a scale.
     """
@@ -49,8 +50,8 @@ class Grid:
     size: int
 
     def __post_init__(self) -> None:
-        if self.q.dtype != np.int8 or (self.q.size and (self.q.min() < -127 or np.any(self.q == 0))):
-            raise PlanError(f"grid: found {self.q.dtype} integers, expected int8 from -127 to 127 without 0")
+        if self.q.dtype != np.int8 or self.q.min(initial=0) < -_STEPS:
+            raise PlanError(f"grid: found {self.q.dtype} from {self.q.min(initial=0)} on, expected int8 from -127 on")
 
     def width(self, wanted: int) -> int:
         """Columns per panel next to the wanted number, so that a panel has one scale per row."""
@@ -122,25 +123,36 @@ def grid_of(tree: Encoding, weight: Array) -> Grid | None:
     if not isinstance(affine, Affine) or tuple(tree.dense_shape()) != weight.shape or weight.ndim != 2:
         return None
     rows, columns = weight.shape
-    per_row = -(-columns // affine.group_size) if affine.columns == columns else 1
     scale = affine.scale.to_dense().detach().float().numpy()
-    if len(scale) != 1 and (len(scale) != rows * per_row or affine.columns != columns):
+    groups = -(-columns // affine.group_size) if affine.columns == columns else 1
+    if len(scale) != 1 and (len(scale) != rows * groups or affine.columns != columns):
         return None
-    kept = tree.where.positions().long().numpy() if isinstance(tree, Masked) else np.arange(rows * columns)
-    group = np.zeros(1, np.int64)
-    if len(scale) > 1:
-        group = kept // columns * per_row + kept % columns // affine.group_size
+    size = affine.group_size if len(scale) > 1 else columns
+
+    def everywhere(per_group: Array) -> Array:
+        """[groups of all rows], or one for all → what can be combined with [rows, columns]."""
+        if len(per_group) == 1:
+            return per_group.reshape(1, 1)
+        by_row = per_group.reshape(rows, groups)
+        return by_row if groups == 1 else np.repeat(by_row, size, axis=1)[:, :columns]
+
     zero = affine.zero_point
-    middle = np.int16(zero) if isinstance(zero, int) else zero.numpy().astype(np.int16)[group]
-    q = affine.q.detach().reshape(-1).numpy().astype(np.int16) - middle
-    made = np.zeros(rows * columns, np.float32)
-    made[kept] = q.astype(np.float32) * scale[group]
-    q = q[made[kept] != 0]
-    if np.any(np.abs(q) > 127) or not np.array_equal(made, weight.reshape(-1)):
+    middle = np.array([zero], np.int16) if isinstance(zero, int) else zero.numpy().astype(np.int16)
+    if isinstance(tree, Masked):
+        live = tree.where.mask().cpu().numpy()
+        steps = np.zeros((rows, columns), np.int16)
+        steps[live] = affine.q.detach().numpy()
+        steps -= np.where(live, everywhere(middle), np.int16(0))
+    else:
+        steps = affine.q.detach().numpy().astype(np.int16) - everywhere(middle)
+    if steps.size and max(int(steps.max()), -int(steps.min())) > _STEPS:
         return None
+    if not np.array_equal(steps.astype(np.float32) * everywhere(scale), weight):
+        return None
+    steps *= weight != 0  # a scale may be zero
     if len(scale) == 1:
-        return Grid(q.astype(np.int8), np.full((rows, 1), scale[0], np.float32), columns)
-    return Grid(q.astype(np.int8), scale.reshape(rows, per_row), columns if per_row == 1 else affine.group_size)
+        return Grid(steps.astype(np.int8), np.full((rows, 1), scale[0], np.float32), columns)
+    return Grid(steps.astype(np.int8), scale.reshape(rows, groups), columns if groups == 1 else size)
 
 
 def carriers(stored: Stored, weight: Array, grid: Grid | None) -> tuple[Array, Array]:
@@ -163,6 +175,12 @@ def carriers(stored: Stored, weight: Array, grid: Grid | None) -> tuple[Array, A
     entries = np.zeros(0, np.float32)
     if stored is Stored.FLOATS:
         return weight, entries
+    if stored is Stored.INTEGERS:
+        if grid is None or grid.q.shape != weight.shape:
+            raise PlanError(f"values as integers: found no grid of {weight.shape}, expected one")
+        odd = 2 * grid.q.astype(np.int16) + 257
+        odd *= grid.q != 0
+        return odd.astype(np.float32), entries
     live = weight != 0
     values = weight[live]
     least = np.abs(values).min(initial=np.inf)
@@ -170,14 +188,9 @@ def carriers(stored: Stored, weight: Array, grid: Grid | None) -> tuple[Array, A
         if np.any(values.view(np.uint32) & 0xFFFF) or not least >= _SMALLEST:
             raise PlanError("values in 16 bits: found some that need more, expected bfloat16 of at least 2⁻⁹⁴")
         return weight, entries
-    if stored is Stored.INTEGERS:
-        if grid is None or len(grid.q) != len(values):
-            raise PlanError("values as integers: found no grid of as many integers, expected one")
-        codes: Array = grid.q.astype(np.int16) + 128
-    else:
-        entries, codes = np.unique(values, return_inverse=True)
-        if len(entries) > _ENTRIES or not least >= _SMALLEST:
-            raise PlanError(f"values in a table: found {len(entries)}, expected at most 256, none below 2⁻⁹⁴")
+    entries, codes = np.unique(values, return_inverse=True)
+    if len(entries) > _ENTRIES or not least >= _SMALLEST:
+        raise PlanError(f"values in a table: found {len(entries)}, expected at most 256, none below 2⁻⁹⁴")
     made = np.zeros(weight.shape, np.float32)
     made[live] = 2 * codes + 1
     return made, entries

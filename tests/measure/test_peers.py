@@ -14,7 +14,7 @@ from torch import nn
 
 from gossamer.errors import DataError
 from gossamer.measure.onnx_file import Made, exported, found_onnx
-from gossamer.measure.peers import Peer, PeerKind, python_of, running
+from gossamer.measure.peers import PeerKind, peer_of, python_of, running
 
 _FAKE = """#!{python}
 import sys
@@ -43,7 +43,7 @@ def peers(tmp_path: Path) -> Path:
 
 
 def test_a_peer_answers_as_many_times_as_it_is_asked(peers: Path, tmp_path: Path) -> None:
-    with Peer(PeerKind.OPENVINO, peers, tmp_path / "network.onnx", 1) as peer:
+    with peer_of(PeerKind.OPENVINO, peers, tmp_path / "network.onnx", 1) as peer:
         assert (peer.version, peer.weight_bytes, peer.resident_bytes["network"]) == ("1.2", 7, 10)
         assert peer.run(3) == [0.5, 0.5, 0.5]
         assert peer.run(1) == [0.5]
@@ -51,7 +51,7 @@ def test_a_peer_answers_as_many_times_as_it_is_asked(peers: Path, tmp_path: Path
 
 def test_a_peer_that_dies_says_why(peers: Path, tmp_path: Path) -> None:
     with (
-        Peer(PeerKind.OPENVINO, peers, tmp_path / "network.onnx", 1) as peer,
+        peer_of(PeerKind.OPENVINO, peers, tmp_path / "network.onnx", 1) as peer,
         pytest.raises(DataError, match="it has died"),
     ):
         peer.run(13)

@@ -153,12 +153,16 @@ def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
         ("sliced_8_4", "fmla"),
         ("sliced_16_1", "fmla"),
         ("pairs_8_4", "fmla"),
+        ("pairings_8_4", "fmla"),
         ("patterns_8_4", "fmla"),
         ("patterns_16_2", "fmla"),
         ("finish", "fdiv"),
         ("normalise_tile_4", "fsqrt"),
         ("pack_tile", "trn1|zip1|uzp1"),
         ("unpack_tile", "trn1|zip1|uzp1"),
+        ("pack_tile_brain", "trn1|zip1|uzp1|shll"),
+        ("unpack_tile_brain", "trn1|zip1|uzp1|add"),
+        ("expand", "scvtf"),
     ],
 )
 def test_neon_code_for_tiles_is_vector_code_in_every_kernel(kernel: str, wanted: str) -> None:

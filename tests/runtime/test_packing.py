@@ -137,6 +137,26 @@ def test_rows_are_packed_as_numpy_does(
         assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
+def test_rows_with_the_same_columns_are_put_side_by_side() -> None:
+    draw = np.random.default_rng(0)
+    live = np.repeat(draw.random((32, 96)) < 0.1, 2, axis=0)[draw.permutation(64)]
+    live[:, :2] = True  # a weight to share and one to keep for every row
+    packers = load_packers(host("native"), cache_directory())
+    made = pack(packers, Way.PAIRS, live.astype(np.float32), width=96, bounds=np.array([0, 64]), tall=4, narrow=True)
+    rows = made.order.reshape(32, 2)
+    assert np.array_equal(live[rows[:, 0]], live[rows[:, 1]])
+
+
+def test_most_groups_of_a_panel_have_as_many_steps_in_every_pairing() -> None:
+    draw = np.random.default_rng(0)
+    weight = (draw.random((256, 256)) < 0.5).astype(np.float32)
+    packers = load_packers(host("native"), cache_directory())
+    made = pack(packers, Way.PAIRINGS, weight, width=256, bounds=np.array([0, 256]), tall=4, narrow=True)
+    assert made.counts[:, :3].sum() >= 0.6 * made.counts.sum()
+    for steps in made.counts[:, :3].T:
+        assert np.mean(steps == steps.max()) >= 0.6
+
+
 @pytest.mark.parametrize(("width", "narrow"), [(0, False), (65536, False), (257, True)])
 def test_panels_that_indices_cannot_count_are_refused(width: int, narrow: bool) -> None:
     packers = load_packers(host("native"), cache_directory())

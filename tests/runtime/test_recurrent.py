@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import gossamer as gs
+from benchmarks.zoo.g2p import g2p, letters_of
 from gossamer.runtime.candidates import resident_bytes
 from gossamer.runtime.cpu import Processor, levels
 from gossamer.runtime.kernel_cache import GATES, assembly
@@ -256,3 +257,24 @@ def test_a_compressed_network_lowers_its_recurrent_layer() -> None:
     with torch.inference_mode():
         assert torch.allclose(fast(tokens), small.dense()(tokens), atol=2e-5)
     assert {c.layer for c in fast.explain()} >= {"rnn", "head"}
+
+
+def test_an_encoder_and_decoder_that_feeds_itself_says_the_same_phonemes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
+    torch.manual_seed(0)
+    network = g2p().eval()
+    for layer in (network.enc, network.dec):
+        pruned(layer, 0.1)  # type: ignore[arg-type]
+    fast: Lowered = gs.lower(network, letters_of(["gossamer"]))  # type: ignore[operator]
+    assert [c.layer for c in fast.explain() if c.kernel != "dense"] == ["enc", "dec"]
+    words = letters_of(["a", "sparse", "network", "of", "threads"])
+    with torch.inference_mode():
+        found, expected = fast(words), network(words)
+    assert torch.equal(found.argmax(-1), expected.argmax(-1))
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
+def test_a_copy_computes_the_same() -> None:
+    layer = sparse(pruned(nn.LSTM(4, 20, 2)))
+    x = torch.randn(3, 2, 4)
+    assert torch.equal(copy.deepcopy(layer)(x)[0], layer(x)[0])

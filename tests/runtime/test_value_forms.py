@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -91,7 +92,9 @@ def test_smaller_values_agree_with_float64(
     draw = torch.Generator().manual_seed(seed)
     weight, tree = encoded(kept(rows, columns, density, draw, uneven=uneven), stored, size, entries, draw)
     bias, x = torch.linspace(-1, 1, rows), torch.randn(tokens, columns, generator=draw)
-    layer = GroupedLinear(weight, bias, way, stored=stored, tree=tree, width=width, level=level)
+    layer = GroupedLinear(
+        weight, bias, way, stored=stored, grid=grid_of(tree, weight.numpy()), width=width, level=level
+    )
     exact = x.double() @ weight.double().T + bias
     assert float((layer(x) - exact).abs().max()) <= 1e-6 * float((x.abs() @ weight.abs().T + bias.abs()).max())
 
@@ -104,7 +107,14 @@ def test_activation_and_residual_follow_the_last_panel(level: Level, way: Way, s
     weight, tree = encoded(kept(61, 90, 0.3, draw, uneven=True), stored, 45, 100, draw)
     bias, x, other = (torch.randn(*n, generator=draw) for n in ((61,), (3, 40, 90), (3, 40, 61)))
     layer = GroupedLinear(
-        weight, bias, way, stored=stored, tree=tree, width=45, activation=Activation.GELU, level=level
+        weight,
+        bias,
+        way,
+        stored=stored,
+        grid=grid_of(tree, weight.numpy()),
+        width=45,
+        activation=Activation.GELU,
+        level=level,
     )
     operations = tiler(level)
     y = operations.unpack(TiledLinear(layer.product, operations)(operations.pack(x), operations.pack(other)))
@@ -118,7 +128,10 @@ def test_activation_and_residual_follow_the_last_panel(level: Level, way: Way, s
 def test_the_number_of_threads_does_not_change_a_bit(way: Way, stored: Stored, tokens: int) -> None:
     draw = torch.Generator().manual_seed(3)
     weight, tree = encoded(kept(900, 517, 0.2, draw, uneven=False), stored, 1000, 100, draw)
-    layer, x = GroupedLinear(weight, None, way, stored=stored, tree=tree), torch.randn(tokens, 517, generator=draw)
+    layer, x = (
+        GroupedLinear(weight, None, way, stored=stored, grid=grid_of(tree, weight.numpy())),
+        torch.randn(tokens, 517, generator=draw),
+    )
     before = torch.get_num_threads()
     try:
         found = []
@@ -140,7 +153,7 @@ def test_what_fills_rows_up_keeps_infinity_and_reaches_nothing_else(
     draw = torch.Generator().manual_seed(0)
     mask = kept(137, 41, 0.2, draw, uneven=True)
     weight, tree = encoded(mask, stored, 41, 200, draw)
-    layer = GroupedLinear(weight, None, way, stored=stored, tree=tree, width=16, level=level)
+    layer = GroupedLinear(weight, None, way, stored=stored, grid=grid_of(tree, weight.numpy()), width=16, level=level)
     for column in (0, 11, 40):
         x = torch.randn(20, 41, generator=draw)
         x[3, column] = poison
@@ -160,7 +173,7 @@ def test_rows_that_are_filled_up_hold_one_whole_weight_each(way: Way, stored: St
     weight[:4, 1:] = 0
     weight[3] = -1.0
     tree = Affine(64 * 64, 64 * 64, (weight + 128).to(torch.uint8), Dense(torch.ones(1)), 128)
-    layer = GroupedLinear(weight, None, way, stored=stored, tree=tree)
+    layer = GroupedLinear(weight, None, way, stored=stored, grid=grid_of(tree, weight.numpy()))
     x = torch.randn(40, 64)
     exact = x.double() @ weight.double().T
     assert bool(((layer(x) - exact).abs() <= 1e-6 * (x.abs() @ weight.abs().T)).all())
@@ -221,9 +234,9 @@ def test_grids_are_found_in_what_methods_produce(recipe: Method, pruned: bool) -
     compressed = gs.compress(model, steps)
     tree = compressed.trees["0.weight"]
     weight = compressed.dense()[0].weight
-    grid = grid_of(tree, (weight).detach().numpy())
-    assert grid is not None and len(grid.q) == int(weight.count_nonzero())
-    layer = GroupedLinear(weight, None, Way.SLICED, stored=Stored.INTEGERS, tree=tree)
+    grid = grid_of(tree, weight.detach().numpy())
+    assert grid is not None and np.count_nonzero(grid.q) == int(weight.count_nonzero())
+    layer = GroupedLinear(weight, None, Way.SLICED, stored=Stored.INTEGERS, grid=grid)
     x = torch.randn(20, 64)
     torch.testing.assert_close(layer(x), x @ weight.T, rtol=1e-4, atol=1e-5)
 
@@ -231,10 +244,13 @@ def test_grids_are_found_in_what_methods_produce(recipe: Method, pruned: bool) -
 def test_grids_that_are_not_the_weight_or_do_not_fit_are_not_taken() -> None:
     q = torch.randint(1, 256, (6, 8)).to(torch.uint8)
     wide = Affine(8, 8, q, Dense(torch.ones(6)), torch.zeros(6, dtype=torch.uint8))
-    assert grid_of(wide, (wide.to_dense()).detach().numpy()) is None  # up to 255 steps from zero
+    assert grid_of(wide, wide.to_dense().detach().numpy()) is None  # up to 255 steps from zero
     tree = Affine(8, 8, q.clamp(100, 150), Dense(torch.rand(6)), 128)
     assert grid_of(tree, (2 * tree.to_dense()).detach().numpy()) is None
-    assert grid_of(Dense(torch.ones(6, 8)), (torch.ones(6, 8)).detach().numpy()) is None
+    empty = Affine(8, 8, q.clamp(100, 150), Dense(torch.tensor([1.0, 0.0, 2.0, 0.0, 1.0, 1.0])), 128)
+    grid = grid_of(empty, empty.to_dense().numpy())
+    assert grid is not None and not grid.q[[1, 3]].any()
+    assert grid_of(Dense(torch.ones(6, 8)), torch.ones(6, 8).numpy()) is None
 
 
 def test_a_tenth_of_the_weights_takes_less_than_nine_percent_of_the_memory_in_8_bits() -> None:
@@ -243,5 +259,5 @@ def test_a_tenth_of_the_weights_takes_less_than_nine_percent_of_the_memory_in_8_
     for stored, most in ((Stored.INTEGERS, 0.07), (Stored.TABLE, 0.07), (Stored.BFLOATS, 0.09)):
         weight, tree = encoded(mask, stored, 1000, 200, draw)
         for way in Way:
-            layer = GroupedLinear(weight, None, way, stored=stored, tree=tree)
+            layer = GroupedLinear(weight, None, way, stored=stored, grid=grid_of(tree, weight.numpy()))
             assert layer.resident_bytes <= most * 4 * weight.numel()
