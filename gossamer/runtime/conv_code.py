@@ -206,7 +206,7 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
                 for i in later:
                     line = e.element(base, e.mul(i, row), F32)
                     for v in range(0, vectors, max(1, 16 // lanes)):
-                        e.prefetch(line, lanes * v)
+                        e.prefetch(line, lanes * v, F32)
 
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at = carried

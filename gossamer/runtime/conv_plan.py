@@ -58,6 +58,8 @@ class Geometry:
 
     def outputs(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of outputs; not positive if the kernel is larger than the plane."""
+        if self.pointwise:
+            return size
         a, b = (
             (n + self.padding[i] + self.after[i] - self.dilation[i] * (self.kernel[i] - 1) - 1) // self.stride[i] + 1
             for i, n in enumerate(size)

@@ -8,6 +8,7 @@ vectors. A block is a whole number of image rows, or all positions: no row lies 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from math import lcm
 from typing import final
 
@@ -41,6 +42,7 @@ class PlaneTiles:
     batched: bool = True
 
 
+@lru_cache(maxsize=256)
 def block_length(positions: int, columns: int, lanes: int) -> int:
     """Positions per block: whole vectors and whole rows, which divide into the widest tiles where possible.
 

@@ -9,18 +9,42 @@ from __future__ import annotations
 import mmap
 import weakref
 from math import prod
-from threading import Lock
-from typing import final
+from threading import RLock
+from typing import Any, final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 __all__ = ["Slabs", "empty", "huge_pages"]
 
+Array = npt.NDArray[Any]
+
 _HUGE = 1 << 21
 _FROM = 1 << 17  # bytes; smaller tensors come from the allocator, which has such pages at hand
 _KEPT = 1 << 28  # bytes of free slabs at most
+
+
+@final
+class _Slab:
+    """Memory that begins with a huge page."""
+
+    __slots__ = ("memory", "size", "start")
+
+    def __init__(self, size: int) -> None:
+        self.memory = mmap.mmap(-1, -(-size // _HUGE) * _HUGE + _HUGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            self.memory.madvise(mmap.MADV_HUGEPAGE)
+        self.start: int = -np.frombuffer(self.memory, np.uint8).ctypes.data % _HUGE
+        self.size = len(self.memory) - _HUGE
+
+
+class _Lease(weakref.ref[Array]):
+    """Watches the array that stands for a tensor's memory."""
+
+    __slots__ = ("slab",)
+    slab: _Slab
 
 
 @final
@@ -37,8 +61,9 @@ class Slabs:
     """
 
     def __init__(self) -> None:
-        self._lock = Lock()
-        self._free: list[mmap.mmap] = []
+        self._lock = RLock()  # an array may be collected, and given back, while this thread holds the lock
+        self._free: list[_Slab] = []
+        self._lent: dict[int, _Lease] = {}  # by identity: a reference hashes what it refers to
 
     def __deepcopy__(self, memo: dict[int, object]) -> Slabs:
         return self
@@ -52,26 +77,32 @@ class Slabs:
         Args:
             shape: sizes.
         """
-        count = prod(shape)
-        if 4 * count < _FROM:
+        size = 4 * prod(shape)
+        if size < _FROM:
             return torch.empty(shape)
-        slab = self._take(4 * count)
-        numbers = np.frombuffer(slab, np.float32, count, _start(slab))
-        weakref.finalize(numbers, self._give, slab).atexit = False
-        return torch.from_numpy(numbers).view(shape)  # holds the array
+        slab = self._take(size)
+        numbers: Array = np.ndarray(shape, np.float32, slab.memory, slab.start)
+        lease = _Lease(numbers, self._give)
+        lease.slab = slab
+        self._lent[id(lease)] = lease
+        return torch.from_numpy(numbers)  # holds the array
 
-    def _take(self, size: int) -> mmap.mmap:
-        needed = _needed(size)
+    def _take(self, size: int) -> _Slab:
         with self._lock:
-            fitting = [i for i, slab in enumerate(self._free) if needed <= len(slab) <= 2 * needed]
-            if fitting:  # of those of a size the last one given back, which may still be in a cache
-                return self._free.pop(min(reversed(fitting), key=lambda i: len(self._free[i])))
-        return _mapped(needed)
+            # Of those of a size the last one given back, which may still be in a cache.
+            fitting = [s for s in reversed(self._free) if size <= s.size <= max(2 * size, _HUGE)]
+            if fitting:
+                slab = min(fitting, key=lambda s: s.size)
+                self._free.remove(slab)
+                return slab
+        return _Slab(size)
 
-    def _give(self, slab: mmap.mmap) -> None:
+    def _give(self, lease: weakref.ref[Array]) -> None:
+        assert isinstance(lease, _Lease)
         with self._lock:
-            self._free.append(slab)
-            while sum(map(len, self._free)) > _KEPT:
+            del self._lent[id(lease)]
+            self._free.append(lease.slab)
+            while sum(s.size for s in self._free) > _KEPT:
                 self._free.pop(0)
 
 
@@ -81,26 +112,9 @@ def huge_pages(size: int) -> tuple[object, int, int]:
     Args:
         size: bytes at least.
     """
-    slab = _mapped(_needed(size))
-    start = _start(slab)
-    usable = np.frombuffer(slab, np.uint8, len(slab) - _HUGE, start)
-    return usable, usable.ctypes.data, len(usable)
-
-
-def _needed(size: int) -> int:
-    return -(-size // _HUGE) * _HUGE + _HUGE  # room to begin at a whole huge page
-
-
-def _mapped(size: int) -> mmap.mmap:
-    slab = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        slab.madvise(mmap.MADV_HUGEPAGE)
-    return slab
-
-
-def _start(slab: mmap.mmap) -> int:
-    address: int = np.frombuffer(slab, np.uint8).ctypes.data
-    return -address % _HUGE
+    slab = _Slab(size)
+    usable = np.frombuffer(slab.memory, np.uint8, slab.size, slab.start)
+    return usable, usable.ctypes.data, slab.size
 
 
 def empty(memory: Slabs | None, *shape: int) -> Tensor:
