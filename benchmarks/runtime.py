@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.rows import Rows, code_hash, cpu_name
 from benchmarks.runtime_layers import layer_row
 from benchmarks.runtime_rows import Setting, Variant, rows_of
+from benchmarks.runtime_vector import vector_rows
 
 SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 SHAPES = ((768, 768), (3072, 768), (768, 3072))
@@ -31,12 +32,16 @@ class Plan:
         settings: of networks, what matters most first.
         shapes: of single layers.
         layers: sparsities of single layers.
+        blocks: rows of their blocks, 1 for zeros anywhere.
+        vector: rows and columns of the matrix that meets a vector.
         seconds: per layer.
     """
 
     settings: tuple[Setting, ...]
     shapes: tuple[tuple[int, int], ...]
     layers: tuple[float, ...]
+    blocks: tuple[int, ...]
+    vector: int
     seconds: float
 
 
@@ -58,10 +63,12 @@ def full() -> Plan:
         )
         for name, batch, threads in order
     ]
-    return Plan(tuple(settings), SHAPES, SPARSITIES, 5.0)
+    return Plan(tuple(settings), SHAPES, SPARSITIES, (1, 4), 4096, 4.0)
 
 
-QUICK = Plan((Setting("bert-base", 1, 1, (Variant(0.9),), (0.9,), 10.0),), SHAPES[:1], (0.5, 0.9, 0.95), 3.0)
+QUICK = Plan(
+    (Setting("bert-base", 1, 1, (Variant(0.9),), (0.9,), 10.0),), SHAPES[:1], (0.5, 0.9, 0.95), (1,), 2048, 3.0
+)
 
 
 def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[str, Any]:
@@ -69,17 +76,23 @@ def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[s
     end = time.monotonic() + 60 * minutes
     kept = Rows(name, code_hash("gossamer/runtime/*.py", "gossamer/measure/*.py", "benchmarks/runtime*.py"))
     layers = []
-    for shape in plan.shapes:
+    for shape, rows in ((shape, rows) for rows in plan.blocks for shape in plan.shapes):
         for sparsity in plan.layers:
 
-            def make_layer(shape: tuple[int, int] = shape, sparsity: float = sparsity) -> dict[str, Any]:
-                return layer_row(shape, sparsity, plan.seconds)
+            def make_layer(
+                shape: tuple[int, int] = shape, sparsity: float = sparsity, rows: int = rows
+            ) -> dict[str, Any]:
+                return layer_row(shape, sparsity, plan.seconds, rows=rows)
 
-            layers.append(kept.get(f"layer-{shape[0]}x{shape[1]}-{sparsity}", make_layer))
+            layers.append(kept.get(f"layer-{shape[0]}x{shape[1]}-{rows}-{sparsity}", make_layer))
             found = layers[-1]
             rate = f"{found['gflops']} GFLOP/s, {found['fraction_of_peak']:.0%} of peak"
             print(f"{shape} {sparsity:.0%}: {rate}, {found['kernel']}", flush=True)
-    rows: list[dict[str, Any]] = []
+    found = kept.get(f"vectors-{plan.vector}", lambda: {"rows": vector_rows(plan.vector, sparsities=plan.layers)})
+    vectors = found["rows"]
+    for row in vectors:
+        print(f"{row['shape']} · vector {row['sparsity']:.0%}, {row['format']}: {row['speed_up']}x torch", flush=True)
+    made_rows: list[dict[str, Any]] = []
     late = []
     for setting in plan.settings:
         if time.monotonic() > end and not kept.has(setting.key):
@@ -95,11 +108,11 @@ def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[s
         for row in found["rows"]:
             _say(row)
         print(f"  in {found['seconds']} s", flush=True)
-        rows += found["rows"]
+        made_rows += found["rows"]
     for key in late:
         print(f"{key}: not started, {minutes:g} minutes were over", flush=True)
     document = {"cpu": cpu_name(), "peak_gflops": max((r["peak_gflops"] for r in layers), default=None)}
-    return {**document, "rows": rows, "layers": layers, "not_started": late}
+    return {**document, "rows": made_rows, "layers": layers, "vectors": vectors, "not_started": late}
 
 
 def _say(row: dict[str, Any]) -> None:

@@ -15,19 +15,21 @@ from gossamer.runtime.tiled import GroupedLinear, tiler
 __all__ = ["layer_row"]
 
 
-def layer_row(shape: tuple[int, int], sparsity: float, seconds: float) -> dict[str, Any]:
+def layer_row(shape: tuple[int, int], sparsity: float, seconds: float, *, rows: int = 1) -> dict[str, Any]:
     """The best kernel for one shape on one thread, eight matrices in turn, beside multiply-adds from registers."""
     torch.set_num_threads(1)
     torch.manual_seed(0)
     tokens, columns = 256, shape[1]
-    weights = [torch.randn(shape) * (torch.rand(shape) >= sparsity) for _ in range(8)]
+    blocks = (shape[0] // rows, columns)
+    masks = [(torch.rand(blocks) >= sparsity).repeat_interleave(rows, dim=0) for _ in range(8)]
+    weights = [torch.randn(shape) * mask for mask in masks]
     work = 2e-9 * tokens * sum(int(w.count_nonzero()) for w in weights)
     x = tiler().pack(torch.randn(tokens, columns))
     forms: dict[str, list[GroupedLinear]] = {
         f"{way.name.lower()}, panels of {-(-columns // panels)}": [
             GroupedLinear(w, None, way, width=-(-columns // panels)) for w in weights
         ]
-        for way in Way
+        for way in (Way if rows == 1 else (Way.PATTERNS,))
         for panels in {-(-columns // width) for width in (96, 128, 192, 256, 768)}
     }
     rates: dict[str, list[float]] = {form: [] for form in forms}
@@ -42,10 +44,10 @@ def layer_row(shape: tuple[int, int], sparsity: float, seconds: float) -> dict[s
             rates[form].append(work / (time.perf_counter() - start))
     medians = {form: float(np.median(found)) for form, found in rates.items()}
     best = max(medians, key=lambda form: medians[form])
-    top = float(np.median(peaks))
+    top = float(np.percentile(peaks, 75))
     return {
         "shape": list(shape),
-        "format": "unstructured",
+        "format": "unstructured" if rows == 1 else f"{rows}x1 blocks",
         "sparsity": sparsity,
         "n": tokens,
         "kernel": best,

@@ -50,7 +50,7 @@ def test_rows_have_every_column_of_the_issue(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_limit_of_time_names_what_was_not_started(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.rows.ROOT", tmp_path)
-    plan = runtime.Plan((Setting("small", 1, 1, (Variant(0.9),), (), 0.01),), (), (), 0.0)
+    plan = runtime.Plan((Setting("small", 1, 1, (Variant(0.9),), (), 0.01),), (), (), (1,), 8, 0.0)
     found = runtime.measure(plan, None, "test", minutes=0.0)
     assert found["rows"] == [] and found["not_started"] == ["small-1-1-0.9"]
 
