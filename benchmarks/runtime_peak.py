@@ -49,7 +49,7 @@ class Peak:
         self._numbers = np.full(_CHAINS * self._lanes, 0.5, np.float32)
 
     def gflops(self, steps: int = 100_000) -> float:
-        """Of one run of ``steps`` times twelve vectors, some tenths of a millisecond: shorter ones are far from steady."""
+        """Of one run of ``steps`` times twelve vectors, tenths of a millisecond: shorter ones are unsteady."""
         self._numbers[:] = 0.5
         start = time.perf_counter()
         self._run(self._numbers.ctypes.data, steps)
