@@ -119,7 +119,7 @@ def rows_of(setting: Setting, peers: Path | None) -> list[dict[str, Any]]:
         runners |= {"torch": torch_run, **{name: peer.run for name, peer in started.items()}}
         processes = [os.getpid(), *(peer.process_id for peer in started.values())]
         start, busy, own = time.perf_counter(), busy_seconds(), sum(used(p) for p in processes)
-        taken = in_turns(runners, seconds=setting.seconds)
+        taken = in_turns(runners, seconds=setting.seconds, in_a_row=3 if setting.batch == 1 else 1)
         others = busy_seconds() - busy - (sum(used(p) for p in processes) - own)
         others = max(0.0, others / (time.perf_counter() - start))
         versions = {name: peer.version for name, peer in started.items()}

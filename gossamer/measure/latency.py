@@ -105,6 +105,7 @@ def in_turns(
     at_least: int = 3,
     at_most: int = 2000,
     turn_ms: float = 0.0,
+    in_a_row: int = 1,
     patience: float = 20.0,
 ) -> dict[str, list[float]]:
     """Milliseconds of several runners that take turns, in this process or in others.
@@ -116,7 +117,8 @@ def in_turns(
         at_least: turns, however long they take.
         at_most: turns.
         turn_ms: length of a turn; what takes less is run several times in a row, for a process that was woken up for
-            a few microseconds finds cold caches. 0: one run is one turn.
+            a few microseconds finds cold caches.
+        in_a_row: runs of a turn, if they take longer than that.
         patience: what takes so many times as long as the median of all runners (such as bf16 on a processor without
             instructions for it) is run once more and then left out of the turns, or it would take all the time.
 
@@ -126,7 +128,7 @@ def in_turns(
     """
     fastest = {name: max(1e-3, min(run(warm_up))) for name, run in runners.items()}
     limit = patience * statistics.median(fastest.values()) if fastest else 0.0
-    runs = {name: max(1, min(int(turn_ms / ms), 1000)) for name, ms in fastest.items() if ms <= limit}
+    runs = {name: max(in_a_row, min(int(turn_ms / ms), 1000)) for name, ms in fastest.items() if ms <= limit}
     taken: dict[str, list[float]] = {n: [] if n in runs else list(run(1)) for n, run in runners.items()}
     until = time.perf_counter() + seconds
     for turn in range(at_most):
