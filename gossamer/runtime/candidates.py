@@ -174,11 +174,11 @@ def fastest(times: Mapping[str, float]) -> str:
 
 
 def in_blocks(weight: Tensor) -> bool:
-    """Whether most non-zeros lie in blocks of four rows and a column, as seen in up to 64 such blocks of rows."""
+    """Whether most non-zeros lie in blocks of four rows and a column, as seen in about 16 such blocks of rows."""
     groups = weight.shape[0] // 4
     if not groups:
         return False
-    chosen = weight.detach()[: 4 * groups].view(groups, 4, -1)[:: max(1, groups // 64)] != 0
+    chosen = weight.detach()[: 4 * groups].view(groups, 4, -1)[:: max(1, groups // 16)] != 0
     return int(chosen.all(dim=1).sum()) * 4 > int(chosen.sum()) / 2
 
 
