@@ -160,9 +160,17 @@ def quartiles(ms: list[float]) -> list[float]:
 
 def _contestants(setting: Setting) -> Iterator[tuple[str, tuple[PeerKind, ...], float]]:
     """Name of a folder, who runs the file in it, and how many zeros that has."""
-    yield "dense", _DENSE_KINDS, 0.0
+    slow = setting.batch > 1 and not _has_bf16()  # a minute and a half per run of BERT-base, batch 16
+    yield "dense", tuple(kind for kind in _DENSE_KINDS if not (slow and kind is PeerKind.OPENVINO_BF16)), 0.0
     for sparsity in setting.deepsparse:
         yield f"pruned-{sparsity:g}", (PeerKind.DEEPSPARSE,), sparsity
+
+
+def _has_bf16() -> bool:
+    """Whether Linux says that the processor multiplies in bfloat16."""
+    file = Path("/proc/cpuinfo")
+    flags = file.read_text(encoding="utf-8").split() if file.exists() else []
+    return bool({"avx512_bf16", "amx_bf16", "bf16"}.intersection(flags))
 
 
 def _name(kind: PeerKind, sparsity: float) -> str:
