@@ -19,7 +19,12 @@ def main() -> None:
     }
     families = _rows_of(RESULTS / "families.json")
     tables |= _families(families) | _presets(families)
-    for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in ("which-method", "presets"))):
+    if (RESULTS / "runtime.json").is_file():
+        tables |= _runtime(json.loads((RESULTS / "runtime.json").read_text(encoding="utf-8")))
+    for file in (
+        ROOT / "README.md",
+        *(ROOT / "docs" / f"{name}.md" for name in ("which-method", "presets", "runtime")),
+    ):
         text = file.read_text(encoding="utf-8")
         for name, table in tables.items():
             pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
@@ -46,6 +51,58 @@ def _pipeline(document: dict[str, Any]) -> str:
         )
         lines.append("| " + " | ".join(f"{mark}{c}{mark}" for c in cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _table(head: tuple[str, ...], rows: list[tuple[str, ...]], *, words: int) -> str:
+    """Markdown; the first ``words`` columns hold words, the others numbers."""
+    rule = ["---" if i < words else "--:" for i in range(len(head))]
+    return "".join("| " + " | ".join(cells) + " |\n" for cells in (head, tuple(rule), *rows))
+
+
+def _runtime(document: dict[str, Any]) -> dict[str, str]:
+    """Whole networks, layers by sparsity, and the best kernel of each kind of value for a vector."""
+
+    def ms(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+    peers = ("torch", "onnxruntime", "openvino", "deepsparse", "onnxruntime_int8", "openvino_bf16")
+    head = ("network", "zeros", "batch", "threads", "ours, ms", "PyTorch", "ONNX Runtime", "OpenVINO", "DeepSparse")
+    head += ("ONNX int8", "OpenVINO bf16", "speed-up", "weights", "`lower`, s", "error")
+    rows = []
+    for row in document["rows"]:
+        plain = (row["format"], row["dtype"]) == ("unstructured", "fp32")
+        extra = "" if plain else f", {row['format']}" if row["dtype"] == "fp32" else f", {row['dtype']}"
+        rows.append(
+            (
+                row["network"],
+                f"{row['sparsity']:.0%}{extra}",
+                str(row["batch"]),
+                str(row["threads"]),
+                f"**{ms(row['ms'])}**",
+                *(ms(row[f"{peer}_ms"]) for peer in peers),
+                f"**{row['speed_up']:.2f}x**",
+                f"{row['resident_weight_bytes'] / row['dense_weight_bytes']:.3f}",
+                f"{row['lower_cold_s']:.1f}, {row['lower_warm_s']:.1f}",
+                f"{row['max_rel_err']:.0e}",
+            )
+        )
+    layers: dict[tuple[str, str], dict[float, str]] = {}
+    for row in document["layers"]:
+        key = (f"{row['shape'][0]} × {row['shape'][1]}", row["format"])
+        layers.setdefault(key, {})[row["sparsity"]] = f"{row['gflops']:.0f} ({row['fraction_of_peak']:.0%})"
+    levels = sorted({s for found in layers.values() for s in found})
+    cells = [(*key, *(found.get(s, "–") for s in levels)) for key, found in layers.items()]
+    titles = ("shape", "zeros lie", *(f"{s:.0%}: GFLOP/s (of peak)" for s in levels))
+    vectors: dict[str, dict[float, str]] = {}
+    for row in document["vectors"]:
+        text = f"{row['speed_up']:.1f}x, {row['resident_fraction']:.3f}"
+        vectors.setdefault(row["format"], {})[row["sparsity"]] = text
+    lines = [(kind, *(found.get(s, "–") for s in levels)) for kind, found in vectors.items()]
+    return {
+        "runtime": _table(head, rows, words=1),
+        "runtime_layers": _table(titles, cells, words=2),
+        "runtime_vectors": _table(("kernel", *(f"{s:.0%}: speed-up, weights" for s in levels)), lines, words=1),
+    }
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
