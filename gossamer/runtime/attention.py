@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gossamer.runtime.attention_code import AttentionField, scratch_floats
-from gossamer.runtime.attention_kernels import AttentionKernels, load_attention_kernels
 from gossamer.runtime.grouped import describe
 from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import AttentionKernels, load
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.tiled import Tiler, Tiles
 
@@ -219,4 +219,4 @@ class TiledAttention(nn.Module):
 
 
 def _kernels_like(operations: Tiler) -> AttentionKernels:
-    return load_attention_kernels(operations.kernels.processor, cache_directory())
+    return load(AttentionKernels, operations.kernels.processor, cache_directory())

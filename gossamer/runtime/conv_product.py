@@ -16,7 +16,7 @@ from gossamer.runtime.conv_plan import Geometry, Plan, plan
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
-from gossamer.runtime.kernel_cache import ConvolutionKernels, PackKernels
+from gossamer.runtime.kernels import ConvolutionKernels, PackKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import count_nonzeros, pack
 from gossamer.runtime.slabs import Slabs, empty

@@ -16,7 +16,8 @@ from gossamer.runtime.conv_product import ConvolutionProduct, GroupedProduct, Pl
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import ConvolutionKernels, cache_directory, load_convolution_kernels, load_packers
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import ConvolutionKernels, PackKernels, load
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import openmp
 
@@ -67,7 +68,7 @@ def refusal(layer: nn.Conv1d | nn.Conv2d, size: tuple[int, ...], density: float)
 
 @cache
 def _kernels(level: Level) -> ConvolutionKernels:
-    return load_convolution_kernels(host(level), cache_directory())
+    return load(ConvolutionKernels, host(level), cache_directory())
 
 
 def product_of(
@@ -89,7 +90,7 @@ def product_of(
     if isinstance(geometry, str):
         raise PlanError(f"sparse convolution: found {geometry}")
     level = wanted_level() if level is None else level
-    kernels, packers = _kernels(level), load_packers(host(level), cache_directory())
+    kernels, packers = _kernels(level), load(PackKernels, host(level), cache_directory())
     weight = layer.weight.detach().cpu().float()
     weight = weight.reshape(*weight.shape[:2], *geometry.kernel)
     bias = None if layer.bias is None else layer.bias.detach().cpu().float().numpy()

@@ -12,7 +12,7 @@ from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Field, Way, height
-from gossamer.runtime.kernel_cache import PackKernels, TileKernels
+from gossamer.runtime.kernels import PackKernels, TileKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import count_nonzeros, pack
 from gossamer.runtime.threads import OpenMP

@@ -1,4 +1,4 @@
-"""Compiled kernels, kept in memory and in a private directory on disk."""
+"""Compiled code, kept in a private directory on disk."""
 
 from __future__ import annotations
 
@@ -9,54 +9,17 @@ import secrets
 import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime import (
-    brain,
-    codegen,
-    conv_code,
-    conv_edge,
-    emit,
-    epilogue,
-    gate_code,
-    group_code,
-    layout,
-    matching_code,
-    pack_code,
-    pack_parts,
-    pack_patterns,
-    pairing_code,
-    pool_code,
-    tile_code,
-    value_code,
-)
-from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Processor
-from gossamer.runtime.group_code import Way
 
 __all__ = [
-    "CONVOLUTIONS",
-    "GATES",
-    "PACKERS",
-    "ROWS",
-    "TILES",
     "Code",
-    "ConvolutionKernels",
     "Engine",
-    "GateKernels",
-    "Kernels",
-    "PackKernels",
-    "TileKernels",
     "assembly",
     "cache_directory",
-    "load_convolution_kernels",
-    "load_gate_kernels",
-    "load_kernels",
-    "load_packers",
-    "load_tile_kernels",
     "object_code_of",
     "read_private",
     "source_key",
@@ -85,126 +48,6 @@ class Code:
     vectorise: bool = True
 
 
-ROWS = Code("rows", codegen.kernels, (codegen, brain, emit, layout))
-"""Products for activations as PyTorch lays them out."""
-
-TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, value_code, epilogue, brain, emit, layout))
-"""Products and other layers for feature-major tiles."""
-
-CONVOLUTIONS = Code(
-    "convolutions",
-    conv_code.convolution_kernels,
-    (conv_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
-)
-"""Convolutions over planes, and pooling."""
-
-PACKERS = Code(
-    "packers",
-    pack_code.pack_kernels,
-    (pack_code, pack_parts, pack_patterns, matching_code, pairing_code, group_code, emit),
-    vectorise=False,
-)
-"""What brings weights into the orders of the other kernels."""
-
-GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
-"""Steps of recurrent layers."""
-
-
-@final
-class Kernels:
-    """The entry points of compiled `ROWS`, which lives as long as this object.
-
-    Args:
-        object_code: an object file compiled for this processor.
-        processor: the processor.
-    """
-
-    def __init__(self, object_code: bytes, processor: Processor) -> None:
-        self._engine = Engine(object_code, processor)
-        self.processor = processor
-        self.layer = self._engine.function("layer", 8)
-        self.tiles = self._engine.function("tiles", 6)
-
-
-@final
-class TileKernels:
-    """The entry points of compiled `TILES`, which lives as long as this object.
-
-    Args:
-        object_code: an object file compiled for this processor.
-        processor: the processor.
-    """
-
-    def __init__(self, object_code: bytes, processor: Processor) -> None:
-        self._engine = Engine(object_code, processor)
-        self.processor = processor
-        self.multiply = self._engine.function("multiply", 7)
-        self.pack = self._engine.function("pack", 8)
-        self.unpack = self._engine.function("unpack", 8)
-        self.pack_brain = self._engine.function("pack_brain", 8)
-        self.unpack_brain = self._engine.function("unpack_brain", 8)
-        self.normalise = self._engine.function("normalise", 10)
-        self.combine = self._engine.function("combine", 7)
-
-
-@final
-class ConvolutionKernels:
-    """The entry points of compiled `CONVOLUTIONS`, which live as long as this object.
-
-    Args:
-        object_code: an object file compiled for this processor.
-        processor: the processor.
-    """
-
-    def __init__(self, object_code: bytes, processor: Processor) -> None:
-        self._engine = Engine(object_code, processor)
-        self.processor = processor
-        self.convolve = self._engine.function("convolve", 7)
-        self.pool = self._engine.function("pool", 6)
-
-
-@final
-class GateKernels(CompiledProduct):
-    """The entry points of compiled `GATES`, which live as long as this object.
-
-    Args:
-        object_code: an object file compiled for this processor.
-        processor: the processor.
-    """
-
-    def __init__(self, object_code: bytes, processor: Processor) -> None:
-        self._engine = Engine(object_code, processor)
-        self.processor = processor
-        self.lstm = self._engine.function("lstm", 10)
-        self.gru = self._engine.function("gru", 10)
-
-
-@final
-class PackKernels:
-    """The entry points of compiled `PACKERS`, which lives as long as this object.
-
-    Args:
-        object_code: an object file compiled for this processor.
-        processor: the processor.
-    """
-
-    def __init__(self, object_code: bytes, processor: Processor) -> None:
-        self._engine = Engine(object_code, processor)
-        self.processor = processor
-        self.count = self._engine.function("count", 5)
-        self.sort = self._engine.function("sort", 10)
-        self.match_rows = self._engine.function("match_rows", 9)
-        self.match_pairs = self._engine.function("match_pairs", 9)
-        self.deal_pairings = self._engine.function("deal_pairings", 10)
-        self.count_patterns = self._engine.function("count_patterns", 6)
-        self.rows = self._engine.function("rows", 7)
-        self.fill = {
-            (way, narrow): self._engine.function(f"{way.name.lower()}_{8 if narrow else 16}", arguments)
-            for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PAIRINGS: 13, Way.PATTERNS: 8}.items()
-            for narrow in (True, False)
-        }
-
-
 @final
 class Engine:
     """Compiled code in memory; its functions work as long as the engine lives.
@@ -227,46 +70,6 @@ class Engine:
         kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)
         made: Callable[..., None] = kind(self._engine.get_function_address(name))
         return made
-
-
-@cache
-def load_kernels(processor: Processor, directory: Path | None) -> Kernels:
-    """The kernels for rows: from memory, else from disk, else compiled now and written to disk.
-
-    Args:
-        processor: must be able to run here.
-        directory: of compiled kernels, made if missing; None keeps them in memory only.
-
-    Returns:
-        The same object whenever asked again.
-
-    Cost: 0.2–0.4 s for compilation, some milliseconds from disk.
-    """
-    return Kernels(object_code_of(ROWS, processor, directory), processor)
-
-
-@cache
-def load_tile_kernels(processor: Processor, directory: Path | None) -> TileKernels:
-    """The kernels for tiles, likewise."""
-    return TileKernels(object_code_of(TILES, processor, directory), processor)
-
-
-@cache
-def load_convolution_kernels(processor: Processor, directory: Path | None) -> ConvolutionKernels:
-    """The kernels for convolutions, likewise."""
-    return ConvolutionKernels(object_code_of(CONVOLUTIONS, processor, directory), processor)
-
-
-@cache
-def load_packers(processor: Processor, directory: Path | None) -> PackKernels:
-    """What packs weights, likewise."""
-    return PackKernels(object_code_of(PACKERS, processor, directory), processor)
-
-
-@cache
-def load_gate_kernels(processor: Processor, directory: Path | None) -> GateKernels:
-    """The kernels for recurrent layers, likewise."""
-    return GateKernels(object_code_of(GATES, processor, directory), processor)
 
 
 def object_code_of(code: Code, processor: Processor, directory: Path | None) -> bytes:
@@ -310,7 +113,7 @@ def cache_directory(environment: Mapping[str, str] = os.environ) -> Path | None:
         return None
 
 
-def assembly(processor: Processor, code: Code = ROWS) -> str:
+def assembly(processor: Processor, code: Code) -> str:
     """The kernels as text for the assembler; the processor need not be the one at hand."""
     machine = _machine(processor, jit=False)
     text: str = machine.emit_assembly(_module(processor, machine, code))

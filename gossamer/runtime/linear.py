@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
-from gossamer.runtime.kernel_cache import Kernels, cache_directory, load_kernels, load_packers
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import PackKernels, RowKernels, load
 from gossamer.runtime.spmm import SparseProduct
 from gossamer.runtime.threads import openmp
 
@@ -77,7 +78,7 @@ class SparseLinear(torch.nn.Module):
             relu=relu,
             kernels=_kernels(level),
             openmp=openmp(),
-            packers=load_packers(host(level), cache_directory()),
+            packers=load(PackKernels, host(level), cache_directory()),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,8 +138,8 @@ def _refusal(x: Tensor, features: int, who: str, dtype: torch.dtype) -> str:
 
 
 @cache
-def _kernels(level: Level) -> Kernels:
-    return load_kernels(host(level), cache_directory())
+def _kernels(level: Level) -> RowKernels:
+    return load(RowKernels, host(level), cache_directory())
 
 
 def _array(given: Tensor | npt.NDArray[Any]) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gossamer.errors import PlanError
 from gossamer.runtime.group_code import PAIRINGS, PATTERNS, Way, segments_of
-from gossamer.runtime.kernel_cache import PackKernels
+from gossamer.runtime.kernels import PackKernels
 from gossamer.runtime.matching_code import matching_bytes
 from gossamer.runtime.pack_parts import scratch_bytes
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
-from gossamer.runtime.kernel_cache import ConvolutionKernels
+from gossamer.runtime.kernels import ConvolutionKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.pool_code import PoolField
 from gossamer.runtime.slabs import Slabs

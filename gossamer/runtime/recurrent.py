@@ -20,7 +20,8 @@ from gossamer.runtime.candidates import WORTH_TRYING, resident_bytes
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import host, wanted_level
 from gossamer.runtime.grouped import describe
-from gossamer.runtime.kernel_cache import GateKernels, cache_directory, load_gate_kernels
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import GateKernels, load
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.threads import openmp
 from gossamer.runtime.tuner import Choice, Tuner, kept_dense
@@ -174,7 +175,7 @@ class _Gates(CompiledProduct):
 
 
 def _kernels_now() -> GateKernels:
-    return load_gate_kernels(host(wanted_level()), cache_directory())
+    return load(GateKernels, host(wanted_level()), cache_directory())
 
 
 def recurrent_refusal(layer: Recurrent, inputs: Tensor | PackedSequence, *, jit: bool) -> str:

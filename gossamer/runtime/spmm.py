@@ -13,7 +13,7 @@ from torch import Tensor
 from gossamer.errors import PlanError
 from gossamer.runtime.codegen import PIECES, TILES, Slot
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.kernel_cache import Kernels, PackKernels
+from gossamer.runtime.kernels import PackKernels, RowKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import count_nonzeros, pack_rows
 from gossamer.runtime.slabs import huge_pages
@@ -102,7 +102,7 @@ class SparseProduct(CompiledProduct):
         bias: npt.NDArray[np.float32] | None,
         *,
         relu: bool,
-        kernels: Kernels,
+        kernels: RowKernels,
         openmp: OpenMP,
         packers: PackKernels | None = None,
         scratch: Workspace | None = None,

@@ -14,7 +14,8 @@ from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
 from gossamer.runtime.grouped import GroupedProduct, describe
-from gossamer.runtime.kernel_cache import TileKernels, cache_directory, load_packers, load_tile_kernels
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import PackKernels, TileKernels, load
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.threads import OpenMP, openmp
 from gossamer.runtime.value_code import Stored
@@ -171,7 +172,7 @@ def tiler(level: Level | None = None) -> Tiler:
 
 @cache
 def _tiler(level: Level) -> Tiler:
-    return Tiler(load_tile_kernels(host(level), cache_directory()), openmp())
+    return Tiler(load(TileKernels, host(level), cache_directory()), openmp())
 
 
 @final
@@ -222,7 +223,7 @@ class GroupedLinear(nn.Module):
             None if bias is None else bias.detach().cpu().float().numpy(),
             activation=activation,
             kernels=self._tiler.kernels,
-            packers=load_packers(self._tiler.kernels.processor, cache_directory()),
+            packers=load(PackKernels, self._tiler.kernels.processor, cache_directory()),
             openmp=self._tiler.openmp,
             way=way,
             width=width,

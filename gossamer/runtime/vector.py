@@ -16,12 +16,12 @@ from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import VectorKernels, load
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.spmm import Workspace, check_sparse, workspace
 from gossamer.runtime.threads import OpenMP, openmp
 from gossamer.runtime.vector_fields import PIECES, Field
-from gossamer.runtime.vector_kernels import VectorKernels, load_vector_kernels
 from gossamer.runtime.vector_packing import BITMAP_ROWS, WIDTH, pack_bitmap, pack_slices
 from gossamer.runtime.vector_values import Storage, StoredValues, store_values
 
@@ -334,7 +334,7 @@ def has_bitmaps() -> bool:
 
 @cache
 def _kernels(level: Level) -> VectorKernels:
-    return load_vector_kernels(host(level), cache_directory())
+    return load(VectorKernels, host(level), cache_directory())
 
 
 def _by_lane(per_row: Array, order: Array, lanes: int) -> Array:

@@ -24,7 +24,8 @@ from gossamer.runtime.convolution import SparseConv, product_of, refusal
 from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import CONVOLUTIONS, assembly
+from gossamer.runtime.kernel_cache import assembly
+from gossamer.runtime.kernels import CONVOLUTIONS
 from gossamer.runtime.slabs import Slabs
 
 LEVELS = levels()

@@ -20,7 +20,8 @@ from gossamer.runtime.cpu import Level, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
 from gossamer.runtime.grouped import GroupedProduct
-from gossamer.runtime.kernel_cache import cache_directory, load_packers, load_tile_kernels
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import PackKernels, TileKernels, load
 from gossamer.runtime.threads import OpenMP, openmp
 
 LEVELS = levels()
@@ -54,8 +55,8 @@ def packed(
         weight.numpy(),
         None if bias is None else bias.numpy(),
         activation=activation,
-        kernels=load_tile_kernels(host(level), cache_directory()),
-        packers=load_packers(host(level), cache_directory()),
+        kernels=load(TileKernels, host(level), cache_directory()),
+        packers=load(PackKernels, host(level), cache_directory()),
         openmp=openmp,
         way=way,
         width=width,

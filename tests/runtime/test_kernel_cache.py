@@ -12,7 +12,8 @@ import torch
 
 from gossamer.runtime import kernel_cache
 from gossamer.runtime.cpu import Processor, host
-from gossamer.runtime.kernel_cache import ROWS, TILES, Code, Kernels, assembly, cache_directory, load_kernels
+from gossamer.runtime.kernel_cache import Code, assembly, cache_directory, object_code_of
+from gossamer.runtime.kernels import ROWS, TILES, RowKernels
 from gossamer.runtime.spmm import SparseProduct
 from gossamer.runtime.threads import openmp
 
@@ -43,11 +44,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Processor]:
     return seen
 
 
-def fresh(directory: Path) -> Kernels:
+def fresh(directory: Path) -> RowKernels:
     """As a new process would load them."""
-    load_kernels.cache_clear()
-    kernels = load_kernels(_CHEAP, directory)
-    load_kernels.cache_clear()
+    kernels = RowKernels(object_code_of(ROWS, _CHEAP, directory), _CHEAP)
     weight = torch.arange(12.0).view(3, 4)
     product = SparseProduct(
         (3, 4), torch.arange(12).numpy(), weight.flatten().numpy(), None, relu=False, kernels=kernels, openmp=openmp()
@@ -142,7 +141,7 @@ def test_the_directory_follows_the_environment(monkeypatch: pytest.MonkeyPatch, 
 
 
 def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
-    text = assembly(Processor.neon())
+    text = assembly(Processor.neon(), ROWS)
     assert "fmla\tv" in text and ".4s" in text
     assert text.count("product_") and "bl\tfmaf" not in text
 

@@ -14,7 +14,8 @@ from runtime.reference_packing import pack_pairings, pack_pairs, pack_patterns, 
 from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.group_code import Way, height
-from gossamer.runtime.kernel_cache import PACKERS, assembly, cache_directory, load_packers
+from gossamer.runtime.kernel_cache import assembly, cache_directory
+from gossamer.runtime.kernels import PACKERS, PackKernels, load
 from gossamer.runtime.packing import Packed, count_nonzeros, pack, pack_rows
 from gossamer.runtime.spmm import _panel_major
 
@@ -89,7 +90,7 @@ def test_packed_arrays_are_those_of_numpy(
     bounds, lanes = cuts(rows, chunks), host(level).lanes
     narrow = narrow and width <= 256
     tall = height(way, lanes)
-    packers = load_packers(host(level), cache_directory())
+    packers = load(PackKernels, host(level), cache_directory())
     found = pack(packers, way, weight, width=width, bounds=bounds, tall=tall, narrow=narrow)
     assert_equal(found, expected(weight, way, width, bounds, tall, narrow))
     assert count_nonzeros(weight) == np.count_nonzero(weight)
@@ -104,7 +105,7 @@ def test_large_weights_are_packed_as_numpy_does(way: Way, density: float) -> Non
     bounds = cuts(770, 6)
     for width, narrow in ((96, True), (192, True), (1100, False)):
         found = pack(
-            load_packers(host("native"), cache_directory()),
+            load(PackKernels, host("native"), cache_directory()),
             way,
             weight,
             width=width,
@@ -131,7 +132,7 @@ def test_rows_are_packed_as_numpy_does(
     weight = draw.standard_normal((rows, columns), np.float32)
     weight[draw.random((rows, columns)) >= density] = 0
     weight[1 :: 2 + seed % 4] = seed % 2
-    found = pack_rows(load_packers(host(level), cache_directory()), weight, width)
+    found = pack_rows(load(PackKernels, host(level), cache_directory()), weight, width)
     positions = np.flatnonzero(weight)
     for a, b in zip(found, _panel_major(rows, columns, positions, weight.ravel()[positions], width), strict=True):
         assert a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
@@ -141,7 +142,7 @@ def test_rows_with_the_same_columns_are_put_side_by_side() -> None:
     draw = np.random.default_rng(0)
     live = np.repeat(draw.random((32, 96)) < 0.1, 2, axis=0)[draw.permutation(64)]
     live[:, :2] = True  # a weight to share and one to keep for every row
-    packers = load_packers(host("native"), cache_directory())
+    packers = load(PackKernels, host("native"), cache_directory())
     made = pack(packers, Way.PAIRS, live.astype(np.float32), width=96, bounds=np.array([0, 64]), tall=4, narrow=True)
     rows = made.order.reshape(32, 2)
     assert np.array_equal(live[rows[:, 0]], live[rows[:, 1]])
@@ -150,7 +151,7 @@ def test_rows_with_the_same_columns_are_put_side_by_side() -> None:
 def test_most_groups_of_a_panel_have_as_many_steps_in_every_pairing() -> None:
     draw = np.random.default_rng(0)
     weight = (draw.random((256, 256)) < 0.5).astype(np.float32)
-    packers = load_packers(host("native"), cache_directory())
+    packers = load(PackKernels, host("native"), cache_directory())
     made = pack(packers, Way.PAIRINGS, weight, width=256, bounds=np.array([0, 256]), tall=4, narrow=True)
     assert made.counts[:, :3].sum() >= 0.6 * made.counts.sum()
     for steps in made.counts[:, :3].T:
@@ -159,7 +160,7 @@ def test_most_groups_of_a_panel_have_as_many_steps_in_every_pairing() -> None:
 
 @pytest.mark.parametrize(("width", "narrow"), [(0, False), (65536, False), (257, True)])
 def test_panels_that_indices_cannot_count_are_refused(width: int, narrow: bool) -> None:
-    packers = load_packers(host("native"), cache_directory())
+    packers = load(PackKernels, host("native"), cache_directory())
     with pytest.raises(PlanError, match=f"found {width} columns"):
         pack(
             packers,
@@ -173,7 +174,7 @@ def test_panels_that_indices_cannot_count_are_refused(width: int, narrow: bool) 
 
 
 def test_weights_of_other_types_or_strides_are_refused() -> None:
-    packers = load_packers(host("native"), cache_directory())
+    packers = load(PackKernels, host("native"), cache_directory())
     for weight in (np.ones((4, 4)), np.ones((4, 8), np.float32)[:, ::2], np.ones(4, np.float32)):
         with pytest.raises(PlanError, match="expected float32"):
             pack(packers, Way.SLICED, weight, width=4, bounds=np.array([0, 4]), tall=4, narrow=True)

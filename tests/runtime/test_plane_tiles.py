@@ -20,7 +20,8 @@ from gossamer.runtime.convolution import SparseConv
 from gossamer.runtime.cpu import Level, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import cache_directory, load_convolution_kernels
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import ConvolutionKernels, load
 from gossamer.runtime.lower import Lowered
 from gossamer.runtime.pooling import PlanePool, TiledPool
 from gossamer.runtime.slabs import Slabs
@@ -150,7 +151,7 @@ def test_pooling_of_planes_and_blocks_is_that_of_pytorch(
     a, b = (min(p, k // 2) for p, k in zip(share, kernel, strict=True))
     pool = nn.MaxPool2d(kernel, stride, (a, b))
     memory = Slabs()
-    kernels = load_convolution_kernels(host(level), cache_directory())
+    kernels = load(ConvolutionKernels, host(level), cache_directory())
     planes = PlanePool.of(pool, kernels, openmp(), memory)
     assert planes is not None
     x = torch.randn(images, channels, *size)
@@ -163,7 +164,7 @@ def test_pooling_of_planes_and_blocks_is_that_of_pytorch(
 
 
 def test_windows_that_the_kernel_cannot_do_stay_with_pytorch() -> None:
-    kernels = load_convolution_kernels(host("native"), cache_directory())
+    kernels = load(ConvolutionKernels, host("native"), cache_directory())
     for pool in (nn.MaxPool2d(3, 3), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2, dilation=2)):
         assert PlanePool.of(pool, kernels, openmp(), Slabs()) is None
     planes = PlanePool.of(nn.MaxPool2d(2), kernels, openmp(), Slabs())

@@ -17,7 +17,8 @@ import gossamer as gs
 from benchmarks.zoo.g2p import g2p, letters_of
 from gossamer.runtime.candidates import resident_bytes
 from gossamer.runtime.cpu import Processor, levels
-from gossamer.runtime.kernel_cache import GATES, assembly
+from gossamer.runtime.kernel_cache import assembly
+from gossamer.runtime.kernels import GATES
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.lower import Lowered
 from gossamer.runtime.recurrent import Recurrent, SparseRecurrent

@@ -18,15 +18,15 @@ from torch import Tensor
 from gossamer.errors import PlanError
 from gossamer.runtime.codegen import TILES
 from gossamer.runtime.cpu import Level, host, levels
-from gossamer.runtime.kernel_cache import Kernels, load_kernels
+from gossamer.runtime.kernels import RowKernels, load
 from gossamer.runtime.spmm import SparseProduct, Workspace
 from gossamer.runtime.threads import OpenMP, openmp
 
 LEVELS = levels()
 
 
-def compiled(level: Level) -> Kernels:
-    return load_kernels(host(level), None)  # once per level: kept in memory
+def compiled(level: Level) -> RowKernels:
+    return load(RowKernels, host(level), None)  # once per level: kept in memory
 
 
 def random_weight(rows: int, columns: int, density: float, seed: int) -> Tensor:

@@ -20,9 +20,9 @@ from gossamer.errors import PlanError
 from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.kernel_cache import assembly
+from gossamer.runtime.kernels import VECTORS, VectorKernels, load
 from gossamer.runtime.threads import OpenMP, openmp
 from gossamer.runtime.vector import Positions, VectorLinear, VectorProduct
-from gossamer.runtime.vector_kernels import VECTORS, VectorKernels, load_vector_kernels
 from gossamer.runtime.vector_packing import choose_split, pack_slices
 from gossamer.runtime.vector_values import Storage, StoredValues, store_values
 
@@ -39,7 +39,7 @@ FUNCTIONS = {
 
 
 def compiled(level: Level) -> VectorKernels:
-    return load_vector_kernels(host(level), None)  # once per level: kept in memory
+    return load(VectorKernels, host(level), None)  # once per level: kept in memory
 
 
 def random_weight(rows: int, columns: int, density: float, seed: int, levels: int = 0) -> Tensor:

@@ -1,0 +1,232 @@
+"""The entry points of compiled kernels, one set per module of LLVM IR."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import ClassVar, TypeVar, cast, final
+
+from gossamer.runtime import (
+    attention_code,
+    bitmap_code,
+    brain,
+    codegen,
+    conv_code,
+    conv_edge,
+    emit,
+    epilogue,
+    gate_code,
+    group_code,
+    layout,
+    matching_code,
+    pack_code,
+    pack_parts,
+    pack_patterns,
+    pairing_code,
+    pool_code,
+    tile_code,
+    value_code,
+    vector_code,
+    vector_fields,
+    vector_packing,
+    vector_values,
+)
+from gossamer.runtime.compiled import CompiledProduct
+from gossamer.runtime.cpu import Processor
+from gossamer.runtime.group_code import Way
+from gossamer.runtime.kernel_cache import Code, Engine, object_code_of
+
+__all__ = [
+    "ATTENTION",
+    "CONVOLUTIONS",
+    "GATES",
+    "PACKERS",
+    "ROWS",
+    "TILES",
+    "VECTORS",
+    "AttentionKernels",
+    "ConvolutionKernels",
+    "GateKernels",
+    "KernelSet",
+    "PackKernels",
+    "RowKernels",
+    "TileKernels",
+    "VectorKernels",
+    "load",
+]
+
+ROWS = Code("rows", codegen.kernels, (codegen, brain, emit, layout))
+"""Products for activations as PyTorch lays them out."""
+
+TILES = Code("tiles", tile_code.tile_kernels, (tile_code, group_code, value_code, epilogue, brain, emit, layout))
+"""Products and other layers for feature-major tiles."""
+
+CONVOLUTIONS = Code(
+    "convolutions",
+    conv_code.convolution_kernels,
+    (conv_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
+)
+"""Convolutions over planes, and pooling."""
+
+PACKERS = Code(
+    "packers",
+    pack_code.pack_kernels,
+    (pack_code, pack_parts, pack_patterns, matching_code, pairing_code, group_code, emit),
+    vectorise=False,
+)
+"""What brings weights into the orders of the other kernels."""
+
+GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
+"""Steps of recurrent layers."""
+
+VECTORS = Code(
+    "vectors",
+    vector_code.vector_kernels,
+    (vector_code, bitmap_code, vector_fields, vector_packing, vector_values, epilogue, emit, layout),
+)
+"""Products with one or a few vectors."""
+
+ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, emit, layout))
+"""Softmax attention over feature-major tiles."""
+
+
+class KernelSet(CompiledProduct):
+    """Entry points of one compiled module, which live as long as this object.
+
+    Args:
+        object_code: an object file compiled for this processor.
+        processor: the processor.
+    """
+
+    code: ClassVar[Code]
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.processor = processor
+
+
+@final
+class RowKernels(KernelSet):
+    """The entry points of `ROWS`."""
+
+    code: ClassVar[Code] = ROWS
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.layer = self._engine.function("layer", 8)
+        self.tiles = self._engine.function("tiles", 6)
+
+
+@final
+class TileKernels(KernelSet):
+    """The entry points of `TILES`."""
+
+    code: ClassVar[Code] = TILES
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.multiply = self._engine.function("multiply", 7)
+        self.pack = self._engine.function("pack", 8)
+        self.unpack = self._engine.function("unpack", 8)
+        self.pack_brain = self._engine.function("pack_brain", 8)
+        self.unpack_brain = self._engine.function("unpack_brain", 8)
+        self.normalise = self._engine.function("normalise", 10)
+        self.combine = self._engine.function("combine", 7)
+
+
+@final
+class ConvolutionKernels(KernelSet):
+    """The entry points of `CONVOLUTIONS`."""
+
+    code: ClassVar[Code] = CONVOLUTIONS
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.convolve = self._engine.function("convolve", 7)
+        self.pool = self._engine.function("pool", 6)
+
+
+@final
+class GateKernels(KernelSet):
+    """The entry points of `GATES`."""
+
+    code: ClassVar[Code] = GATES
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.lstm = self._engine.function("lstm", 10)
+        self.gru = self._engine.function("gru", 10)
+
+
+@final
+class PackKernels(KernelSet):
+    """The entry points of `PACKERS`."""
+
+    code: ClassVar[Code] = PACKERS
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.count = self._engine.function("count", 5)
+        self.sort = self._engine.function("sort", 10)
+        self.match_rows = self._engine.function("match_rows", 9)
+        self.match_pairs = self._engine.function("match_pairs", 9)
+        self.deal_pairings = self._engine.function("deal_pairings", 10)
+        self.count_patterns = self._engine.function("count_patterns", 6)
+        self.rows = self._engine.function("rows", 7)
+        self.fill = {
+            (way, narrow): self._engine.function(f"{way.name.lower()}_{8 if narrow else 16}", arguments)
+            for way, arguments in {Way.SLICED: 13, Way.PAIRS: 13, Way.PAIRINGS: 13, Way.PATTERNS: 8}.items()
+            for narrow in (True, False)
+        }
+
+
+@final
+class VectorKernels(KernelSet):
+    """The entry points of `VECTORS`."""
+
+    code: ClassVar[Code] = VECTORS
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.most_tokens = vector_code.most_tokens(processor.lanes)
+        self.by_index = self._engine.function("by_index", 7)
+        self.by_index_once = self._engine.function("by_index_once", 3)
+        bitmaps = processor.lanes == 16
+        self.by_bitmap = self._engine.function("by_bitmap", 7) if bitmaps else None
+        self.by_bitmap_once = self._engine.function("by_bitmap_once", 3) if bitmaps else None
+
+
+@final
+class AttentionKernels(KernelSet):
+    """The entry points of `ATTENTION`."""
+
+    code: ClassVar[Code] = ATTENTION
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.attend = self._engine.function("attend", 8)
+
+
+Kind = TypeVar("Kind", bound=KernelSet)
+
+
+def load(kind: type[Kind], processor: Processor, directory: Path | None) -> Kind:
+    """A set of kernels: from memory, else from disk, else compiled now and written to disk.
+
+    Args:
+        kind: which.
+        processor: must be able to run here.
+        directory: of compiled kernels, made if missing; None keeps them in memory only.
+
+    Returns:
+        The same object whenever asked again.
+
+    Cost: 0.2–3 s for compilation, some milliseconds from disk.
+    """
+    found = _load(kind, processor, directory)  # type: ignore[arg-type]  # mypy asks instances for the hash of a class
+    return cast(Kind, found)
+
+
+@cache
+def _load(kind: type[KernelSet], processor: Processor, directory: Path | None) -> KernelSet:
+    return kind(object_code_of(kind.code, processor, directory), processor)
