@@ -6,13 +6,13 @@ import copy
 import math
 import pickle
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtime.exactness import error
 from torch import Tensor
 
 from gossamer.errors import PlanError
@@ -66,21 +66,6 @@ def reference(x: Tensor, weight: Tensor, bias: Tensor | None, relu: bool) -> Ten
     y = x.double() @ weight.double().T  # [N, K] · [K, M]
     y = y if bias is None else y + bias.double()
     return y.relu() if relu else y
-
-
-def error(y: Tensor, exact: Tensor) -> float:
-    assert y.shape == exact.shape and y.dtype == torch.float32
-    if exact.numel() == 0:
-        return 0.0
-    return float((y - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("level", LEVELS)

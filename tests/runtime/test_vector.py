@@ -6,13 +6,13 @@ import copy
 import math
 import pickle
 import threading
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runtime.exactness import error
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -92,21 +92,6 @@ def packed(
         openmp=openmp,
         team_from=team_from,
     )
-
-
-def error(y: Tensor, exact: Tensor) -> float:
-    assert y.shape == exact.shape and y.dtype == torch.float32
-    if exact.numel() == 0:
-        return 0.0
-    return float((y - exact).abs().max() / exact.abs().max().clamp_min(1e-30))
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("level", "held"), FORMS)
