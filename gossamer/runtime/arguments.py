@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import DataError
 
-__all__ = ["Parameters", "difference", "example_arguments", "fresh", "tensors_in"]
+__all__ = ["Parameters", "difference", "example_arguments", "fresh", "other_sizes", "tensors_in"]
 
 _KEPT = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -115,6 +115,24 @@ def _tensors_in(value: Any, seen: set[int]) -> Iterator[Tensor]:
     if parts and id(value) not in seen:  # objects may refer to each other
         for part in parts:
             yield from _tensors_in(part, seen | {id(value)})
+
+
+def other_sizes(arguments: tuple[Any, ...]) -> Iterator[tuple[Any, ...]]:
+    """The arguments with one more example, and up to eight tokens; then with one more example only.
+
+    Example:
+        >>> [tuple(a[0].shape) for a in other_sizes((torch.zeros(2, 30),))]
+        [(3, 8), (3, 30)]
+    """
+
+    def resized(value: Any, tokens: int | None) -> Any:
+        if not isinstance(value, Tensor) or value.ndim < 2 or not value.numel():
+            return value
+        more = torch.cat([value, value[:1]])
+        return more if tokens is None or value.ndim > 3 else more[:, :tokens].contiguous()
+
+    yield tuple(resized(value, 8) for value in arguments)
+    yield tuple(resized(value, None) for value in arguments)
 
 
 def difference(network: nn.Module, arguments: tuple[Any, ...], expected: Any) -> str:

@@ -100,9 +100,29 @@ def _exchanges(node: object) -> bool:
         return False
     if node.target == "transpose":
         return sorted(d % 4 for d in node.args[1:] if isinstance(d, int)) == [1, 2]
-    first, *rest = node.args[1:]
-    axes = tuple(first) if isinstance(first, (tuple, list)) else (first, *rest)
-    return node.target == "permute" and axes == (0, 2, 1, 3)
+    return node.target == "permute" and _sizes(node) == (0, 2, 1, 3)
+
+
+def _sizes(node: fx.Node) -> tuple[Any, ...]:
+    """Arguments of a method that takes numbers, one by one or as a tuple."""
+    given = node.args[1:]
+    return tuple(given[0]) if len(given) == 1 and isinstance(given[0], (tuple, list)) else given
+
+
+def _keeps_first_two(node: fx.Node) -> bool:
+    """Whether a node cuts up or joins only what comes after [batch, tokens, …], for every batch and length.
+
+    Sizes that are written down as numbers hold for one batch and length only.
+    """
+    sizes = _sizes(node)
+    if node.target == "flatten":
+        return sizes in ((2,), (2, -1), (2, 3))
+    if node.target == "unflatten":
+        return len(sizes) == 2 and sizes[0] in (2, -1)
+    if len(sizes) == 1:
+        return isinstance(sizes[0], fx.Node)  # computed from another shape
+    first, second = sizes[:2]
+    return all(isinstance(size, fx.Node) or size == -1 for size in (first, second))
 
 
 def _alone(node: fx.Node) -> bool:
@@ -116,6 +136,8 @@ def _split(value: Any, shapes: Shapes) -> tuple[fx.Node, list[fx.Node]] | None:
     view = value.args[0]
     if not isinstance(view, fx.Node) or view.target not in ("view", "reshape", "unflatten") or not _alone(view):
         return None
+    if not _keeps_first_two(view):
+        return None
     source = view.args[0]
     if not isinstance(source, fx.Node) or any(n not in shapes for n in (value, view, source)):
         return None
@@ -127,6 +149,8 @@ def _split(value: Any, shapes: Shapes) -> tuple[fx.Node, list[fx.Node]] | None:
 def _merged(node: fx.Node, shapes: Shapes) -> tuple[fx.Node, list[fx.Node]] | None:
     """[batch, heads, tokens, depth] merged into [batch, tokens, features]: the node before, and the nodes between."""
     if node.op != "call_method" or node.target not in ("reshape", "view", "flatten") or node not in shapes:
+        return None
+    if node.kwargs or not _keeps_first_two(node):
         return None
     before, between = node.args[0], []
     if isinstance(before, fx.Node) and before.target == "contiguous":

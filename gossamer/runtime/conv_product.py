@@ -246,8 +246,8 @@ class ConvolutionProduct(PlaneProduct):
         ready = self._prepared.get(key)
         if ready is None:
             ready = self._prepare(size, x_tile, y_tile)
-            while len(self._prepared) >= _KEPT:
-                self._prepared.pop(next(iter(self._prepared)), None)
+            for old in list(self._prepared)[: max(0, len(self._prepared) - _KEPT + 1)]:
+                self._prepared.pop(old, None)
             self._prepared[key] = ready
         if not ready.plan.copies.size and x.data_ptr() % (4 * self._lanes):
             x = x.clone()

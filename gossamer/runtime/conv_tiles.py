@@ -79,7 +79,7 @@ def planes_as_blocks(x: Tensor) -> PlaneTiles:
     """float32 [N, C, rows, columns] or [C, rows, columns] as blocks that are planes; no copy where x is contiguous."""
     batched = x.ndim == 4
     images, channels, rows, columns = x.shape if batched else (1, *x.shape)
-    data = x.reshape(images, channels, rows * columns).contiguous()
+    data = x.resolve_neg().reshape(images, channels, rows * columns).contiguous()
     return PlaneTiles(data, images, (rows, columns), batched)
 
 

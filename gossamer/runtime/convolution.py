@@ -183,8 +183,8 @@ class SparseConv(nn.Module):
             if residual.shape != (*outer, product.rows, *places) or residual.dtype is not torch.float32:
                 found = f"found residual {tuple(residual.shape)} {residual.dtype}"
                 raise RuntimeError(f"SparseConv: {found}, expected {(*outer, product.rows, *places)} torch.float32")
-            residual = residual.contiguous()
-        y = product(x.contiguous().view(-1, product.channels, *size), residual)
+            residual = residual.resolve_neg().contiguous()
+        y = product(x.resolve_neg().contiguous().view(-1, product.channels, *size), residual)
         return y.view(*outer, product.rows, *(y.shape[3:] if n == 1 else y.shape[2:]))
 
     def _refusal(self, x: Tensor) -> str:

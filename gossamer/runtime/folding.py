@@ -103,6 +103,8 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
     graph, modules = traced.graph, dict(traced.named_modules())
     for node in list(graph.nodes):
         if node.op == "call_module" and type(modules.get(str(node.target))) in (nn.Identity, nn.Dropout):
+            if len(node.args) != 1:
+                continue
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
     order = {node: i for i, node in enumerate(graph.nodes)}

@@ -40,6 +40,7 @@ _IN_PLACE: tuple[Any, ...] = (
     operator.setitem,
     *(getattr(operator, f"i{name}") for name in ("add", "sub", "mul", "truediv", "floordiv", "matmul", "pow", "mod")),
 )
+_PASS_ON = (nn.Identity, nn.modules.dropout._DropoutNd, nn.Flatten, nn.Unflatten)
 _ABOUT_SHAPES: tuple[Any, ...] = (getattr, "size", "dim", operator.getitem, operator.floordiv, operator.mul)
 """What may go if nobody reads it: how heads were split and merged."""
 
@@ -99,9 +100,9 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
         shapes = _Shapes(traced, (torch.float32, torch.bfloat16))
         with torch.inference_mode():
             shapes.run(*arguments)
+        made = _Rewriting(traced, shapes.found, operations).run()
     except Exception as error:  # code that depends on values of tensors raises whatever it raises when traced
         return _said(error)
-    made = _Rewriting(traced, shapes.found, operations).run()
     if not made.linears:
         return "no layer could be feature-major"
     return replace(made, network=Either(made.network, network, arguments))
@@ -134,7 +135,10 @@ def _fixed(network: nn.Module, arguments: tuple[Any, ...]) -> dict[str, Any]:
 
 @final
 class Either(nn.Module):
-    """The captured network for the kinds of arguments that it was captured with, else the other one."""
+    """The captured network for the kinds of arguments that it was captured with, else the other one.
+
+    Tensors that were of one shape must be so again, for what was added without broadcasting would broadcast now.
+    """
 
     def __init__(self, captured: nn.Module, other: nn.Module, arguments: tuple[Any, ...]) -> None:
         super().__init__()
@@ -142,13 +146,18 @@ class Either(nn.Module):
         self.other = other
         self._tensors = tuple(isinstance(a, Tensor) for a in arguments)
         self._fixed = tuple((i, a) for i, a in enumerate(arguments) if isinstance(a, _FIXED))
+        given = [(i, a.shape) for i, a in enumerate(arguments) if isinstance(a, Tensor)]
+        self._places = tuple(i for i, _ in given)
+        self._equal = tuple((i, j) for i, a in given for j, b in given if i < j and a == b)
 
     def forward(self, *inputs: Any) -> Any:
         """What either computes."""
         if tuple(isinstance(value, Tensor) for value in inputs) == self._tensors and all(
             type(inputs[i]) is type(value) and inputs[i] == value for i, value in self._fixed
         ):
-            return self.captured(*inputs)
+            whole = all(inputs[i].numel() for i in self._places)
+            if whole and all(inputs[i].shape == inputs[j].shape for i, j in self._equal):
+                return self.captured(*inputs)
         return self.other(*inputs)
 
 
@@ -161,15 +170,25 @@ def overwritten(traced: fx.GraphModule) -> str:
         in_place = (
             getattr(module, "inplace", False)
             or node.kwargs.get("inplace", False)
-            or "out" in node.kwargs
             or (node.op in ("call_function", "call_method") and name.endswith("_") and not name.endswith("__"))
             or node.target in _IN_PLACE
         )
+        if "out" in node.kwargs:
+            return str(node.name)
         changed = node.all_input_nodes[0] if in_place and node.all_input_nodes else None
-        # What a module or a sum returns is no view of another value.
-        if changed is not None and (len(changed.users) > 1 or not (changed.op == "call_module" or adds(changed))):
+        while changed is not None and len(changed.users) == 1 and _passes_on(changed, modules):
+            changed = changed.all_input_nodes[0] if changed.all_input_nodes else None
+        # What another module or a sum returns is no view of another value.
+        if changed is not None and (
+            len(changed.users) > 1 or _passes_on(changed, modules) or not (changed.op == "call_module" or adds(changed))
+        ):
             return str(node.name)
     return ""
+
+
+def _passes_on(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether a module returns its input, or a view of it."""
+    return node.op == "call_module" and isinstance(modules.get(str(node.target)), _PASS_ON)
 
 
 def adds(node: fx.Node) -> bool:

@@ -76,17 +76,17 @@ PACKERS = Code(
 )
 """What brings weights into the orders of the other kernels."""
 
-GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, emit, layout))
+GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, brain, emit, layout))
 """Steps of recurrent layers."""
 
 VECTORS = Code(
     "vectors",
     vector_code.vector_kernels,
-    (vector_code, bitmap_code, vector_fields, vector_packing, vector_values, epilogue, emit, layout),
+    (vector_code, bitmap_code, vector_fields, vector_packing, vector_values, epilogue, brain, emit, layout),
 )
 """Products with one or a few vectors."""
 
-ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, emit, layout))
+ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))
 """Softmax attention over feature-major tiles."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator, Mapping
 from typing import final
 
 from torch import nn
@@ -54,3 +55,25 @@ class Loan:
                     if id(parameter) not in own:
                         own[id(parameter)] = nn.Parameter(parameter.detach().clone(), requires_grad=False)
                     module._parameters[name] = own[id(parameter)]
+            for name, value in vars(module).items():
+                if not (name.startswith("_") and isinstance(value, dict)):  # registered parts are seen above
+                    for parameter in _parameters_in(value, set()):
+                        if id(parameter) in lent:
+                            parameter.data = parameter.data.clone()
+
+
+def _parameters_in(value: object, seen: set[int]) -> Iterator[nn.Parameter]:
+    """Parameters in lists and the like, where modules do not see them."""
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, nn.Parameter):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from value.parameters()
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for part in value:
+            yield from _parameters_in(part, seen)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from _parameters_in(part, seen)

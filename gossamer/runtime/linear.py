@@ -123,6 +123,7 @@ def checked_rows(x: Tensor, features: int, who: str, dtype: torch.dtype = torch.
     """
     if x.dtype is not dtype or not x.is_cpu or (x.requires_grad and torch.is_grad_enabled()):
         raise RuntimeError(_refusal(x, features, who, dtype))
+    x = x.resolve_neg()  # imaginary parts of conjugates are stored with the other sign
     if x.ndim == 2 and x.shape[1] == features:
         return x if x.is_contiguous() or x.stride(1) == 1 else x.contiguous()
     if x.ndim in (0, 2) or x.shape[-1] != features:

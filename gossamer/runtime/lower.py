@@ -27,7 +27,7 @@ from gossamer.errors import CompositionError, DataError
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
-from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh
+from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh, other_sizes
 from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
@@ -168,6 +168,17 @@ class _Case:
         """Whether a layer is token-wise."""
         return isinstance(self.dense.get_submodule(name), nn.Linear)
 
+    def differs_elsewhere(self, network: nn.Module) -> str:
+        """The same for other batches and lengths, if the dense network takes them."""
+        for arguments in other_sizes(self.arguments):
+            try:
+                with torch.inference_mode():
+                    expected = self.dense(*fresh(arguments))
+            except Exception:  # not every network takes other sizes, and each says so in its own way
+                continue
+            return difference(network, arguments, expected)
+        return ""
+
     def differs(self, network: nn.Module) -> str:
         """What goes wrong when a form runs; empty if nothing does."""
         return difference(network, self.arguments, self.expected)
@@ -247,6 +258,8 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
             why_not = made
         elif problem := case.differs(made.network):
             why_not = f"captured, it {problem}"
+        elif made.attentions and (problem := case.differs_elsewhere(made.network)):
+            why_not = f"captured, for another batch and length it {problem}"
         else:
             forms["feature-major"], inside = made.network, made.linears
     calls = {name: _call_all(module, case.arguments) for name, module in forms.items()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, final
 
@@ -76,6 +77,9 @@ class SparseRecurrent(nn.Module):
         """
         if isinstance(input, PackedSequence):
             sizes = input.batch_sizes.tolist()
+            falling = all(a >= b > 0 for a, b in zip(sizes, [*sizes[1:], 1], strict=True))
+            if not falling or sum(sizes) != input.data.shape[0]:  # kernels would read beyond the end
+                raise RuntimeError(f"{self.mode}: found batch sizes {sizes} for {input.data.shape[0]} rows")
             rows, order = input.data, input.sorted_indices
         else:
             x = input.unsqueeze(1) if input.dim() == 2 else input.transpose(0, 1) if self.batch_first else input
@@ -90,7 +94,7 @@ class SparseRecurrent(nn.Module):
             raise RuntimeError(f"{self.mode}: found input of {found}, expected torch.float32 on cpu for inference")
         single = isinstance(input, Tensor) and input.dim() == 2
         h, c = self._states(hx, sizes[0], order, single=single)
-        out = self._levels(rows.contiguous(), sizes, h, c)
+        out = self._levels(rows.resolve_neg().contiguous(), sizes, h, c)
         last = [h, c] if c is not None else [h]
         if isinstance(input, PackedSequence):
             if input.unsorted_indices is not None:
@@ -108,11 +112,12 @@ class SparseRecurrent(nn.Module):
         shape = (len(self.state), count, self.hidden_size)
         pair = self.mode == "LSTM"
         if hx is None:
-            return torch.zeros(shape), torch.zeros(shape) if pair else None
+            blank = partial(torch.zeros, shape, dtype=torch.float32, device="cpu")
+            return blank(), blank() if pair else None
         found = []
         for given in hx if pair else (hx,):
             state = given.unsqueeze(1) if single else given
-            if tuple(state.shape) != shape or state.dtype is not torch.float32:
+            if tuple(state.shape) != shape or state.dtype is not torch.float32 or not state.is_cpu:
                 raise RuntimeError(f"{self.mode}: found state {tuple(given.shape)} {given.dtype}, expected {shape}")
             whole = torch.contiguous_format
             found.append(state.clone(memory_format=whole) if order is None else state.index_select(1, order))

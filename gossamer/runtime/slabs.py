@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import mmap
 import weakref
+from collections import deque
+from contextlib import suppress
 from math import prod
-from threading import RLock
 from typing import Any, final
 
 import numpy as np
@@ -22,7 +23,7 @@ __all__ = ["Slabs", "empty", "huge_pages"]
 Array = npt.NDArray[Any]
 
 _HUGE = 1 << 21
-_FROM = 1 << 17  # bytes; smaller tensors come from the allocator, which has such pages at hand
+_FROM = 1 << 20  # bytes; smaller ones come from the allocator, or those that a user keeps would take 2 MB each
 _KEPT = 1 << 28  # bytes of free slabs at most
 
 
@@ -61,8 +62,7 @@ class Slabs:
     """
 
     def __init__(self) -> None:
-        self._lock = RLock()  # an array may be collected, and given back, while this thread holds the lock
-        self._free: list[_Slab] = []
+        self._free: deque[_Slab] = deque()  # needs no lock, which a forked process could find closed for ever
         self._lent: dict[int, _Lease] = {}  # by identity: a reference hashes what it refers to
 
     def __deepcopy__(self, memo: dict[int, object]) -> Slabs:
@@ -79,7 +79,7 @@ class Slabs:
         """
         size = 4 * prod(shape)
         if size < _FROM:
-            return torch.empty(shape)
+            return torch.empty(shape, dtype=torch.float32, device="cpu")
         slab = self._take(size)
         numbers: Array = np.ndarray(shape, np.float32, slab.memory, slab.start)
         lease = _Lease(numbers, self._give)
@@ -88,22 +88,24 @@ class Slabs:
         return torch.from_numpy(numbers)  # holds the array
 
     def _take(self, size: int) -> _Slab:
-        with self._lock:
-            # Of those of a size the last one given back, which may still be in a cache.
-            fitting = [s for s in reversed(self._free) if size <= s.size <= max(2 * size, _HUGE)]
-            if fitting:
-                slab = min(fitting, key=lambda s: s.size)
-                self._free.remove(slab)
-                return slab
-        return _Slab(size)
+        found: list[_Slab] = []  # the last one given back first: it may still be in a cache
+        with suppress(IndexError):
+            while True:  # other threads that ask meanwhile find none, and make new ones
+                found.append(self._free.pop())
+        fitting = [slab for slab in found if size <= slab.size <= max(2 * size, _HUGE)]
+        best = min(fitting, key=lambda slab: slab.size, default=None)
+        kept, left = [], _KEPT
+        for slab in found:
+            left -= 0 if slab is best else slab.size
+            if slab is not best and left >= 0:
+                kept.append(slab)
+        self._free.extendleft(kept)
+        return _Slab(size) if best is None else best
 
     def _give(self, lease: weakref.ref[Array]) -> None:
         assert isinstance(lease, _Lease)
-        with self._lock:
-            del self._lent[id(lease)]
-            self._free.append(lease.slab)
-            while sum(s.size for s in self._free) > _KEPT:
-                self._free.pop(0)
+        del self._lent[id(lease)]
+        self._free.append(lease.slab)
 
 
 def huge_pages(size: int) -> tuple[object, int, int]:
@@ -119,4 +121,4 @@ def huge_pages(size: int) -> tuple[object, int, int]:
 
 def empty(memory: Slabs | None, *shape: int) -> Tensor:
     """A float32 tensor of undefined content from slabs, or from PyTorch's allocator without any."""
-    return torch.empty(shape) if memory is None else memory.empty(*shape)
+    return torch.empty(shape, dtype=torch.float32, device="cpu") if memory is None else memory.empty(*shape)

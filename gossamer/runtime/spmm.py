@@ -173,7 +173,7 @@ class SparseProduct(CompiledProduct):
         threads = self.threads(tokens)
         scratch = 0
         if tokens > 1:
-            tiles = threads if tokens >= threads * self._tile else 1
+            tiles = max(1, min(threads, tokens // self._tile))  # bounds those of any smaller team too
             scratch = self._workspace.address((self.rows + self.columns) * self._tile * tiles)
         x_stride = self.columns if x.is_contiguous() else x.stride()[0]
         self._kernels.layer(self._address, x.data_ptr(), x_stride, y.data_ptr(), self.rows, tokens, scratch, threads)

@@ -311,7 +311,7 @@ class VectorLinear(nn.Module):
 
 def plain(x: Tensor) -> bool:
     """Whether a kernel can read an input where it is; cheaper than finding out what is wrong with it."""
-    if x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous():
+    if x.dtype is not torch.float32 or not x.is_cpu or not x.is_contiguous() or x.is_neg():
         return False
     return not x.requires_grad or not torch.is_grad_enabled()
 
