@@ -52,7 +52,7 @@ def _panel(ax: Axes, rows: list[dict[str, Any]], title: str) -> None:
     for key, (label, colour, style) in PEERS.items():
         if ms := rows[0][key]:
             ax.axhline(best / ms, color=colour, ls=style, lw=1.2, label=label)
-    ax.set(title=title, xlabel="zeros, %", ylim=(0, None), xlim=(45, 100))
+    ax.set(title=title, xlabel="zeros, %", ylim=(0, None), xlim=(42, 100))
     ax.spines[["top", "right"]].set_visible(False)
 
 
