@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import DataError
 
-__all__ = ["Parameters", "difference", "example_arguments", "fresh", "other_sizes", "tensors_in"]
+__all__ = ["Parameters", "difference", "example_arguments", "fresh", "other_sizes", "tensors_in", "untouched"]
 
 _KEPT = (Tensor, type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 
@@ -82,6 +82,11 @@ def fresh(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(value if _kept(value) else _copied(value) for value in arguments)
 
 
+def untouched(arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The same arguments with tensors copied too, for networks that work in place on their inputs."""
+    return tuple(value.detach().clone() if isinstance(value, Tensor) else value for value in fresh(arguments))
+
+
 def _copied(value: Any) -> Any:
     # Tensors that a gradient could be asked of do not let themselves be copied deeply.
     return copy.deepcopy(value, {id(tensor): tensor.detach().clone() for tensor in tensors_in(value)})
@@ -148,7 +153,7 @@ def difference(network: nn.Module, arguments: tuple[Any, ...], expected: Any) ->
     """
     with torch.inference_mode():
         try:
-            found = network(*fresh(arguments))
+            found = network(*untouched(arguments))
         except Exception as error:  # the network's own code raises whatever it raises
             return "fails: " + " ".join(f"{type(error).__name__}: {error}".split())[:120]
     if type(found) is not type(expected):

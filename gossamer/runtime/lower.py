@@ -27,7 +27,7 @@ from gossamer.errors import CompositionError, DataError
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
-from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh, other_sizes
+from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh, other_sizes, untouched
 from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
@@ -125,7 +125,7 @@ def _lowered(
     specs: Sequence[TensorSpec] | None,
     trees: Mapping[str, Encoding] | None,
 ) -> Lowered:
-    arguments = example_arguments(dense, example_inputs)
+    arguments = untouched(example_arguments(dense, example_inputs))
     weights = _weights(dense, specs, trees)
     seen, expected = _inputs_of(dense, [names[0] for names, _ in weights], arguments)
     why_not = unavailable()
@@ -173,7 +173,7 @@ class _Case:
         for arguments in other_sizes(self.arguments):
             try:
                 with torch.inference_mode():
-                    expected = self.dense(*fresh(arguments))
+                    expected = self.dense(*untouched(arguments))
             except Exception:  # not every network takes other sizes, and each says so in its own way
                 continue
             return difference(network, arguments, expected)
@@ -342,7 +342,7 @@ def _inputs_of(network: nn.Module, names: list[str], arguments: tuple[Any, ...])
     handles = [network.get_submodule(name).register_forward_pre_hook(keep(name)) for name in names]
     with _hooks(handles), torch.inference_mode():
         try:
-            outputs = network(*fresh(arguments))
+            outputs = network(*untouched(arguments))
         except (RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[0][:160]
             raise DataError(f"example_inputs: the network rejects them: {reason}") from error

@@ -54,10 +54,10 @@ class Slabs:
 
     Example:
         >>> slabs = Slabs()
-        >>> first = slabs.empty(1, 64, 56, 56)
+        >>> first = slabs.empty(4, 64, 56, 56)
         >>> address = first.data_ptr()
         >>> del first
-        >>> slabs.empty(1, 64, 50, 50).data_ptr() == address
+        >>> slabs.empty(4, 64, 50, 50).data_ptr() == address
         True
     """
 

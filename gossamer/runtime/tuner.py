@@ -187,4 +187,5 @@ def _no_candidate(layer: nn.Module, tree: Encoding, density: float, inputs: Tens
         return f"{type(layer).__name__}: no sparse kernel for it"
     if not jit:
         return "no compiler for this processor"
-    return f"{inputs.dtype}: only float32 and bfloat16 have sparse kernels"
+    kernels = "float32 and bfloat16" if isinstance(layer, nn.Linear) else "float32"
+    return f"{type(layer).__name__} of {inputs.dtype}: sparse kernels are for {kernels}"

@@ -181,6 +181,30 @@ def test_graphs_that_fit_the_example_only_are_not_taken_for_more(
             assert_same(fast(x), model(x))
 
 
+class Doubling(nn.Module):
+    """Works in place on what it is given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = thinned(nn.Linear(32, 32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        made: Tensor = self.a(x.mul_(2))
+        return made
+
+
+def test_example_inputs_stay_as_they_were(wins: Callable[[object], None]) -> None:
+    wins(sparse_wins)
+    torch.manual_seed(0)
+    model, x = Doubling().eval(), torch.randn(20, 32)
+    kept = x.clone()
+    fast = lowered(model, x)
+    assert torch.equal(x, kept)
+    assert fast.explain()[0].kernel != "dense"
+    with torch.no_grad():
+        assert_same(fast(x.clone()), model(x.clone()))
+
+
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()

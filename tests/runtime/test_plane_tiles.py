@@ -176,17 +176,17 @@ def test_windows_that_the_kernel_cannot_do_stay_with_pytorch() -> None:
 
 def test_memory_comes_back_only_when_nobody_holds_the_output() -> None:
     memory = Slabs()
-    first = memory.empty(1, 64, 56, 56)
+    first = memory.empty(4, 64, 56, 56)
     part = first[:, 3]
     address = first.data_ptr()
     del first
     gc.collect()
-    other = memory.empty(1, 64, 56, 56)
+    other = memory.empty(4, 64, 56, 56)
     assert other.data_ptr() != address
     part.fill_(1.0)
     del part
     gc.collect()
-    assert memory.empty(1, 64, 56, 56).data_ptr() == address
+    assert memory.empty(4, 64, 56, 56).data_ptr() == address
     assert copy.deepcopy(memory) is memory
 
 
