@@ -12,7 +12,7 @@ from gossamer.network.inspect import owner_of
 from gossamer.runtime.conv_layout import hand_on_tiles
 from gossamer.runtime.convolution import SparseConv
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.graph import Either, activation_of, adds, captured
+from gossamer.runtime.graph import Either, activation_of, adds, captured, drop_identities
 from gossamer.runtime.pooling import PlanePool
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import openmp
@@ -101,12 +101,7 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
     traced, known = found
     shapes = dict(known)
     graph, modules = traced.graph, dict(traced.named_modules())
-    for node in list(graph.nodes):
-        if node.op == "call_module" and type(modules.get(str(node.target))) in (nn.Identity, nn.Dropout):
-            if len(node.args) != 1:
-                continue
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+    drop_identities(graph, modules)
     order = {node: i for i, node in enumerate(graph.nodes)}
     memory = Slabs()
     sparse = [m for m in modules.values() if isinstance(m, SparseConv)]

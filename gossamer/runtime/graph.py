@@ -30,6 +30,7 @@ __all__ = [
     "activation_of",
     "adds",
     "captured",
+    "drop_identities",
     "feature_major",
     "overwritten",
     "untraceable",
@@ -191,6 +192,17 @@ def _passes_on(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:
     return node.op == "call_module" and isinstance(modules.get(str(node.target)), _PASS_ON)
 
 
+def drop_identities(graph: fx.Graph, modules: Mapping[str, nn.Module]) -> None:
+    """Takes out what does nothing in eval mode, such as dropout, but would stand between layers."""
+    for node in list(graph.nodes):
+        module = modules.get(str(node.target)) if node.op == "call_module" else None
+        plain = isinstance(module, (nn.Dropout, nn.Identity))
+        off = node.target is F.dropout and (node.kwargs.get("training"), *node.args[2:3]) in ((False,), (None, False))
+        if (plain or off) and node.args and isinstance(node.args[0], fx.Node):
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+
+
 def adds(node: fx.Node) -> bool:
     """Whether a node is a sum, in place or not."""
     return node.op in ("call_function", "call_method") and node.target in _SUMS
@@ -261,7 +273,7 @@ class _Rewriting:
         self.shapes = shapes
         self.operations = operations
         self.modules = dict(traced.named_modules())
-        self._drop_identities()
+        drop_identities(self.graph, self.modules)
         self.order = {node: i for i, node in enumerate(self.graph.nodes)}
         self.attentions = {n: found for n in self.order if (found := attention_of(n, shapes)) is not None}
         self.inside = self._inside()
@@ -351,18 +363,6 @@ class _Rewriting:
 
     def _module(self, node: fx.Node) -> nn.Module | None:
         return self.modules.get(str(node.target)) if node.op == "call_module" else None
-
-    def _drop_identities(self) -> None:
-        """Dropout does nothing in eval mode, but would stand between layers."""
-        for node in list(self.graph.nodes):
-            plain = isinstance(self._module(node), (nn.Dropout, nn.Identity))
-            off = node.target is F.dropout and (node.kwargs.get("training"), *node.args[2:3]) in (
-                (False,),
-                (None, False),
-            )
-            if (plain or off) and node.args and isinstance(node.args[0], fx.Node):
-                node.replace_all_uses_with(node.args[0])
-                self.graph.erase_node(node)
 
     def _activation(self, node: fx.Node) -> Activation | None:
         return activation_of(node, self.modules)

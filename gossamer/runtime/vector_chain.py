@@ -8,7 +8,7 @@ from typing import Any, final
 from torch import Tensor, fx, nn
 
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.graph import Either, activation_of, captured
+from gossamer.runtime.graph import Either, activation_of, captured, drop_identities
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.vector import VectorLinear, VectorProduct, plain
@@ -92,11 +92,7 @@ def chain_vectors(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Module:
         return network
     traced, _ = found
     graph, modules = traced.graph, dict(traced.named_modules())
-    for node in list(graph.nodes):
-        idle = node.op == "call_module" and type(modules.get(str(node.target))) in (nn.Identity, nn.Dropout)
-        if idle and len(node.args) == 1:
-            node.replace_all_uses_with(node.args[0])
-            graph.erase_node(node)
+    drop_identities(graph, modules)
     changed, only = False, None
     done: set[fx.Node] = set()
     for node in list(graph.nodes):
