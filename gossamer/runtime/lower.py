@@ -32,13 +32,14 @@ from gossamer.runtime.arguments import Parameters, difference, example_arguments
 from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
+from gossamer.runtime.explanation import Choice, Explanation
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import feature_major, untraceable
 from gossamer.runtime.lending import Loan
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.recurrent import choose_recurrent
 from gossamer.runtime.tiled import GroupedLinear, tiler
-from gossamer.runtime.tuner import TILES_FROM, Choice, Tuner, kept_dense, tokens_of
+from gossamer.runtime.tuner import TILES_FROM, Tuner, kept_dense, tokens_of
 from gossamer.runtime.tuning import Memory
 from gossamer.runtime.vector import VectorLinear
 from gossamer.runtime.vector_chain import chain_vectors
@@ -70,7 +71,7 @@ class Lowered(nn.Module):
         self._takes = parameters
         self.network = network.eval().requires_grad_(False)
         self.captured = None if captured is None else captured.eval().requires_grad_(False)
-        self._choices = tuple(choices)
+        self._choices = Explanation(choices)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's outputs; arguments as it takes them."""
@@ -85,8 +86,8 @@ class Lowered(nn.Module):
             return self.network(*inputs, **named)
         return (self.network if self.captured is None else self.captured)(*arguments)
 
-    def explain(self) -> tuple[Choice, ...]:
-        """Per layer: chosen kernel, density, times, bytes."""
+    def explain(self) -> Explanation:
+        """Per layer: chosen kernel, density, times, bytes; ``print(fast.explain())`` shows a table."""
         return self._choices
 
 
