@@ -17,6 +17,8 @@ from gossamer.runtime import (
     epilogue,
     gate_code,
     group_code,
+    image_code,
+    image_edge_code,
     layout,
     matching_code,
     pack_code,
@@ -40,6 +42,7 @@ __all__ = [
     "ATTENTION",
     "CONVOLUTIONS",
     "GATES",
+    "IMAGES",
     "PACKERS",
     "ROWS",
     "TILES",
@@ -47,6 +50,7 @@ __all__ = [
     "AttentionKernels",
     "ConvolutionKernels",
     "GateKernels",
+    "ImageKernels",
     "KernelSet",
     "PackKernels",
     "RowKernels",
@@ -67,6 +71,13 @@ CONVOLUTIONS = Code(
     (conv_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
 )
 """Convolutions over planes, and pooling."""
+
+IMAGES = Code(
+    "images",
+    image_code.image_kernels,
+    (image_code, image_edge_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
+)
+"""Convolutions over blocks of images along vectors, and what surrounds them."""
 
 PACKERS = Code(
     "packers",
@@ -144,6 +155,21 @@ class ConvolutionKernels(KernelSet):
         super().__init__(object_code, processor)
         self.convolve = self._engine.function("convolve", 7)
         self.pool = self._engine.function("pool", 6)
+
+
+@final
+class ImageKernels(KernelSet):
+    """The entry points of `IMAGES`."""
+
+    code: ClassVar[Code] = IMAGES
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.convolve = self._engine.function("convolve", 6)
+        self.from_planes = self._engine.function("from_planes", 5)
+        self.to_planes = self._engine.function("to_planes", 5)
+        self.pool = self._engine.function("pool", 5)
+        self.mean = self._engine.function("mean", 5)
 
 
 @final
