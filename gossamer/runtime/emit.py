@@ -107,6 +107,11 @@ class Emitter:
         """Stores a vector of floats at ``base[index]``."""
         self.at.store(value, self.element(base, index, F32), align=align)
 
+    def stream(self, value: Node, base: Node, index: Node) -> None:
+        """Stores a vector of floats at ``base[index]``, aligned, past the caches: a fence must follow at the end."""
+        stored = self.at.store(value, self.element(base, index, F32), align=4 * self.lanes)
+        stored.set_metadata("nontemporal", self.made.module.add_metadata([ir.Constant(I32, 1)]))
+
     def spread(self, value: Node) -> Node:
         """One number in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)

@@ -36,6 +36,9 @@ WIDEST = 7
 STRIDES = (1, 2)
 """Steps between the columns of a tile for which there is code."""
 
+AHEAD = 4
+"""Groups whose outputs are brought near before they are needed."""
+
 _LINE = 64  # bytes of a line of the caches, or half of one
 
 
@@ -80,10 +83,12 @@ class ImageField(IntEnum):
     FRESH_ROW = 35
     FRESH_ROWS = 36
     BACKWARDS = 37  # 1 if the last image row is computed first: a cache may still hold what was written last
+    STREAMED = 38  # 1 if outputs go past the caches, and sums of several panels wait elsewhere
+    SCRATCH = 39  # where the sums of one member of a team wait
 
 
 def image_kernels(lanes: int) -> str:
-    """LLVM IR of a module with ``convolve(description, x, y, residual, blocks, threads)``: Y = f(W ⊛ X + b + residual).
+    """LLVM IR of a module with ``convolve(description, x, y, residual, blocks, scratch, threads)``: Y = f(W ⊛ X + b + residual).
 
     The residual may be null. ``ImageField`` says what the description holds. `image_edge_code` adds the other entry points.
 
@@ -96,8 +101,8 @@ def image_kernels(lanes: int) -> str:
     module = ir.Module("gossamer_images")
     products = {(stride, n): _product(module, lanes, stride, n) for stride in STRIDES for n in range(1, WIDEST + 1)}
     frame = _frame_function(module, lanes)
-    made = function(module, "convolve_share", [PTR] + [I64] * 6, exported=False)
-    description, x, y, residual, blocks, part, team = made.args
+    made = function(module, "convolve_share", [PTR] + [I64] * 7, exported=False)
+    description, x, y, residual, blocks, scratch, part, team = made.args
     e = Emitter(made, lanes)
 
     def word(field: ImageField) -> Node:
@@ -122,7 +127,10 @@ def image_kernels(lanes: int) -> str:
     for (step, n), one in products.items():
         right = e.at.and_(e.equal(stride, step), e.equal(width, n))
         product = e.at.select(right, e.at.ptrtoint(one, I64), product)
-    call = e.foreign(product, ir.VoidType(), [PTR] * 4 + [I64] * 4)
+    call = e.foreign(product, ir.VoidType(), [PTR] * 5 + [I64] * 5)
+    own = e.at.inttoptr(e.add(scratch, e.mul(part, e.mul(word(ImageField.SCRATCH), 4))), PTR)
+    streamed = e.equal(word(ImageField.STREAMED), 1)
+    sums_line = e.at.select(streamed, e.mul(width, lanes), word(ImageField.Y_LINE))
     none, backwards = e.equal(residual, 0), e.equal(word(ImageField.BACKWARDS), 1)
     units, column_bytes = e.mul(blocks, high), 4 * lanes
     first, last = (e.div(e.mul(e.add(part, i), units), team) for i in range(2))
@@ -158,11 +166,12 @@ def image_kernels(lanes: int) -> str:
             x_tile = e.add(x_row, e.mul(along, stride))
             y_tile = e.at.inttoptr(e.add(y_row, along), PTR)
             r_tile = e.at.inttoptr(e.at.select(none, e.constant(0), e.add(r_row, along)), PTR)
+            sums = e.at.select(streamed, own, y_tile)
             later = [ahead(stride, x_per_row), ahead(e.constant(1), y_per_row), ahead(e.constant(1), r_per_row)]
 
             def panel(p: Node, _: list[Node]) -> list[Node]:
                 x_panel = e.at.inttoptr(e.add(x_tile, e.mul(p, e.mul(panel_stride, 4))), PTR)
-                e.at.call(call, [description, x_panel, y_tile, r_tile, p, *later])
+                e.at.call(call, [description, x_panel, y_tile, r_tile, sums, sums_line, p, *later])
                 return []
 
             e.loop(0, panels, panel)
@@ -172,8 +181,10 @@ def image_kernels(lanes: int) -> str:
         return []
 
     e.loop(first, last, unit)
+    with e.at.if_then(streamed):
+        e.at.fence("seq_cst")  # stores past the caches are not ordered otherwise
     e.at.ret_void()
-    in_team(module, "convolve", made, 4)
+    in_team(module, "convolve", made, 5)
     add_edges(module, lanes)
     return str(module)
 
@@ -206,8 +217,8 @@ class _Columns(Group):
 
 def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function:
     """One panel of W times one tile: added to what Y holds, or b + … in the first; the last adds R and clips."""
-    made = function(module, f"columns_{stride}_{width}", [PTR] * 4 + [I64] * 4, exported=False)
-    description, x, y, residual, panel, x_ahead, y_ahead, r_ahead = made.args
+    made = function(module, f"columns_{stride}_{width}", [PTR] * 5 + [I64] * 5, exported=False)
+    description, x, y, residual, sums_at, sums_line, panel, x_ahead, y_ahead, r_ahead = made.args
     e = Emitter(made, lanes)
     rows, align = height(Way.SLICED, lanes), lanes * 4
     starts, counts, order, index, values, bias = (
@@ -226,6 +237,9 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
         for f in (ImageField.ACTIVATION, ImageField.PANELS, ImageField.CHUNKS, ImageField.Y_LINE, ImageField.R_LINE)
     )
     opening, closing = e.equal(panel, 0), e.equal(panel, e.sub(panels, 1))
+    kept = e.at.and_(opening, e.equal(e.read(description, int(ImageField.STREAMED), I64), 0))
+    streaming = e.at.and_(closing, e.equal(e.read(description, int(ImageField.STREAMED), I64), 1))
+    waiting = e.at.not_(e.at.and_(opening, streaming))  # memory that nobody has written is slow to ask for
     adding = e.at.and_(closing, e.at.icmp_unsigned("!=", e.at.ptrtoint(residual, I64), e.constant(0)))
     clipping = e.at.and_(closing, e.at.icmp_unsigned("!=", activation, e.constant(int(Activation.NONE))))
     six = e.equal(activation, int(Activation.RELU6))
@@ -237,18 +251,29 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
     inputs = _Inputs(e, description, e.add(e.at.ptrtoint(x, I64), x_ahead), e.sub(end, begin), width * stride)
 
     def fetch_outputs(ids: list[Node]) -> None:
-        for base, step, ahead, wanted in ((y, line, y_ahead, opening), (residual, r_line, r_ahead, adding)):
+        for base, step, ahead, wanted in ((sums_at, line, y_ahead, kept), (residual, r_line, r_ahead, adding)):
             with e.at.if_then(wanted):
                 for i in ids:
                     later = e.at.gep(base, [e.add(e.mul(i, e.mul(step, 4)), ahead)], source_etype=I8)
                     _fetch(e, later, width)
 
+    def bring_near(g: Node) -> None:
+        """Outputs of a group to come, and what is added to them, from the second-level cache to the first."""
+        later = [e.wide(order, e.add(e.mul(e.add(g, AHEAD), rows), r), I32) for r in range(rows)]
+        with e.at.if_then(waiting):
+            for i in later:
+                _fetch(e, e.element(sums_at, e.mul(i, sums_line), F32), width, nearest=True)
+        with e.at.if_then(adding):
+            for i in later:
+                _fetch(e, e.element(residual, e.mul(i, r_line), F32), width, nearest=True)
+
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at, channel = carried
         channel = inputs.fetch(channel)
+        bring_near(g)
         ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
         fetch_outputs(ids)
-        outs = [e.element(y, e.mul(i, line), F32) for i in ids]
+        outs = [e.element(sums_at, e.mul(i, sums_line), F32) for i in ids]
         flat = e.choose(
             opening,
             lambda: [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * width],
@@ -270,9 +295,16 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
         flat = e.choose(clipping, clipped, lambda: flat)
         sums = [flat[r * width : (r + 1) * width] for r in range(rows)]
         # A row that stands for none repeats the first: its place is written before the first row's sums are.
-        for out, one in reversed(list(zip(outs, sums, strict=True))):
-            for v, s in enumerate(one):
-                e.store(s, out, lanes * v, align)
+        with e.at.if_else(streaming) as (past, into):
+            with past:
+                for i, one in reversed(list(zip(ids, sums, strict=True))):
+                    for v, s in enumerate(one):
+                        e.stream(s, e.element(y, e.mul(i, line), F32), lanes * v)
+            with into:
+                for out, one in reversed(list(zip(outs, sums, strict=True))):
+                    for v, s in enumerate(one):
+                        # Another alignment than above, or LLVM would merge the two, and lose that some go past the caches.
+                        e.store(s, out, lanes * v, align // 2)
         return [at, value_at, channel]
 
     e.loop(begin, end, group, [at, value_at, e.constant(0)])
@@ -317,6 +349,6 @@ class _Inputs:
         return end
 
 
-def _fetch(e: Emitter, address: Node, vectors: int) -> None:
+def _fetch(e: Emitter, address: Node, vectors: int, *, nearest: bool = False) -> None:
     for offset in range(0, 4 * e.lanes * vectors, _LINE):
-        e.prefetch(address, offset, I8, nearest=False)
+        e.prefetch(address, offset, I8, nearest=nearest)

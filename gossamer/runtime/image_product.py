@@ -18,6 +18,7 @@ from gossamer.runtime.image_code import STRIDES, WIDEST, ImageField
 from gossamer.runtime.kernels import ImageKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP
 
 __all__ = ["ImageProduct", "frame_of", "image_panel", "tile_width"]
@@ -28,6 +29,11 @@ _PANEL_BYTES = 28672
 """What a tile reads of a panel should stay in the first-level cache, with room for weights and sums."""
 
 _LARGEST_DISTANCE = 65535
+
+STREAMED_FROM = 12 << 20
+"""Bytes of outputs from which on these go past the caches: read first, lines would cost as much again."""
+
+_CACHE_LINE = 64
 
 _WORTH_A_TEAM = 120_000
 """Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
@@ -71,16 +77,21 @@ def image_panel(channels: int, geometry: Geometry, density: float, lanes: int) -
     return max(1, min(-(-channels // panels), _LARGEST_DISTANCE // geometry.taps))
 
 
-def tile_width(columns: int) -> int:
+def tile_width(columns: int, *, even: bool = False) -> int:
     """Columns per tile for which an image row takes the least time.
 
+    Args:
+        columns: of the image row.
+        even: whether an odd number is slow, for tiles would begin in the middle of a cache line.
+
     Example:
-        >>> [tile_width(n) for n in (56, 7, 8, 3)]
-        [7, 7, 4, 3]
+        >>> [tile_width(n) for n in (56, 7, 8, 3)], tile_width(56, even=True)
+        ([7, 7, 4, 3], 6)
     """
 
     def cost(width: int) -> float:
-        return -(-columns // width) * (width + 1.0)  # a column more for weights and indices
+        slow = 1.12 if even and width % 2 else 1.0
+        return -(-columns // width) * (width + 1.0) * slow  # a column more for weights and indices
 
     return min(range(1, min(WIDEST, columns) + 1), key=lambda width: (cost(width), -width))
 
@@ -89,12 +100,12 @@ def tile_width(columns: int) -> int:
 class _Prepared:
     """A description for one shape, and the arrays that it points to."""
 
-    __slots__ = ("address", "arrays", "columns")
+    __slots__ = ("address", "arrays", "scratch")
 
-    def __init__(self, description: Array, arrays: tuple[Array, ...], columns: int) -> None:
+    def __init__(self, description: Array, arrays: tuple[Array, ...], scratch: int) -> None:
         self.address: int = description.ctypes.data
         self.arrays = (description, *arrays)
-        self.columns = columns
+        self.scratch = scratch
 
 
 @final
@@ -159,11 +170,13 @@ class ImageProduct(CompiledProduct):
             for old in list(self._prepared)[: max(0, len(self._prepared) - _KEPT + 1)]:
                 self._prepared.pop(old, None)
             self._prepared[key] = ready
+        scratch = max(one.scratch for one in ready)
         work = self.planes.nonzeros * x.blocks * size[0] * size[1]
         threads = 1 if work < self._team_from else self._openmp.threads()
         added = 0 if residual is None else residual.data.data_ptr()
+        space = workspace().address(scratch * threads)
         for one in ready:
-            self.kernels.convolve(one.address, x.data.data_ptr(), y.data.data_ptr(), added, x.blocks, threads)
+            self.kernels.convolve(one.address, x.data.data_ptr(), y.data.data_ptr(), added, x.blocks, space, threads)
         return y
 
     def _prepare(
@@ -180,7 +193,9 @@ class ImageProduct(CompiledProduct):
         index = distances.astype(np.uint16)[packed.index]
         tables = (packed.starts, packed.counts, packed.order, index, packed.values, part.bias)
         start = tuple(x.frame - p for p in geometry.padding)
-        width = tile_width(y.size[1])
+        streamed = not y.frame and 4 * y.data.numel() >= STREAMED_FROM
+        width = tile_width(y.size[1], even=streamed and 4 * lanes < _CACHE_LINE and y.size[1] % 2 == 0)
+        scratch = -(-part.rows * width * lanes // 1024) * 1024 + 272  # members do not meet in the same sets of a cache
         fresh = min(geometry.kernel[0], geometry.stride[0])
         numbers: dict[ImageField, int] = {
             ImageField.ROWS: part.rows,
@@ -207,6 +222,8 @@ class ImageProduct(CompiledProduct):
             ImageField.FRESH_ROW: x.row,
             ImageField.FRESH_ROWS: fresh,
             ImageField.BACKWARDS: int(self.backwards),
+            ImageField.STREAMED: int(streamed),
+            ImageField.SCRATCH: scratch,
         }
         if residual is not None:
             numbers |= {
@@ -226,7 +243,7 @@ class ImageProduct(CompiledProduct):
         known = {int(field): number for field, number in numbers.items()}
         known |= {int(field): table.ctypes.data for field, table in zip(addressed, tables, strict=True)}
         assert taps * panel <= _LARGEST_DISTANCE
-        return _Prepared(described(len(ImageField) + len(Pool), known, self._openmp), tables, y.size[1])
+        return _Prepared(described(len(ImageField) + len(Pool), known, self._openmp), tables, scratch)
 
     def reaches(self, size: tuple[int, int], channels: int) -> bool:
         """Whether distances of 16 bits are enough for images of a size, in the frame that the layer itself needs.

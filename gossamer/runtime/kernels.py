@@ -165,7 +165,7 @@ class ImageKernels(KernelSet):
 
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         super().__init__(object_code, processor)
-        self.convolve = self._engine.function("convolve", 6)
+        self.convolve = self._engine.function("convolve", 7)
         self.from_planes = self._engine.function("from_planes", 5)
         self.to_planes = self._engine.function("to_planes", 5)
         self.pool = self._engine.function("pool", 5)
