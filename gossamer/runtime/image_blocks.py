@@ -148,9 +148,7 @@ class ImageEdges(CompiledProduct):
         if x.numel():
             description = self._description(made)
             threads = self._threads(x.numel())
-            self.kernels.from_planes(
-                description.ctypes.data, made.data.data_ptr(), x.data_ptr(), made.blocks, threads
-            )
+            self.kernels.from_planes(description.ctypes.data, made.data.data_ptr(), x.data_ptr(), made.blocks, threads)
         return made
 
     def back(self, x: ImageBlocks) -> Tensor:
@@ -210,7 +208,9 @@ class ImageEdges(CompiledProduct):
             EdgeField.FRAME: x.frame,
             EdgeField.IMAGES: x.images,
         }
-        return described(len(EdgeField) + len(Pool), {int(place): number for place, number in numbers.items()}, self._openmp)
+        return described(
+            len(EdgeField) + len(Pool), {int(place): number for place, number in numbers.items()}, self._openmp
+        )
 
 
 @final

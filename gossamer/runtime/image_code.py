@@ -82,15 +82,15 @@ class ImageField(IntEnum):
     FRESH = 34  # of the image rows that an output row reads, where those begin that the one before did not read
     FRESH_ROW = 35
     FRESH_ROWS = 36
-    BACKWARDS = 37  # 1 if the last image row is computed first: a cache may still hold what was written last
-    STREAMED = 38  # 1 if outputs go past the caches, and sums of several panels wait elsewhere
-    SCRATCH = 39  # where the sums of one member of a team wait
+    STREAMED = 37  # 1 if outputs go past the caches, and sums of several panels wait elsewhere
+    SCRATCH = 38  # where the sums of one member of a team wait
 
 
 def image_kernels(lanes: int) -> str:
-    """LLVM IR of a module with ``convolve(description, x, y, residual, blocks, scratch, threads)``: Y = f(W ⊛ X + b + residual).
+    """LLVM IR of a module with several entry points.
 
-    The residual may be null. ``ImageField`` says what the description holds. `image_edge_code` adds the other entry points.
+    ``convolve(description, x, y, residual, blocks, scratch, threads)`` is Y = f(W ⊛ X + b + residual); the residual may
+    be null. ``ImageField`` says what the description holds. `image_edge_code` adds the others.
 
     Args:
         lanes: floats per vector register, a power of two; also the images of a block.
@@ -131,16 +131,14 @@ def image_kernels(lanes: int) -> str:
     own = e.at.inttoptr(e.add(scratch, e.mul(part, e.mul(word(ImageField.SCRATCH), 4))), PTR)
     streamed = e.equal(word(ImageField.STREAMED), 1)
     sums_line = e.at.select(streamed, e.mul(width, lanes), word(ImageField.Y_LINE))
-    none, backwards = e.equal(residual, 0), e.equal(word(ImageField.BACKWARDS), 1)
-    units, column_bytes = e.mul(blocks, high), 4 * lanes
+    none, units, column_bytes = e.equal(residual, 0), e.mul(blocks, high), 4 * lanes
     first, last = (e.div(e.mul(e.add(part, i), units), team) for i in range(2))
 
     def place(base: Node, block: Node, row: Node, fields: tuple[ImageField, ImageField], per_row: Node) -> Node:
         begin, per_block = (word(f) for f in fields)
         return e.add(base, e.mul(4, e.add(begin, e.mul(block, per_block), e.mul(row, per_row))))
 
-    def unit(i: Node, _: list[Node]) -> list[Node]:
-        u = e.at.select(backwards, e.sub(e.sub(units, 1), i), i)
+    def unit(u: Node, _: list[Node]) -> list[Node]:
         block = e.div(u, high)
         row = e.sub(u, e.mul(block, high))
         x_row = place(x, block, row, (ImageField.X_FIRST, ImageField.X_BLOCK), x_per_row)
@@ -159,9 +157,8 @@ def image_kernels(lanes: int) -> str:
 
             def ahead(step: Node, per_row: Node) -> Node:
                 """Bytes from what this tile uses to what the next one does, which may lie in the next image row."""
-                bytes_per_row = e.mul(per_row, 4)
-                after = e.at.select(backwards, e.sub(0, bytes_per_row), bytes_per_row)
-                return e.add(e.mul(e.sub(next_along, along), step), e.at.select(more, e.constant(0), after))
+                after = e.at.select(more, e.constant(0), e.mul(per_row, 4))
+                return e.add(e.mul(e.sub(next_along, along), step), after)
 
             x_tile = e.add(x_row, e.mul(along, stride))
             y_tile = e.at.inttoptr(e.add(y_row, along), PTR)
@@ -303,7 +300,7 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
             with into:
                 for out, one in reversed(list(zip(outs, sums, strict=True))):
                     for v, s in enumerate(one):
-                        # Another alignment than above, or LLVM would merge the two, and lose that some go past the caches.
+                        # Another alignment than above, or LLVM merges the two and forgets which go past the caches.
                         e.store(s, out, lanes * v, align // 2)
         return [at, value_at, channel]
 

@@ -126,6 +126,12 @@ class AlongImages:
     layers: tuple[str, ...]
     lanes: int
 
+    def bytes_of(self, name: str) -> int:
+        """Bytes held for the weight of a layer, with the indices of either form."""
+        layer = self.network.get_submodule(name)
+        assert isinstance(layer, SparseConv)
+        return layer.resident_bytes + 2 * layer.product.nonzeros
+
 
 def along_images(
     network: nn.Module, arguments: tuple[Any, ...], layers: Mapping[str, tuple[nn.Module, tuple[int, ...]]]
@@ -163,9 +169,7 @@ def along_images(
     return AlongImages(network, forms[0], forms[1], replaced, lanes)
 
 
-def _replaced(
-    network: nn.Module, layers: Mapping[str, tuple[nn.Module, tuple[int, ...]]], lanes: int
-) -> Iterator[str]:
+def _replaced(network: nn.Module, layers: Mapping[str, tuple[nn.Module, tuple[int, ...]]], lanes: int) -> Iterator[str]:
     """Packs weights for this layout, stems among them; yields names."""
     for name, (layer, shape) in layers.items():
         if type(layer) is not nn.Conv2d or layer.weight.dtype is not torch.float32 or len(shape) != 4:
@@ -176,7 +180,8 @@ def _replaced(
         if not wanted or isinstance(geometry, str) or refusal(layer, shape[2:], density):
             continue
         try:
-            panel = image_panel(layer.in_channels // layer.groups, geometry, density, lanes)
+            rows, channels = (n // layer.groups for n in (layer.out_channels, layer.in_channels))
+            panel = image_panel(rows, channels, geometry, density, lanes)
             made = SparseConv(layer, Way.SLICED, shape[2:], panel=panel)
         except PlanError:
             continue
@@ -187,9 +192,7 @@ def _replaced(
 
 @final
 class _Rewriting:
-    def __init__(
-        self, traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]], edges: ImageEdges
-    ) -> None:
+    def __init__(self, traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]], edges: ImageEdges) -> None:
         self.traced, self.graph, self.shapes, self.edges = traced, traced.graph, shapes, edges
         self.modules = dict(traced.named_modules())
         self.products: dict[fx.Node, ImageProduct] = {}
@@ -234,13 +237,7 @@ class _Rewriting:
         value = node.args[0]
         assert isinstance(value, fx.Node)
         try:
-            product = ImageProduct(
-                layer.product,
-                self.edges.kernels,
-                openmp(),
-                self.edges.memory,
-                backwards=len(self.products) % 2 == 1,
-            )
+            product = ImageProduct(layer.product, self.edges.kernels, openmp(), self.edges.memory)
         except PlanError:
             return
         shape = self.shapes[value]

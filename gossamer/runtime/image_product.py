@@ -30,7 +30,7 @@ _PANEL_BYTES = 28672
 
 _LARGEST_DISTANCE = 65535
 
-STREAMED_FROM = 12 << 20
+STREAMED_FROM = 10 << 20
 """Bytes of outputs from which on these go past the caches: read first, lines would cost as much again."""
 
 _CACHE_LINE = 64
@@ -59,10 +59,13 @@ def frame_of(geometry: Geometry, size: tuple[int, int]) -> int:
     return needed
 
 
-def image_panel(channels: int, geometry: Geometry, density: float, lanes: int) -> int:
+def image_panel(rows: int, channels: int, geometry: Geometry, density: float, lanes: int) -> int:
     """Channels per panel: what a tile reads should stay in the first-level cache, and loops should not get short.
 
+    Where far more rows are written than read, sums of several panels cost more than inputs from the second-level cache.
+
     Args:
+        rows: channels of the output.
         channels: of the input.
         geometry: of the convolution.
         density: share of weights that are not zero.
@@ -72,6 +75,8 @@ def image_panel(channels: int, geometry: Geometry, density: float, lanes: int) -
     if geometry.kernel[1] == 1:
         reach = WIDEST
     cached = _PANEL_BYTES / (4 * lanes * reach * geometry.kernel[0])
+    if geometry.taps == 1 and rows > channels:
+        cached *= 2
     long_enough = 12 / max(density * geometry.taps, 1e-9)
     panels = max(1, round(channels / max(1.0, min(max(cached, long_enough), 4 * cached))))
     return max(1, min(-(-channels // panels), _LARGEST_DISTANCE // geometry.taps))
@@ -119,7 +124,6 @@ class ImageProduct(CompiledProduct):
         kernels: compiled code.
         openmp: where threads come from.
         memory: for outputs.
-        backwards: whether the last image row is computed first.
         team_from: multiply-adds of vectors from which on a product runs on several threads.
 
     Raises:
@@ -136,12 +140,11 @@ class ImageProduct(CompiledProduct):
         openmp: OpenMP,
         memory: Slabs,
         *,
-        backwards: bool = False,
         team_from: int = _WORTH_A_TEAM,
     ) -> None:
         if reason := _refusal(planes):
             raise PlanError(f"blocks of images: found {reason}")
-        self.planes, self.kernels, self.memory, self.backwards = planes, kernels, memory, backwards
+        self.planes, self.kernels, self.memory = planes, kernels, memory
         self._openmp, self._team_from = openmp, team_from
         self._lanes = kernels.processor.lanes
         found = planes.parts if isinstance(planes, GroupedProduct) else (planes,)
@@ -182,7 +185,7 @@ class ImageProduct(CompiledProduct):
     def _prepare(
         self, part: ConvolutionProduct, x: ImageBlocks, y: ImageBlocks, residual: ImageBlocks | None
     ) -> _Prepared:
-        geometry, lanes, taps = part.geometry, self._lanes, part.geometry.taps
+        geometry, lanes = part.geometry, self._lanes
         down, across = geometry.dilation
         packed, panel = part.packed, part.panel
         channel = np.arange(min(panel, part.channels))[:, None, None] * x.line
@@ -218,10 +221,9 @@ class ImageProduct(CompiledProduct):
             ImageField.Y_LINE: y.line,
             ImageField.Y_FRAME: y.frame,
             ImageField.CHANNELS: panel,
-            ImageField.FRESH: 0 if self.backwards else (geometry.kernel[0] - fresh) * down * x.row,
+            ImageField.FRESH: (geometry.kernel[0] - fresh) * down * x.row,
             ImageField.FRESH_ROW: x.row,
             ImageField.FRESH_ROWS: fresh,
-            ImageField.BACKWARDS: int(self.backwards),
             ImageField.STREAMED: int(streamed),
             ImageField.SCRATCH: scratch,
         }
@@ -242,7 +244,6 @@ class ImageProduct(CompiledProduct):
         )
         known = {int(field): number for field, number in numbers.items()}
         known |= {int(field): table.ctypes.data for field, table in zip(addressed, tables, strict=True)}
-        assert taps * panel <= _LARGEST_DISTANCE
         return _Prepared(described(len(ImageField) + len(Pool), known, self._openmp), tables, scratch)
 
     def reaches(self, size: tuple[int, int], channels: int) -> bool:
@@ -257,11 +258,6 @@ class ImageProduct(CompiledProduct):
         down, across = ((k - 1) * d for k, d in zip(geometry.kernel, geometry.dilation, strict=True))
         widest = max(min(part.panel, part.channels) for part in self._parts)
         return (widest - 1) * line + down * channels * line + across <= _LARGEST_DISTANCE
-
-    @property
-    def extra_bytes(self) -> int:
-        """Bytes held beside the packed weight."""
-        return sum(one.arrays[4].nbytes for parts in self._prepared.values() for one in parts)
 
 
 def _refusal(planes: PlaneProduct) -> str:

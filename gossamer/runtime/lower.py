@@ -28,7 +28,7 @@ from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
 from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh, other_sizes, untouched
-from gossamer.runtime.candidates import WORTH_TRYING, density_of, resident_bytes
+from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
@@ -311,10 +311,10 @@ def _by_batch(case: _Case, form: _Form, along: AlongImages, times: Mapping[str, 
     network = ByBatch(along.images, along.planes, case.arguments, along.lanes, worth)
     choices = []
     for choice in form.choices:
-        if choice.layer in along.layers:
-            held = resident_bytes(along.network.get_submodule(choice.layer))
-            choice = replace(choice, kernel="sliced", bytes=held, layout="images along vectors")
-        choices.append(choice)
+        inside = choice.layer in along.layers
+        held = along.bytes_of(choice.layer) if inside else choice.bytes
+        layout = _ALONG_IMAGES if inside else choice.layout
+        choices.append(replace(choice, kernel="sliced" if inside else choice.kernel, bytes=held, layout=layout))
     return Lowered(along.network, choices, Parameters(case.dense), network)
 
 
