@@ -62,7 +62,8 @@ def exact(layer: nn.Module, x: Tensor) -> Tensor:
 
 def error(y: Tensor, expected: Tensor) -> float:
     assert y.shape == expected.shape and y.dtype == torch.float32
-    return float((y.double() - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
+    # Numbers of about 1 are added: where a single sum happens to be near 0, its error is still relative to them.
+    return float((y.double() - expected).abs().max()) / max(float(expected.abs().max()), 0.1)
 
 
 @pytest.mark.parametrize("level", LEVELS)
