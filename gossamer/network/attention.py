@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gossamer.network.inspect import is_transformers_conv1d
 
-__all__ = ["AttentionPart", "FewerHeads", "Owned", "attention_parts", "set_heads"]
+__all__ = ["AttentionPart", "FewerHeads", "Owned", "additive", "attention_parts", "set_heads"]
 
 _QUERY = ("q_proj", "query", "q_lin", "q", "to_q", "wq")
 _KEY = ("k_proj", "key", "k_lin", "k", "to_k", "wk")
@@ -259,16 +259,22 @@ class FewerHeads(nn.MultiheadAttention):
         """What is added to the scores, broadcastable to [B, heads, Q, K], or None."""
         total: Tensor | None = None
         if mask is not None:
-            total = _additive(mask, q.dtype)
+            total = additive(mask, q.dtype)
             if mask.dim() == 3:  # [B · heads of the whole module, Q, K]: the same for every head, or it means a head
                 total = total.view(q.shape[0], -1, *mask.shape[1:])[:, : self.num_heads]
         if padding is not None:
-            padded = _additive(padding, q.dtype).view(-1, 1, 1, k.shape[2])
+            padded = additive(padding, q.dtype).view(-1, 1, 1, k.shape[2])
             total = padded if total is None else total + padded
         return total
 
 
-def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """A mask as what is added to scores: −∞ where a boolean one is true.
+
+    Example:
+        >>> additive(torch.tensor([False, True]), torch.float32)
+        tensor([0., -inf])
+    """
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(mask, float("-inf"))

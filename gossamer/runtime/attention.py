@@ -116,7 +116,7 @@ def _keeps_first_two(node: fx.Node) -> bool:
     """
     sizes = _sizes(node)
     if node.target == "flatten":
-        return sizes in ((2,), (2, -1), (2, 3))
+        return sizes in ((2,), (2, -1), (2, 3), (-2,), (-2, -1))
     if node.target == "unflatten":
         return len(sizes) == 2 and sizes[0] in (2, -1)
     if len(sizes) == 1:

@@ -98,6 +98,8 @@ def feature_major(network: nn.Module, arguments: tuple[Any, ...], operations: Ti
         traced = fx.GraphModule(network, graph)
         if overwrites := overwritten(traced):
             return f"{overwrites} overwrites a value that may be read again"
+        traced.graph.eliminate_dead_code()  # weights of attention that nobody looks at
+        traced.recompile()
         shapes = _Shapes(traced, (torch.float32, torch.bfloat16))
         with torch.inference_mode():
             shapes.run(*arguments)

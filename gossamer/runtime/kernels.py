@@ -13,6 +13,7 @@ from gossamer.runtime import (
     codegen,
     conv_code,
     conv_edge,
+    depthwise_code,
     emit,
     epilogue,
     gate_code,
@@ -41,6 +42,7 @@ from gossamer.runtime.kernel_cache import Code, Engine, object_code_of
 __all__ = [
     "ATTENTION",
     "CONVOLUTIONS",
+    "DEPTHWISE",
     "GATES",
     "IMAGES",
     "PACKERS",
@@ -49,6 +51,7 @@ __all__ = [
     "VECTORS",
     "AttentionKernels",
     "ConvolutionKernels",
+    "DepthwiseKernels",
     "GateKernels",
     "ImageKernels",
     "KernelSet",
@@ -78,6 +81,11 @@ IMAGES = Code(
     (image_code, image_edge_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
 )
 """Convolutions over blocks of images along vectors, and what surrounds them."""
+
+DEPTHWISE = Code(
+    "depthwise", depthwise_code.depthwise_kernels, (depthwise_code, conv_edge, epilogue, brain, emit, layout)
+)
+"""Depthwise convolutions over planes."""
 
 PACKERS = Code(
     "packers",
@@ -170,6 +178,17 @@ class ImageKernels(KernelSet):
         self.to_planes = self._engine.function("to_planes", 5)
         self.pool = self._engine.function("pool", 5)
         self.mean = self._engine.function("mean", 5)
+
+
+@final
+class DepthwiseKernels(KernelSet):
+    """The entry points of `DEPTHWISE`."""
+
+    code: ClassVar[Code] = DEPTHWISE
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.depthwise = self._engine.function("depthwise", 6)
 
 
 @final

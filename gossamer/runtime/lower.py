@@ -24,6 +24,7 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.errors import CompositionError, DataError
+from gossamer.network.explicit import spell_out
 from gossamer.network.inspect import owner_of
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
@@ -31,6 +32,7 @@ from gossamer.runtime.arguments import Parameters, difference, example_arguments
 from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
 from gossamer.runtime.cpu import unavailable
+from gossamer.runtime.explanation import Choice, Explanation
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import feature_major, untraceable
 from gossamer.runtime.image_layout import AlongImages, ByBatch, along_images, images_of
@@ -38,7 +40,7 @@ from gossamer.runtime.lending import Loan
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.recurrent import choose_recurrent
 from gossamer.runtime.tiled import GroupedLinear, tiler
-from gossamer.runtime.tuner import TILES_FROM, Choice, Tuner, kept_dense, tokens_of
+from gossamer.runtime.tuner import TILES_FROM, Tuner, kept_dense, tokens_of
 from gossamer.runtime.tuning import Memory
 from gossamer.runtime.vector import VectorLinear
 from gossamer.runtime.vector_chain import chain_vectors
@@ -72,7 +74,7 @@ class Lowered(nn.Module):
         self._takes = parameters
         self.network = network.eval().requires_grad_(False)
         self.captured = None if captured is None else captured.eval().requires_grad_(False)
-        self._choices = tuple(choices)
+        self._choices = Explanation(choices)
 
     def forward(self, *inputs: Any, **named: Any) -> Any:
         """The network's outputs; arguments as it takes them."""
@@ -87,8 +89,8 @@ class Lowered(nn.Module):
             return self.network(*inputs, **named)
         return (self.network if self.captured is None else self.captured)(*arguments)
 
-    def explain(self) -> tuple[Choice, ...]:
-        """Per layer: chosen kernel, density, times, bytes."""
+    def explain(self) -> Explanation:
+        """Per layer: chosen kernel, density, times, bytes; ``print(fast.explain())`` shows a table."""
         return self._choices
 
 
@@ -129,14 +131,16 @@ def _lowered(
     trees: Mapping[str, Encoding] | None,
 ) -> Lowered:
     arguments = untouched(example_arguments(dense, example_inputs))
-    weights = _weights(dense, specs, trees)
-    seen, expected = _inputs_of(dense, [names[0] for names, _ in weights], arguments)
+    network, new = _spelled_out(dense, arguments)
+    weights = _weights(network, specs, trees, new)
+    seen, expected = _inputs_of(network, [names[0] for names, _ in weights], arguments)
     why_not = unavailable()
     if why_not:
         warnings.warn(f"sparse kernels are not available, PyTorch runs everything: {why_not}", stacklevel=2)
-    case = _Case(dense, arguments, expected, weights, seen, Tuner(Memory.of_this_machine(), jit=not why_not))
+    tuner = Tuner(Memory.of_this_machine(), jit=not why_not)
+    case = _Case(dense, network, arguments, expected, weights, seen, tuner)
     many = any(tokens_of(seen[n[0]]) >= TILES_FROM for n, _ in weights if n[0] in seen and case.is_linear(n[0]))
-    tiles = many and not why_not and not untraceable(dense, arguments)
+    tiles = many and not why_not and not _any_hooked(network) and not untraceable(network, arguments)
     form = _layer_by_layer(case, tiled=tiles)
     if all(choice.kernel == "dense" for choice in form.choices):
         return Lowered(dense, form.choices, Parameters(dense))
@@ -153,6 +157,7 @@ class _Case:
 
     Args:
         dense: the network, never changed.
+        network: the same with the layers of its attention apart, never changed either.
         arguments: example inputs.
         expected: its outputs for them.
         weights: names of each layer, and the tree of its weight.
@@ -161,6 +166,7 @@ class _Case:
     """
 
     dense: nn.Module
+    network: nn.Module
     arguments: tuple[Any, ...]
     expected: Any
     weights: list[tuple[tuple[str, ...], Encoding]]
@@ -169,7 +175,7 @@ class _Case:
 
     def is_linear(self, name: str) -> bool:
         """Whether a layer is token-wise."""
-        return isinstance(self.dense.get_submodule(name), nn.Linear)
+        return isinstance(self.network.get_submodule(name), nn.Linear)
 
     def differs_elsewhere(self, network: nn.Module) -> str:
         """The same for other batches and lengths, if the dense network takes them."""
@@ -211,6 +217,9 @@ def _layer_by_layer(case: _Case, *, tiled: bool) -> _Form:
         if name not in case.seen:
             choices[name] = kept_dense(name, layer, "the layer was not called with the example inputs")
             continue
+        if _hooked(layer):
+            choices[name] = kept_dense(name, layer, "the layer has forward hooks, which another one would not call")
+            continue
         if isinstance(layer, (nn.LSTM, nn.GRU)):
             chosen, choices[name] = choose_recurrent(case.tuner, name, layer, case.seen[name])
         else:
@@ -228,16 +237,25 @@ def _layer_by_layer(case: _Case, *, tiled: bool) -> _Form:
 
 def _start(case: _Case) -> nn.Module:
     """A copy of the network, with BatchNorm folded into convolutions if some of these have zeros to gain from."""
-    network = _copied(case.dense)
+    network = _copied(case.network)
     layers = {names[0]: network.get_submodule(names[0]) for names, _ in case.weights}
     convolutions = [m for m in layers.values() if isinstance(m, (nn.Conv1d, nn.Conv2d))]
     gains = any(density_of(m) < WORTH_TRYING and not isinstance(geometry_of(m), str) for m in convolutions)
     if not case.tuner.jit or not gains:
         return network
-    folded = _copied(case.dense)
+    folded = _copied(case.network)
     skip = frozenset(name for names, tree in case.weights if factorized(tree) for name in names)
     changed = fold_norms(folded, case.arguments, skip)
     return folded if changed and not case.differs(folded) else network
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to be called when a module runs."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _any_hooked(network: nn.Module) -> bool:
+    return any(_hooked(module) for module in network.modules())
 
 
 def _copied(network: nn.Module) -> nn.Module:
@@ -251,18 +269,20 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
     forms = {"dense": case.dense, "module replacement": form.network}
     network, why_not = form.network, ""
     inside: tuple[str, ...] = ()
-    if any(isinstance(module, SparseConv) for module in network.modules()):
+    if _any_hooked(network):
+        why_not = "modules have forward hooks, which a captured network would not call"
+    if not why_not and any(isinstance(module, SparseConv) for module in network.modules()):
         fused = fuse_convolutions(network, case.arguments)
         if fused is not network and not case.differs(fused):
             forms["fused convolutions"] = network = fused
-    along = _along_images(case, form)
+    along = None if why_not else _along_images(case, form)
     if along is not None:
         forms[_ALONG_IMAGES] = along.images
-    if any(isinstance(module, VectorLinear) for module in form.network.modules()):
+    if not why_not and any(isinstance(module, VectorLinear) for module in form.network.modules()):
         chained = chain_vectors(form.network, case.arguments)
         if chained is not form.network and not case.differs(chained):
             forms["chained vectors"] = chained
-    if any(isinstance(module, GroupedLinear) for module in network.modules()):
+    if not why_not and any(isinstance(module, GroupedLinear) for module in network.modules()):
         made = feature_major(network, case.arguments, tiler())
         if isinstance(made, str):
             why_not = made
@@ -325,10 +345,29 @@ def _taken_back(choice: Choice) -> Choice:
     return replace(choice, kernel="dense", ms=choice.dense_ms, bytes=choice.dense_bytes, reason=reason)
 
 
+def _spelled_out(dense: nn.Module, arguments: tuple[Any, ...]) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network with PyTorch's own attention in Linear layers, if that computes the same; and names of new ones."""
+    network, new = spell_out(_copied(dense))
+    if not new:
+        return dense, ()
+    with torch.inference_mode():
+        try:
+            expected = dense(*untouched(arguments))
+        except Exception:  # inputs that it rejects: said where it runs next
+            return dense, ()
+    return (dense, ()) if difference(network, arguments, expected) else (network, new)
+
+
 def _weights(
-    network: nn.Module, specs: Sequence[TensorSpec] | None, trees: Mapping[str, Encoding] | None
+    network: nn.Module,
+    specs: Sequence[TensorSpec] | None,
+    trees: Mapping[str, Encoding] | None,
+    new: Sequence[str],
 ) -> list[tuple[tuple[str, ...], Encoding]]:
-    """Linear, convolution and recurrent layers, and factorized embeddings, under all their names, with their tree."""
+    """Linear, convolution and recurrent layers, and factorized embeddings, under all their names, with their tree.
+
+    Those that are new have none of their own: what they hold is part of another layer's weight.
+    """
     known: dict[str, Encoding] = {}
     if specs is not None and trees is not None:
         known = {n: small_tree(trees[s.name]) for s in specs for n in s.names}
@@ -337,6 +376,7 @@ def _weights(
         known = {
             n: Dense(parameters[s.name].detach()) for s in specs_of(network) for n in s.names if s.name in parameters
         }
+    known |= {_join(name, "weight"): Dense(network.get_submodule(name).weight.detach()) for name in new}  # type: ignore[operator]
     found: dict[int, tuple[tuple[str, ...], Encoding]] = {}
     for name, module in network.named_modules(remove_duplicate=False):
         recurrent = type(module) in (nn.LSTM, nn.GRU)

@@ -20,12 +20,13 @@ from gossamer.encoding.values import Dense
 from gossamer.runtime.candidates import WORTH_TRYING, resident_bytes
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import host, wanted_level
+from gossamer.runtime.explanation import Choice
 from gossamer.runtime.grouped import describe
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import GateKernels, load
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.threads import openmp
-from gossamer.runtime.tuner import Choice, Tuner, kept_dense
+from gossamer.runtime.tuner import Tuner, kept_dense
 from gossamer.runtime.vector import VectorLinear
 
 __all__ = ["Recurrent", "SparseRecurrent", "choose_recurrent", "recurrent_refusal"]

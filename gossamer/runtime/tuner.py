@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, final
 
 from torch import Tensor, nn
@@ -22,44 +22,18 @@ from gossamer.runtime.candidates import (
     weights_of,
 )
 from gossamer.runtime.convolution import refusal
+from gossamer.runtime.explanation import Choice
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.tiled import GroupedLinear, tiler
 from gossamer.runtime.tuning import Memory, convolution_key, layer_key
 
-__all__ = ["TILES_FROM", "Choice", "Tuner", "kept_dense", "tokens_of"]
+__all__ = ["TILES_FROM", "Tuner", "kept_dense", "tokens_of"]
 
 _SECONDS_PER_LAYER = 0.08  # and candidate: some twenty rounds of a large layer
 _SECONDS_PER_NETWORK = 0.5
 
 TILES_FROM = 16
 """Tokens from which on a layer may be feature-major: with fewer, most of a tile is padding."""
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What runs a layer, and why.
-
-    Args:
-        layer: module name.
-        kernel: name of the chosen candidate.
-        density: share of weights that are not zero.
-        ms: measured time of the choice; on grouped rows without the change of layout, if the network can be captured.
-        dense_ms: measured time of the dense layer.
-        bytes: of the weights as held in memory.
-        dense_bytes: of the dense weights.
-        reason: why nothing else was tried, or why it was not taken; empty if the layer's candidates decided.
-        layout: of a layer on grouped rows: "feature-major", or "module replacement" with why not; else empty.
-    """
-
-    layer: str
-    kernel: str
-    density: float
-    ms: float
-    dense_ms: float
-    bytes: int
-    dense_bytes: int
-    reason: str = ""
-    layout: str = ""
 
 
 def kept_dense(name: str, layer: nn.Module, reason: str) -> Choice:

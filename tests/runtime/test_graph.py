@@ -15,6 +15,7 @@ from torch.nn import functional as F
 import gossamer as gs
 from benchmarks.runtime_networks import Encoder, EncoderSize, prune
 from gossamer.measure.latency import Timing
+from gossamer.runtime.attention import TiledAttention
 from gossamer.runtime.graph import FeatureMajor, feature_major
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.lower import Lowered
@@ -37,6 +38,13 @@ def encoder(norm: Literal["pre", "post"]) -> Encoder:
     model = Encoder(size, vocabulary=50, positions=40).eval()
     prune(model, 0.8)
     return model
+
+
+def prune_matrices(model: nn.Module) -> None:
+    """Four in five weights of every matrix, whichever module holds it."""
+    for parameter in model.parameters():
+        if parameter.ndim == 2:
+            parameter.data[parameter.data.abs() < parameter.data.abs().quantile(0.8)] = 0
 
 
 def grouped(model: nn.Module) -> nn.Module:
@@ -243,6 +251,49 @@ def test_where_capture_is_slower_layers_are_replaced_and_that_is_named(monkeypat
     model, x = encoder("post"), torch.randint(50, (1, 20))
     fast = lowered(model, x)
     assert {c.layout for c in fast.explain()} == {"module replacement: measured to be faster"}
+    assert_same(fast(x), model, x)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_an_encoder_of_pytorch_becomes_feature_major(batch_first: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=batch_first, activation="gelu", norm_first=True)
+    model = nn.TransformerEncoder(layer, 2, nn.LayerNorm(32), enable_nested_tensor=False).eval()
+    prune_matrices(model)
+    x = torch.randn(20, 20, 32)
+    fast = lowered(model, x)
+    chosen = {c.layer: c.layout for c in fast.explain()}
+    assert set(chosen.values()) == {"feature-major"}
+    assert {"layers.0.self_attn.q_proj", "layers.1.self_attn.out_proj", "layers.1.linear2"} <= set(chosen)
+    assert any(isinstance(m, TiledAttention) for m in fast.modules())
+    assert_same(fast(x), model, x)
+    for other in (x[:, :3].contiguous(), x[:5, :2].contiguous()):
+        assert_same(fast(other), model, other)
+    mask = torch.zeros(20, 20, dtype=torch.bool)
+    mask[:, 15:] = True
+    with torch.inference_mode():
+        torch.testing.assert_close(
+            fast(x, src_key_padding_mask=mask), model(x, src_key_padding_mask=mask), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_weights_of_attention_that_nobody_reads_do_not_keep_it_from_tiles() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.attention = nn.LayerNorm(32), nn.MultiheadAttention(32, 4, batch_first=True)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.norm(x)
+            mixed, _ = self.attention(y, y, y)
+            return x + mixed
+
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(), Block()).eval()
+    prune_matrices(model)
+    x = torch.randn(3, 20, 32)
+    fast = lowered(model, x)
+    assert sum(isinstance(m, TiledAttention) for m in fast.modules()) == 2
     assert_same(fast(x), model, x)
 
 
