@@ -166,7 +166,7 @@ class ImageProduct(CompiledProduct):
         y = ImageBlocks.empty(self.memory, x.images, self.planes.rows, size, frame, self._lanes)
         if not x.images:
             return y
-        key = (*x.size, x.frame, frame, 0 if residual is None else residual.frame)
+        key = (*x.size, x.frame, frame, -1 if residual is None else residual.frame)
         ready = self._prepared.get(key)
         if ready is None:
             ready = tuple(self._prepare(part, x, y, residual) for part in self._parts)

@@ -67,7 +67,7 @@ def error(y: Tensor, expected: Tensor) -> float:
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     images=st.integers(1, 33),
     channels=st.integers(1, 4),
@@ -85,7 +85,7 @@ def test_planes_come_back_from_blocks_whose_frame_and_missing_images_are_zeros(
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(data=st.data())
 def test_any_convolution_of_images_agrees_with_float64(level: Level, data: st.DataObject) -> None:
     def pair(low: int, high: int) -> tuple[int, int]:
@@ -180,7 +180,7 @@ def test_results_do_not_depend_on_the_number_of_threads(kernel: int, monkeypatch
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(
     kernel=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     stride=st.tuples(st.integers(1, 3), st.integers(1, 3)),
