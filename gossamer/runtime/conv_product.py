@@ -18,7 +18,7 @@ from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
 from gossamer.runtime.kernels import ConvolutionKernels, PackKernels
 from gossamer.runtime.layout import Pool
-from gossamer.runtime.packing import count_nonzeros, pack
+from gossamer.runtime.packing import Packed, count_nonzeros, pack
 from gossamer.runtime.slabs import Slabs, empty
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP
@@ -174,6 +174,7 @@ class ConvolutionProduct(PlaneProduct):
         openmp: where threads come from.
         way: how a group's non-zeros are ordered.
         size: rows and columns of typical images; panels are chosen for it.
+        panel: channels per panel; None to choose.
         team_from: multiply-adds of vectors from which on a product runs on several threads.
 
     Raises:
@@ -196,6 +197,7 @@ class ConvolutionProduct(PlaneProduct):
         openmp: OpenMP,
         way: Way,
         size: tuple[int, int],
+        panel: int | None = None,
         team_from: int = _WORTH_A_TEAM,
     ) -> None:
         if weight.ndim != 4 or weight.shape[2:] != geometry.kernel or 0 in weight.shape:
@@ -212,7 +214,8 @@ class ConvolutionProduct(PlaneProduct):
             raise PlanError(f"bias: found shape {bias.shape}, expected {(self.rows,)}")
         flat = np.ascontiguousarray(weight, np.float32).reshape(self.rows, columns)
         self._nonzeros = count_nonzeros(flat)
-        self.panel = panel_width(self.channels, geometry, size, self.density, self._widths, self._lanes)
+        best = panel_width(self.channels, geometry, size, self.density, self._widths, self._lanes)
+        self.panel = best if panel is None else panel
         chunks = max(1, min(16, self.rows // 64))
         bounds = np.minimum((np.arange(chunks + 1) * self.rows // chunks + 3) // 4 * 4, self.rows).astype(np.int64)
         bounds[-1] = self.rows
@@ -349,6 +352,32 @@ class ConvolutionProduct(PlaneProduct):
         for field, table in zip(addressed, tables, strict=True):
             description[field] = table.ctypes.data
         return _Prepared(made, description, tables, scratch + 16)
+
+    @property
+    def packed(self) -> Packed:
+        """The weight as kernels read it; indices count from the start of the panel, tap by tap."""
+        starts, counts, order, values, _, _ = self._weights
+        return Packed(starts, counts, order, self._columns, values)
+
+    @property
+    def bias(self) -> Array:
+        """float32 [M]."""
+        return self._weights[4]
+
+    @property
+    def chunks(self) -> int:
+        """Into how many runs of rows each panel is cut."""
+        return len(self._weights[5]) - 1
+
+    @property
+    def first_channel(self) -> int:
+        """Of the input that it reads."""
+        return self._first_channel
+
+    @property
+    def first_row(self) -> int:
+        """Of the output that it writes."""
+        return self._first_row
 
     def within(self, activation: Activation, memory: Slabs) -> Self:
         """The same weight, shared, with another f and outputs in the memory of a network."""

@@ -79,6 +79,7 @@ def product_of(
     *,
     activation: Activation = Activation.NONE,
     level: Level | None = None,
+    panel: int | None = None,
 ) -> PlaneProduct:
     """A layer's weight packed for images like those of a size.
 
@@ -107,6 +108,7 @@ def product_of(
             openmp=openmp(),
             way=way,
             size=(1, size[0]) if len(size) == 1 else (size[0], size[1]),
+            panel=panel,
         )
         for first in range(0, layer.out_channels, rows)
     )
@@ -125,6 +127,7 @@ class SparseConv(nn.Module):
         size: rows and columns, or the length, of typical inputs.
         activation: applied to the outputs.
         level: instruction set; None for what GOSSAMER_ISA asks for, else the processor's own.
+        panel: channels per panel; None to choose.
 
     Raises:
         PlanError: there is no kernel for the layer, or kernels cannot be compiled here.
@@ -147,9 +150,10 @@ class SparseConv(nn.Module):
         *,
         activation: Activation = Activation.NONE,
         level: Level | None = None,
+        panel: int | None = None,
     ) -> None:
         super().__init__()
-        self.product = product_of(layer, way, size, activation=activation, level=level)
+        self.product = product_of(layer, way, size, activation=activation, level=level, panel=panel)
         self.dimensions = len(layer.kernel_size)
 
     def within(self, activation: Activation, memory: Slabs) -> SparseConv:

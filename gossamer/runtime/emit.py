@@ -107,21 +107,33 @@ class Emitter:
         """Stores a vector of floats at ``base[index]``."""
         self.at.store(value, self.element(base, index, F32), align=align)
 
+    def stream(self, value: Node, base: Node, index: Node) -> None:
+        """Stores a vector of floats at ``base[index]``, aligned, past the caches: a fence must follow at the end."""
+        stored = self.at.store(value, self.element(base, index, F32), align=4 * self.lanes)
+        stored.set_metadata("nontemporal", self.made.module.add_metadata([ir.Constant(I32, 1)]))
+
     def spread(self, value: Node) -> Node:
         """One number in every lane."""
         undefined = ir.Constant(self.vector, ir.Undefined)
         one = self.at.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.shuffle(one, one, [0] * self.lanes)
 
-    def prefetch(self, base: Node, index: Node, kind: Node = F32) -> None:
-        """Asks for the cache line of ``base[index]``, which may lie beyond what may be read."""
+    def prefetch(self, base: Node, index: Node, kind: Node = F32, *, nearest: bool = True) -> None:
+        """Asks for the cache line of ``base[index]``, which may lie beyond what may be read.
+
+        Args:
+            base: an address.
+            index: of an element.
+            kind: of elements.
+            nearest: whether the line is also wanted in the first-level cache.
+        """
         known = self.made.module.globals.get("llvm.prefetch.p0")
         if known is None:
             known = ir.Function(
                 self.made.module, ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32]), "llvm.prefetch.p0"
             )
         address = self.at.gep(base, [self.constant(index)], source_etype=kind)
-        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3, 1))])  # to read, into all caches, data
+        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3 if nearest else 2, 1))])  # to read, data
 
     def shuffle(self, a: Node, b: Node, lanes: Sequence[int]) -> Node:
         """Lane i of the result is lane ``lanes[i]`` of a followed by b."""

@@ -23,7 +23,8 @@ class Choice:
         bytes: of the weights as held in memory.
         dense_bytes: of the dense weights.
         reason: why nothing else was tried, or why it was not taken; empty if the layer's candidates decided.
-        layout: of a layer on grouped rows: "feature-major", or "module replacement" with why not; else empty.
+        layout: of a layer on grouped rows: "feature-major", or "module replacement" with why not; of a convolution on
+            blocks of images: "images along vectors"; else empty.
     """
 
     layer: str

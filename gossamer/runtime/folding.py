@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, cast
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, cast, final
 
 import torch
 from torch import fx, nn
@@ -19,7 +21,7 @@ from gossamer.runtime.pooling import PlanePool
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import openmp
 
-__all__ = ["fold_norms", "fuse_convolutions"]
+__all__ = ["FusedGraph", "fold_norms", "fuse_convolutions", "fused_graph"]
 
 
 def fold_norms(network: nn.Module, arguments: tuple[Any, ...], skip: frozenset[str]) -> tuple[str, ...]:
@@ -97,9 +99,47 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
     Returns:
         The captured network, or the given one if it cannot be captured.
     """
-    found = captured(network, arguments)
+    found = fused_graph(network, arguments)
     if found is None:
         return network
+    hand_on_tiles(found.traced, found.shapes, found.memory)
+    found.traced.graph.lint()
+    return Either(fx.GraphModule(found.traced, found.traced.graph).eval(), network, arguments)
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class FusedGraph:
+    """A captured network in which sums and activations after sparse convolutions happen at their store.
+
+    Args:
+        traced: the network.
+        shapes: of the float32 tensors in it.
+        memory: for outputs of its layers.
+    """
+
+    traced: fx.GraphModule
+    shapes: Mapping[fx.Node, tuple[int, ...]]
+    memory: Slabs
+
+    def copy(self) -> FusedGraph:
+        """Another graph of the same modules, in memory of its own."""
+        graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
+        graph.output(graph.graph_copy(self.traced.graph, known))
+        shapes = {known[node]: shape for node, shape in self.shapes.items() if node in known}
+        return FusedGraph(fx.GraphModule(self.traced, graph), shapes, self.memory)
+
+
+def fused_graph(network: nn.Module, arguments: tuple[Any, ...]) -> FusedGraph | None:
+    """The network captured, with what follows sparse convolutions done at their store; None if it cannot be captured.
+
+    Args:
+        network: in eval mode, some of its convolutions replaced by `SparseConv`. Not changed.
+        arguments: example inputs.
+    """
+    found = captured(network, arguments)
+    if found is None:
+        return None
     traced, known = found
     shapes = dict(known)
     graph, modules = traced.graph, dict(traced.named_modules())
@@ -147,9 +187,9 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
                 traced.add_submodule(node.target, planes)
         elif sparse and pool is not None and PlaneDepthwise.takes(pool) and len(node.args) == 1 and not node.kwargs:
             _fuse_depthwise(traced, node, sparse[0].product.kernels.processor, memory)
-    hand_on_tiles(traced, shapes, memory)
     graph.lint()
-    return Either(fx.GraphModule(traced, graph).eval(), network, arguments)
+    traced.recompile()
+    return FusedGraph(traced, shapes, memory)
 
 
 def _fuse_depthwise(traced: fx.GraphModule, node: fx.Node, processor: Processor, memory: Slabs) -> None:

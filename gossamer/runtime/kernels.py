@@ -18,6 +18,8 @@ from gossamer.runtime import (
     epilogue,
     gate_code,
     group_code,
+    image_code,
+    image_edge_code,
     layout,
     matching_code,
     pack_code,
@@ -42,6 +44,7 @@ __all__ = [
     "CONVOLUTIONS",
     "DEPTHWISE",
     "GATES",
+    "IMAGES",
     "PACKERS",
     "ROWS",
     "TILES",
@@ -50,6 +53,7 @@ __all__ = [
     "ConvolutionKernels",
     "DepthwiseKernels",
     "GateKernels",
+    "ImageKernels",
     "KernelSet",
     "PackKernels",
     "RowKernels",
@@ -70,6 +74,13 @@ CONVOLUTIONS = Code(
     (conv_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
 )
 """Convolutions over planes, and pooling."""
+
+IMAGES = Code(
+    "images",
+    image_code.image_kernels,
+    (image_code, image_edge_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
+)
+"""Convolutions over blocks of images along vectors, and what surrounds them."""
 
 DEPTHWISE = Code(
     "depthwise", depthwise_code.depthwise_kernels, (depthwise_code, conv_edge, epilogue, brain, emit, layout)
@@ -152,6 +163,21 @@ class ConvolutionKernels(KernelSet):
         super().__init__(object_code, processor)
         self.convolve = self._engine.function("convolve", 7)
         self.pool = self._engine.function("pool", 6)
+
+
+@final
+class ImageKernels(KernelSet):
+    """The entry points of `IMAGES`."""
+
+    code: ClassVar[Code] = IMAGES
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.convolve = self._engine.function("convolve", 7)
+        self.from_planes = self._engine.function("from_planes", 5)
+        self.to_planes = self._engine.function("to_planes", 5)
+        self.pool = self._engine.function("pool", 5)
+        self.mean = self._engine.function("mean", 5)
 
 
 @final

@@ -35,6 +35,7 @@ from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.explanation import Choice, Explanation
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import feature_major, untraceable
+from gossamer.runtime.image_layout import AlongImages, ByBatch, along_images, images_of
 from gossamer.runtime.lending import Loan
 from gossamer.runtime.operators import factorized
 from gossamer.runtime.recurrent import choose_recurrent
@@ -45,6 +46,8 @@ from gossamer.runtime.vector import VectorLinear
 from gossamer.runtime.vector_chain import chain_vectors
 
 __all__ = ["Choice", "Lowered", "lower"]
+
+_ALONG_IMAGES = "images along vectors"
 
 
 @final
@@ -197,16 +200,20 @@ class _Form:
 
     network: nn.Module
     choices: tuple[Choice, ...]
+    dense: Mapping[str, nn.Module]  # layers of one name as they were, BatchNorm folded into them
 
 
 def _layer_by_layer(case: _Case, *, tiled: bool, before: Sequence[Choice] = ()) -> _Form:
     """Every layer replaced by its fastest candidate; ``before`` is what was chosen on tiles, if that has been tried."""
     network, earlier = _start(case), {choice.layer: choice.kernel for choice in before}
     choices: dict[str, Choice] = {}
+    dense: dict[str, nn.Module] = {}
     replaced: list[tuple[tuple[str, ...], nn.Module]] = []
     for names, tree in case.weights:
         name = names[0]
         layer = network.get_submodule(name)
+        if len(names) == 1:
+            dense[name] = layer
         if name not in case.seen:
             choices[name] = kept_dense(name, layer, "the layer was not called with the example inputs")
             continue
@@ -227,7 +234,7 @@ def _layer_by_layer(case: _Case, *, tiled: bool, before: Sequence[Choice] = ()) 
         names, layer = replaced.pop()
         network = _put(network, names, layer)
         choices[names[0]] = kept_dense(names[0], layer, f"with faster layers the network {problem}")
-    return _Form(network, tuple(choices.values()))
+    return _Form(network, tuple(choices.values()), dense)
 
 
 def _start(case: _Case) -> nn.Module:
@@ -270,6 +277,9 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
         fused = fuse_convolutions(network, case.arguments)
         if fused is not network and not case.differs(fused):
             forms["fused convolutions"] = network = fused
+    along = None if why_not else _along_images(case, form)
+    if along is not None:
+        forms[_ALONG_IMAGES] = along.images
     if not why_not and any(isinstance(module, VectorLinear) for module in form.network.modules()):
         chained = chain_vectors(form.network, case.arguments)
         if chained is not form.network and not case.differs(chained):
@@ -289,6 +299,8 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
     best = min(times, key=lambda name: times[name])
     if best == "dense":
         return Lowered(case.dense, [_taken_back(choice) for choice in form.choices], Parameters(case.dense))
+    if best == _ALONG_IMAGES and along is not None:
+        return _by_batch(case, form, along, times)
     if best != "feature-major":
         why_not, inside = why_not or "measured to be faster", ()
     choices = []
@@ -300,6 +312,32 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
         choices.append(replace(choice, layout=layout))
     fastest = None if best == "module replacement" else forms[best]
     return Lowered(form.network, choices, Parameters(case.dense), fastest)
+
+
+def _along_images(case: _Case, form: _Form) -> AlongImages | None:
+    """The form with images along vectors, if convolutions gain from zeros and there are images enough."""
+    if not any(isinstance(module, SparseConv) for module in form.network.modules()):
+        return None
+    layers = {n: (m, tuple(case.seen[n].shape)) for n, m in form.dense.items() if isinstance(case.seen.get(n), Tensor)}
+    along = along_images(_copied(form.network), case.arguments, layers)
+    if along is None or case.differs(along.images) or case.differs(along.planes):
+        return None
+    return along
+
+
+def _by_batch(case: _Case, form: _Form, along: AlongImages, times: Mapping[str, float]) -> Lowered:
+    """Blocks of images for batches that fill them, planes for others."""
+    count = images_of(case.arguments)
+    planes = times.get("fused convolutions", times["module replacement"]) / count
+    worth = times[_ALONG_IMAGES] / -(-count // along.lanes) / planes
+    network = ByBatch(along.images, along.planes, case.arguments, along.lanes, worth)
+    choices = []
+    for choice in form.choices:
+        inside = choice.layer in along.layers
+        held = along.bytes_of(choice.layer) if inside else choice.bytes
+        layout = _ALONG_IMAGES if inside else choice.layout
+        choices.append(replace(choice, kernel="sliced" if inside else choice.kernel, bytes=held, layout=layout))
+    return Lowered(along.network, choices, Parameters(case.dense), network)
 
 
 def _taken_back(choice: Choice) -> Choice:

@@ -11,7 +11,7 @@ from gossamer.runtime.conv_edge import lanes_below, lying, masked_load, masked_s
 from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
-__all__ = ["PoolField", "add_pooling"]
+__all__ = ["PoolField", "add_pooling", "larger"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -80,7 +80,7 @@ def add_pooling(module: ir.Module, lanes: int) -> None:
 
                 def with_others(value: Node, j: Node) -> Node:
                     (found,) = e.choose(
-                        opening, lambda: [value], lambda: [_larger(e, e.load(held, e.add(before, j)), value)]
+                        opening, lambda: [value], lambda: [larger(e, e.load(held, e.add(before, j)), value)]
                     )
                     return found
 
@@ -106,7 +106,7 @@ def add_pooling(module: ir.Module, lanes: int) -> None:
                         return [e.shuffle(pair[0], pair[1], range(0, 2 * lanes, 2))]
 
                     (value,) = e.choose(e.equal(stride, 1), lambda: [e.load(held, at)], second)
-                    return [_larger(e, carried[0], value)]
+                    return [larger(e, carried[0], value)]
 
                 (value,) = e.loop(0, broad, tap, [lowest])
                 masked_store(e, value, e.element(out, j, F32), lanes_below(e, j, columns))
@@ -123,7 +123,7 @@ def add_pooling(module: ir.Module, lanes: int) -> None:
     in_team(module, "pool", made, 4)
 
 
-def _larger(e: Emitter, a: Node, b: Node) -> Node:
+def larger(e: Emitter, a: Node, b: Node) -> Node:
     """max(a, b) per lane, NaN if either is."""
     keep = e.at.or_(e.at.fcmp_ordered(">", a, b), e.at.fcmp_unordered("uno", a, a))
     return e.at.select(keep, a, b)
