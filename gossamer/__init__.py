@@ -30,6 +30,7 @@ __all__ = [
     "load",
     "lower",
     "methods",
+    "nn",
     "presets",
     "prune",
     "quantize",
@@ -39,9 +40,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # `lower` brings the compiler along; everything else starts without it.
+    # `lower` and `nn` bring the compiler along; everything else starts without it.
     if name == "lower":
         from gossamer.runtime.lower import lower
 
         return lower
+    if name == "nn":
+        import importlib
+
+        return importlib.import_module("gossamer.nn")
     raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
