@@ -21,11 +21,11 @@ _TILE = 1 << 19
 @final
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What one backward pass through a layer saw: dW += dYᵀ·X.
+    """What one backward pass through a layer saw, feature-major in parts of the batch: dW += Σ dYₜ·Xₜᵀ.
 
     Args:
-        x: [tokens, K], the layer's input.
-        dy: [tokens, M], the gradient of its output.
+        x: [parts, K, tokens of a part], the layer's input.
+        dy: [parts, M, tokens of a part], the gradient of its output.
     """
 
     x: Tensor
@@ -49,10 +49,10 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int,
         one.check()
     step = max(1, _TILE // max(1, columns))
     for first in range(0, rows, step):
-        # dW [rows, K] = dYᵀ [rows, tokens] · X [tokens, K], summed over the passes
-        tile = seen[0].dy[:, first : first + step].T @ seen[0].x
-        for one in seen[1:]:
-            tile.addmm_(one.dy[:, first : first + step].T, one.x)
+        tile = seen[0].x.new_zeros(min(step, rows - first), columns)
+        for one in seen:
+            for x, dy in zip(one.x, one.dy, strict=True):
+                tile.addmm_(dy[first : first + step], x.T)  # [rows, tokens] · [tokens, K]
         yield first, tile
 
 

@@ -12,6 +12,7 @@ from gossamer.errors import PlanError
 from gossamer.nn.dead import Seen
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
+from gossamer.runtime.live import Batch, LiveMatrix
 
 __all__ = ["SparseLinear"]
 
@@ -110,33 +111,76 @@ class SparseLinear(SparseLayer):
             raise RuntimeError(f"SparseLinear: found input {tuple(x.shape)}, expected [..., {self.in_features}]")
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return _Linear.apply(x.float(), self.values, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
-        return _Linear.apply(x, self.values, self.bias, self)  # type: ignore[no-any-return, no-untyped-call]
+                return self._apply_to(x.float())
+        return self._apply_to(x)
+
+    def _apply_to(self, x: Tensor) -> Tensor:
+        matrix = self.live_matrix() if x.dtype is torch.float32 and x.is_cpu and x.numel() else None
+        if matrix is None:
+            y: Tensor = _PlainLinear.apply(x, self.values, self.bias, self)  # type: ignore[no-untyped-call]
+        else:
+            y = _Linear.apply(x, self.values, self.bias, self, matrix)  # type: ignore[no-untyped-call]
+        return y
 
 
 class _Linear(torch.autograd.Function):
-    """The product and its two gradients."""
+    """The product and its two gradients on compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseLinear, matrix: LiveMatrix
+    ) -> Tensor:
+        """x·Wᵀ + b; activations are kept in the layout of the kernels, for the gradient of the values."""
+        batch = matrix.math.batch(_rows(x, matrix.columns))
+        y = matrix.math.rows(matrix.product(values, batch, bias))
+        kept = ctx.needs_input_grad[1] or layer.watching
+        ctx.save_for_backward(values, batch.data if kept else None)
+        ctx.matrix, ctx.layer, ctx.shape, ctx.tokens = matrix, layer, x.shape, batch.tokens
+        return y.view(*x.shape[:-1], matrix.rows)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what needs one."""
+        values, x_data = ctx.saved_tensors
+        matrix, layer = ctx.matrix, ctx.layer
+        needs_x, needs_values, needs_bias, *_ = ctx.needs_input_grad
+        batch = matrix.math.batch(_rows(dy, matrix.rows))
+        dx = matrix.math.rows(matrix.transposed_product(values, batch)).view(ctx.shape) if needs_x else None
+        dvalues = matrix.gradient(Batch(x_data, ctx.tokens), batch) if needs_values else None
+        if layer.watching and x_data is not None:
+            layer.saw(Seen(x_data, batch.data))
+        return dx, dvalues, batch.data.sum((0, 2)) if needs_bias else None, None, None
+
+
+class _PlainLinear(torch.autograd.Function):
+    """The same in PyTorch's own operations, on any device and in any type; the dense weight exists meanwhile."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseLinear) -> Tensor:
-        rows = x.reshape(-1, layer.in_features)
-        topology = layer.topology
-        y = torch.nn.functional.linear(rows, topology.dense(values), bias)
+        """x·Wᵀ + b."""
+        rows, topology = x.reshape(-1, layer.in_features), layer.topology
         ctx.save_for_backward(rows, values)
         ctx.topology, ctx.layer, ctx.shape = topology, layer, x.shape
+        y = nn.functional.linear(rows, topology.dense(values), bias)
         return y.view(*x.shape[:-1], layer.out_features)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what needs one."""
         rows, values = ctx.saved_tensors
         topology, layer = ctx.topology, ctx.layer
         dy = dy.reshape(-1, topology.shape[0])
         needs_x, needs_values, needs_bias, _ = ctx.needs_input_grad
         dx = (dy @ topology.dense(values)).view(ctx.shape) if needs_x else None
-        dvalues = None
-        if needs_values:
-            dvalues = (dy.T @ rows).reshape(-1)[topology.positions.long()]
+        dvalues = (dy.T @ rows).reshape(-1)[topology.positions.long()] if needs_values else None
         if layer.watching:
-            layer._seen.append(Seen(rows, dy))
+            layer.saw(Seen(rows.T[None], dy.T[None]))
         return dx, dvalues, dy.sum(0) if needs_bias else None, None
+
+
+def _rows(x: Tensor, features: int) -> Tensor:
+    """[..., features] as [tokens, features] whose rows are contiguous."""
+    rows = x.resolve_neg().reshape(x.shape[:-1].numel(), features)
+    return rows if rows.stride(1) == 1 else rows.contiguous()

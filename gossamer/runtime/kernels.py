@@ -18,6 +18,8 @@ from gossamer.runtime import (
     gate_code,
     group_code,
     layout,
+    live_code,
+    live_layout,
     matching_code,
     pack_code,
     pack_parts,
@@ -40,6 +42,7 @@ __all__ = [
     "ATTENTION",
     "CONVOLUTIONS",
     "GATES",
+    "LIVE",
     "PACKERS",
     "ROWS",
     "TILES",
@@ -48,6 +51,7 @@ __all__ = [
     "ConvolutionKernels",
     "GateKernels",
     "KernelSet",
+    "LiveKernels",
     "PackKernels",
     "RowKernels",
     "TileKernels",
@@ -85,6 +89,9 @@ VECTORS = Code(
     (vector_code, bitmap_code, vector_fields, vector_packing, vector_values, epilogue, brain, emit, layout),
 )
 """Products with one or a few vectors."""
+
+LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, brain, emit, layout))
+"""Products and gradients of layers that train with live weights only."""
 
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))
 """Softmax attention over feature-major tiles."""
@@ -205,6 +212,23 @@ class AttentionKernels(KernelSet):
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         super().__init__(object_code, processor)
         self.attend = self._engine.function("attend", 8)
+
+
+@final
+class LiveKernels(KernelSet):
+    """The entry points of `LIVE`."""
+
+    code: ClassVar[Code] = LIVE
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.most_vectors = live_code.most_vectors(processor.lanes)
+        self.multiply = self._engine.function("multiply", 8)
+        self.weigh = self._engine.function("weigh", 8)
+        self.gather = self._engine.function("gather", 4)
+        self.pack = self._engine.function("pack", 8)
+        self.unpack = self._engine.function("unpack", 8)
+        self.gather_transposed = self._engine.function("gather_transposed", 4)
 
 
 Kind = TypeVar("Kind", bound=KernelSet)
