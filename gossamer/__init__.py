@@ -36,17 +36,18 @@ __all__ = [
     "quantize",
     "share",
     "shrink",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # `lower` and `nn` bring the compiler along; everything else starts without it.
+    # `lower`, `nn` and `train` bring the compiler along; everything else starts without it.
     if name == "lower":
         from gossamer.runtime.lower import lower
 
         return lower
-    if name == "nn":
+    if name in ("nn", "train"):
         import importlib
 
-        return importlib.import_module("gossamer.nn")
+        return importlib.import_module(f"gossamer.{name}")
     raise AttributeError(f"module 'gossamer' has no attribute {name!r}")
