@@ -10,6 +10,8 @@ from gossamer.encoding.random import uniform_bits
 
 __all__ = ["chosen", "dead_at", "normal", "signs", "uniform_scores"]
 
+_AGAIN = 0x5851F42D4C957F2D  # another key for the second choice
+
 
 def _uniform(key: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     """Multiples of 2⁻⁵³ in [0, 1), float64 [count]."""
@@ -19,8 +21,8 @@ def _uniform(key: int, count: int) -> np.ndarray[tuple[int], np.dtype[np.float64
 def chosen(key: int, count: int, among: int) -> Tensor:
     """``count`` distinct numbers of 0 … ``among`` − 1, each set equally likely; int64 [count], ascending.
 
-    Few of many are drawn until they are distinct, the earlier draw counting; many of few are the lowest of one draw
-    each.
+    Few of many are drawn until enough are distinct, and those too many are taken out at random; many of few are the
+    lowest of one draw each.
 
     Cost: O(count log count) where count ≤ among / 4, else O(among).
 
@@ -33,14 +35,16 @@ def chosen(key: int, count: int, among: int) -> Tensor:
     if 4 * count > among:
         lowest = np.argpartition(uniform_bits(key, among), count - 1)[:count] if count else np.zeros(0, np.int64)
         return torch.from_numpy(np.sort(lowest))
-    draws = count + count // 2 + 16
+    # A draw meets an earlier one at most a third of the time.
+    draws = count + int(count * count / among) + 16
     while True:
-        drawn = (_uniform(key, draws) * among).astype(np.int64)
-        found, first = np.unique(drawn, return_index=True)
+        drawn = np.sort((_uniform(key, draws) * among).astype(np.int64))
+        found = drawn[np.flatnonzero(np.diff(drawn, prepend=-1))]
         if len(found) >= count:
-            earliest = np.sort(first)[:count]
-            return torch.from_numpy(np.sort(drawn[earliest]))
-        draws *= 2  # the first draws do not depend on how many there are
+            break
+        draws += draws // 4
+    out = chosen(key ^ _AGAIN, len(found) - count, len(found)).numpy()
+    return torch.from_numpy(np.delete(found, out))
 
 
 def dead_at(ranks: Tensor, live: Tensor) -> Tensor:

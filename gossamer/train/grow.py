@@ -50,7 +50,7 @@ class GrowScore(ABC):
             key: of random numbers.
 
         Returns:
-            positions int64 [n], ascending, and scores float32 [n].
+            positions int64 [n], in any order, and scores float32 [n].
         """
 
     @abstractmethod
@@ -111,7 +111,7 @@ class Random(GrowScore):
         if most > dead:
             dropped = live[~kept]
             again = dropped[chosen(key, min(most - dead, len(dropped)), len(dropped))]
-            found = torch.cat([found, again]).sort().values
+            found = torch.cat([found, again])
         return found, torch.ones(len(found))
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
@@ -144,9 +144,7 @@ class Gradient(GrowScore):
         if found is None:
             return _best_of(self.everywhere(layer, key), layer, kept, most)
         positions, scores = found
-        scores[len(scores) - layer.live :][kept] = -torch.inf
-        order = positions.argsort()
-        positions, scores = positions[order], scores[order]
+        scores[len(scores) - layer.live :].masked_fill_(kept, -torch.inf)
         chosen_ones = highest(scores, most)
         return positions[chosen_ones], scores[chosen_ones]
 

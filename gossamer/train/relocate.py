@@ -61,17 +61,16 @@ def relocate(
     """
     old, values = layer.layer.topology, layer.layer.values
     new = Topology(old.shape, positions.to(index_dtype(old.shape)))
-    from_old, to_new = old.moved(new)
-    fresh = torch.ones(new.live, dtype=torch.bool)
-    fresh[to_new] = False
+    # By one byte per weight for a moment: three times as fast as searching for positions among positions.
+    stays = _mask(positions, layer.size).index_select(0, layer.positions)
+    was_live = _mask(layer.positions, layer.size).index_select(0, positions)
+    from_old, to_new = stays.nonzero().squeeze(1), was_live.nonzero().squeeze(1)
     grown = new.live - len(to_new)
     if grown or new.live != old.live:
-        at = fresh.nonzero().squeeze(1)
+        at = (~was_live).nonzero().squeeze(1)
 
         def carried(was: Tensor) -> Tensor:
-            now = was.new_zeros(new.live)
-            now[to_new] = was[from_old]
-            return now
+            return was.new_zeros(new.live).index_copy_(0, to_new, was.index_select(0, from_old))
 
         state = optimizer.state.get(values, {})
         for key, held in state.items():
@@ -92,11 +91,16 @@ def relocate(
     return Moved(old.live - len(from_old), grown, new.live)
 
 
+def _mask(positions: Tensor, size: int) -> Tensor:
+    return torch.zeros(size, dtype=torch.bool).index_fill_(0, positions, True)
+
+
 def _as_buffer(mean: Tensor, group: dict[str, Any] | None) -> Tensor:
     """What SGD's buffer would be after many steps with that gradient: a sum, not a mean."""
     if group is None:
         return mean
-    return mean * ((1 - group.get("dampening", 0.0)) / max(1e-3, 1 - group.get("momentum", 0.0)))
+    dampening, momentum = float(group.get("dampening", 0.0)), float(group.get("momentum", 0.0))
+    return mean * ((1 - dampening) / max(1e-3, 1 - momentum))
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, layers: list[Tracked]) -> None:

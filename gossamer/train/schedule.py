@@ -92,6 +92,10 @@ class _Exchange(Schedule):
                 f"{type(self).__name__}: found every {self.every}, end {self.end}, expected an update before the end"
             )
 
+    def due(self, step: int) -> bool:
+        """Not where a decay has come to its end."""
+        return super().due(step) and self.exchanged(step) > 0
+
 
 @final
 @dataclass(frozen=True, kw_only=True)

@@ -425,8 +425,9 @@ class Sparsifier:
         for i, (layer, alive, count) in enumerate(zip(layers, survivors, counts, strict=True)):
             offers(i, count)
             places, scores = offered.pop(i)
-            new = places[highest(scores, count)]
-            yield layer, torch.cat([alive, new]).sort().values
+            new = places if len(places) == count else places[highest(scores, count)]
+            lives = torch.zeros(layer.size, dtype=torch.bool).index_fill_(0, alive, True).index_fill_(0, new, True)
+            yield layer, lives.nonzero().squeeze(1)  # sorted on the way
 
     def _tell(self, loss: Tensor | float | None, update: Update | None) -> None:
         if self._writer is None:

@@ -14,6 +14,7 @@ from gossamer.encoding.node import Pattern
 from gossamer.encoding.patterns import NM, Mask
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, uniform_scores
+from gossamer.train.grow import highest
 
 __all__ = ["ConstantFanIn", "Free", "NofM", "Structure"]
 
@@ -75,18 +76,21 @@ class Free(Structure):
     def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
         """The best."""
         del shape, before
-        scores[survivors] = torch.inf
-        return scores.topk(live).indices.sort().values
+        scores.index_fill_(0, survivors, torch.inf)
+        return highest(scores, live).nonzero().squeeze(1)
 
 
 def _best_of_rows(scores: Tensor, count: int) -> Tensor:
     """Flat positions of the ``count`` highest of each row, ascending; of equal ones the first."""
     # A stable sort of whole rows would do the same and take ten times as long.
-    columns = scores.shape[1]
-    least = scores.kthvalue(columns - count + 1, dim=1, keepdim=True).values
-    above, equal = scores > least, scores == least
-    spare = count - above.sum(1, keepdim=True)
-    taken = above | (equal & (equal.cumsum(1) <= spare))
+    least = scores.kthvalue(scores.shape[1] - count + 1, dim=1, keepdim=True).values
+    taken = scores >= least
+    more = taken.sum(1) - count
+    ties = more.nonzero().squeeze(1)
+    if len(ties):
+        above, equal = scores[ties] > least[ties], scores[ties] == least[ties]
+        spare = count - above.sum(1, keepdim=True)
+        taken[ties] = above | (equal & (equal.cumsum(1) <= spare))
     return taken.reshape(-1).nonzero().squeeze(1)
 
 
@@ -122,10 +126,17 @@ class NofM(Structure):
         return _best_of_rows(uniform_scores(key, prod(shape)).view(-1, self.m), self.n)
 
     def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
-        """The best of each group."""
-        del shape, live, before
-        scores[survivors] = torch.inf
-        return _best_of_rows(scores.view(-1, self.m), self.n)
+        """The best of each group that lost some."""
+        del live, before
+        scores.index_fill_(0, survivors, torch.inf)
+        lives = torch.zeros(prod(shape), dtype=torch.bool).index_fill_(0, survivors, True).view(-1, self.m)
+        short = (lives.sum(1) < self.n).nonzero().squeeze(1)
+        if len(short):
+            found = _best_of_rows(scores.view(-1, self.m)[short], self.n)
+            lives[short] = (
+                torch.zeros(len(short) * self.m, dtype=torch.bool).index_fill_(0, found, True).view(-1, self.m)
+            )
+        return lives.reshape(-1).nonzero().squeeze(1)
 
     def pattern(self, mask: Tensor) -> Pattern:
         """`NM`."""
@@ -175,10 +186,10 @@ class ConstantFanIn(Structure):
     def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
         """Ablate, then the best of each row."""
         rows, columns = shape[0], prod(shape[1:])
-        scores[survivors] = torch.inf
+        scores.index_fill_(0, survivors, torch.inf)
         alive = torch.bincount(before // columns, minlength=rows) > 0
         if self.ablate:
-            salient = torch.bincount(scores.topk(live).indices // columns, minlength=rows)
+            salient = highest(scores, live).view(rows, columns).sum(1)
             salient[~alive] = -1
             alive &= salient >= max(1.0, self.ablate * live / rows)
             needed = -(-live // columns)  # rows that can hold the budget
