@@ -141,6 +141,11 @@ class Method(ABC):
         return frozenset()
 
     @property
+    def rounds(self) -> int:
+        """How often it is carried out, each time as ``at(k / rounds)`` with evidence of what the last round left."""
+        return 1
+
+    @property
     def runs_network(self) -> bool:
         """Whether `bind` runs the network on example inputs; drivers take a batch only then."""
         return False
