@@ -141,8 +141,8 @@ class Method(ABC):
         return frozenset()
 
     @property
-    def rounds(self) -> int:
-        """How often it is carried out, each time as ``at(k / rounds)`` with evidence of what the last round left."""
+    def passes(self) -> int:
+        """How often it is carried out, each time as ``at(k / passes)`` with evidence of what the last one left."""
         return 1
 
     @property

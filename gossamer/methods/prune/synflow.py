@@ -39,7 +39,7 @@ class SynFlow(Budgeted):
 
     Example:
         >>> method = SynFlow(sparsity=0.99)
-        >>> method.rounds, round(method.at(0.5).sparsity, 3)
+        >>> method.passes, round(method.at(0.5).sparsity, 3)
         (100, 0.9)
 
     Source: Tanaka, Kunin, Yamins and Ganguli 2020, arXiv 2006.05467, section 6 and algorithm 1.
@@ -60,7 +60,7 @@ class SynFlow(Budgeted):
         return frozenset({"flow"})
 
     @property
-    def rounds(self) -> int:
+    def passes(self) -> int:
         """As many as steps."""
         return self.steps
 
