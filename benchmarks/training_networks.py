@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -36,7 +37,7 @@ class Network:
 def mlp(*widths: int) -> nn.Sequential:
     """Linear layers with ReLU between; images are flattened."""
     layers: list[nn.Module] = [nn.Flatten()]
-    for i, (inputs, outputs) in enumerate(zip(widths, widths[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(widths)):
         layers += [nn.ReLU()] if i else []
         layers.append(nn.Linear(inputs, outputs))
     return nn.Sequential(*layers)

@@ -1,9 +1,10 @@
 """Training steps of one network by one contender, on demand, with the contender's Python.
 
-``PYTHON -m benchmarks.training_worker CONTENDER NETWORK SPARSITY THREADS``: builds, runs three steps, prints one line of
-JSON; then every line on standard input, a number of steps, is answered by one line, the milliseconds of each. Imports
-Gossamer only to measure it; waits without using the processor. A process measures one contender, so its peak is that
-contender's. Contenders: "dense" (eager), "compiled" (torch.compile), "dense_bf16" (autocast), "sparselab", "ours".
+``PYTHON -m benchmarks.training_worker CONTENDER NETWORK SPARSITY THREADS``: builds, runs three steps, prints one line
+of JSON; then every line on standard input, a number of steps, is answered by one line, the milliseconds of each.
+Imports Gossamer only to measure it; waits without using the processor. A process measures one contender, so its peak
+is that contender's. Contenders: "dense" (eager), "compiled" (torch.compile), "dense_bf16" (autocast), "sparselab",
+"ours".
 """
 
 from __future__ import annotations

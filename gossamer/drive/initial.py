@@ -1,4 +1,4 @@
-"""Evidence of a network before it is trained: sensitivity of the loss, of the gradient's norm, and the synaptic flow."""
+"""Evidence of a network before it is trained: derivatives of the loss, of the gradient's norm, and synaptic flow."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _TEMPERATURE = 200.0
 """Of the outputs for "hessian_grad": Wang et al. 2020, section 4."""
 
 
-def initial(model: nn.Module, needs: frozenset[str], batches: Sequence[Any], loss: Loss) -> dict[str, dict[str, Tensor]]:
+def initial(
+    model: nn.Module, needs: frozenset[str], batches: Sequence[Any], loss: Loss
+) -> dict[str, dict[str, Tensor]]:
     """Derivatives of a network before training, per parameter.
 
     - "initial_grad": Σ dL/dw over batches;
@@ -112,7 +114,9 @@ def _hessian_gradient(model: nn.Module, batches: Sequence[Any], loss: Loss) -> d
     with _on_the_batch(model):
         for batch in batches:
             value = _loss(model, batch, loss, _TEMPERATURE)
-            gradients = torch.autograd.grad(value, list(named.values()), create_graph=True, allow_unused=True)
+            gradients: Sequence[Tensor | None] = torch.autograd.grad(
+                value, list(named.values()), create_graph=True, allow_unused=True
+            )
             terms = [(whole[n] * g).sum() for n, g in zip(named, gradients, strict=True) if g is not None]
             along = torch.stack(terms).sum()  # gᵀ·(gradient of this batch): its derivative is H·g
             if not along.requires_grad:
@@ -139,5 +143,5 @@ def _flow(model: nn.Module, batch: Any) -> dict[str, Tensor]:
     total = outputs.sum()
     if not bool(torch.isfinite(total)) or float(total.detach()) <= 0:
         raise DataError(f"flow: found a sum of outputs of {float(total.detach())}, expected a positive number")
-    gradients = torch.autograd.grad(total.log(), list(named.values()), allow_unused=True)
+    gradients: Sequence[Tensor | None] = torch.autograd.grad(total.log(), list(named.values()), allow_unused=True)
     return {n: g for n, g in zip(named, gradients, strict=True) if g is not None}

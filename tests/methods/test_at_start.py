@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -90,7 +91,7 @@ def test_grasp_is_what_removing_a_weight_does_to_the_norm_of_the_gradient() -> N
 def deep(widths: tuple[int, ...]) -> nn.Module:
     torch.manual_seed(2)
     layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:], strict=False):
+    for a, b in pairwise(widths):
         layers += [nn.Linear(a, b, bias=False), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 

@@ -89,7 +89,7 @@ class DenseMethod(ABC):
 
 
 def prepare(model: nn.Module, method: DenseMethod) -> nn.Module:
-    """Put a method's relaxations between the weights of a network and its layers, **in place**; then make the optimiser.
+    """Put a method's relaxations between a network's weights and its layers, **in place**; then make the optimiser.
 
     Args:
         model: any network; weights under several names are left alone.

@@ -81,7 +81,7 @@ class _Gates(Relaxation):
 
     def gates(self) -> Tensor:
         """Drawn in training, the estimate without noise in eval mode."""
-        logits = self.log_alpha
+        logits: Tensor = self.log_alpha
         if self.training:
             u = torch.rand_like(logits).clamp_(1e-6, 1 - 1e-6)
             logits = (u.log() - (1 - u).log() + logits) / _TEMPERATURE

@@ -114,7 +114,8 @@ class GroupLasso(_Penalised):
         """Σ √|g| · ‖w_g‖₂."""
         axes = self._axes(weight)
         size = math.prod(weight.shape[a] for a in axes)
-        return math.sqrt(size) * vector_norm(weight, dim=axes).sum()
+        norms: Tensor = vector_norm(weight, dim=axes)
+        return math.sqrt(size) * norms.sum()
 
     def sizes(self, weight: Tensor) -> Tensor:
         """Root mean squares of groups."""
