@@ -75,7 +75,12 @@ def a_tenth_sent(rank: int) -> dict[str, Tensor]:
     numbers = sum(p.numel() for p in own.parameters())
     sent = torch.tensor([hook.sent.steps, hook.sent.bytes, hook.sent.dense_bytes, numbers])
     kept = {f"kept.{n}": rest for n, rest in hook.kept().items()}
-    return {**{f"came.{n}": g for n, g in came.items()}, **{f"had.{n}": g for n, g in had.items()}, **kept, "sent": sent}
+    return {
+        **{f"came.{n}": g for n, g in came.items()},
+        **{f"had.{n}": g for n, g in had.items()},
+        **kept,
+        "sent": sent,
+    }
 
 
 def topology_moves(rank: int) -> dict[str, Tensor]:

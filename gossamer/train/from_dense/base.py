@@ -13,6 +13,7 @@ sparse at the end pays afterwards: `harvest` gives encodings, `live_masks` a sta
 from __future__ import annotations
 
 import copy
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -217,7 +218,8 @@ def chosen(method: Method, places: Mapping[str, tuple[Relaxation, Tensor]], *, w
     Raises:
         PlanError: the method needs data, or would empty a layer.
     """
-    listed = [relaxation.spec for relaxation, _ in places.values()]
+    # By their names now: the network may have become part of another one since `prepare`.
+    listed = [dataclasses.replace(relaxation.spec, name=name) for name, (relaxation, _) in places.items()]
     trees: dict[str, Encoding] = {}
     for name, (relaxation, weight) in places.items():
         own = Dense(weight.detach().clone())
