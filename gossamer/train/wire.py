@@ -9,6 +9,7 @@ from typing import Any, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import GradBucket  # type: ignore[attr-defined]  # there where torch has gloo
 from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
@@ -125,7 +126,7 @@ class TopKGradients:
         if layer is not None:
             self._where[name] = layer.topology
 
-    def exchange(self, bucket: dist.GradBucket) -> Future[Tensor]:
+    def exchange(self, bucket: GradBucket) -> Future[Tensor]:
         """One bucket's gradients, averaged over the processes."""
         buffer, parameters = bucket.buffer(), list(bucket.parameters())
         if buffer.dtype is not torch.float32:
@@ -136,7 +137,7 @@ class TopKGradients:
         at, values = largest(whole, k)
         whole[at.long()] = 0.0
         sizes = [p.numel() for p in parameters]
-        for parameter, rest in zip(parameters, whole.split(sizes), strict=True):
+        for parameter, rest in zip(parameters, torch.split(whole, sizes), strict=True):
             self._keep(parameter, rest)
         mine = torch.cat([at, values.view(torch.int32)])
         self.sent.steps += int(bucket.is_last())
@@ -158,5 +159,5 @@ class TopKGradients:
         return made
 
 
-def _hook(state: TopKGradients, bucket: dist.GradBucket) -> Future[Tensor]:
+def _hook(state: TopKGradients, bucket: GradBucket) -> Future[Tensor]:
     return state.exchange(bucket)

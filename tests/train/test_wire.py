@@ -69,8 +69,8 @@ def a_tenth_sent(rank: int) -> dict[str, Tensor]:
     had: dict[str, Tensor] = {}
     for step in range(STEPS):
         for sums, found in ((came, gradients_of(model, rank, step)), (had, gradients_of(own, rank, step))):
-            for name, gradient in found.items():
-                name = name.removeprefix("module.")
+            for key, gradient in found.items():
+                name = key.removeprefix("module.")
                 sums[name] = sums.get(name, torch.zeros_like(gradient)) + gradient
     numbers = sum(p.numel() for p in own.parameters())
     sent = torch.tensor([hook.sent.steps, hook.sent.bytes, hook.sent.dense_bytes, numbers])
