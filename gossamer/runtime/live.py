@@ -18,6 +18,7 @@ from gossamer.runtime.grouped import describe
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import LiveKernels, load
 from gossamer.runtime.live_code import LiveField
+from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP, openmp
 
@@ -62,6 +63,7 @@ class LiveMath(CompiledProduct):
         self.kernels = kernels
         self.openmp = pool
         self.lanes = kernels.processor.lanes
+        self.memory = Slabs()
         self._description = describe(pool)
         self._address: int = self._description.ctypes.data
 
@@ -74,7 +76,7 @@ class LiveMath(CompiledProduct):
         tokens, features = rows.shape
         tiles, vectors = self.split(tokens)
         tile = vectors * self.lanes
-        made = torch.empty(tiles, features, tile)
+        made = self.memory.empty(tiles, features, tile)
         stride = rows.stride(0) if tokens > 1 else features
         threads = self._threads(tokens * features)
         self.kernels.pack(self._address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
@@ -191,7 +193,7 @@ class LiveMatrix(CompiledProduct):
     def _product(self, layout: _Layout, gather: Any, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
         tiles, _, tile = x.data.shape
         vectors = tile // self.math.lanes
-        y = torch.empty(tiles, layout.rows, tile)
+        y = self.math.memory.empty(tiles, layout.rows, tile)
         ordered = workspace().address(self.live + 64)
         threads = self._threads(tiles * vectors)
         gather(layout.address, values.data_ptr(), ordered, threads)
@@ -321,5 +323,4 @@ def _width(columns: int, density: float, tile_bytes: int) -> int:
 
 def _step(rows: int) -> int:
     """Rows per chunk: a chunk of outputs should stay in the second-level cache, and there should be some to share."""
-    import os
-    return max(32, min(int(os.environ.get('STEP','256')), -(-rows // 4)))
+    return max(32, min(256, -(-rows // 8)))

@@ -272,19 +272,17 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
 
             def some(k: Node, side: int) -> None:
                 x_rows = [e.element(x_panel, e.mul(e.wide(index, e.add(k, i), I16), tile), F32) for i in range(side)]
-                # Fewer than four dot products at once are split, for additions not to wait for one another.
-                split = min(vectors, 4 // side)
-                totals: list[list[Node]] = [[e.number(0)] * split for _ in range(side)]
+                # Eight sums at a time, for additions not to wait for one another.
+                split = min(vectors, 8 // side)
+                totals: list[list[Node]] = [[] for _ in range(side)]
                 for v in range(vectors):
-                    for i, x_row in enumerate(x_rows):
-                        totals[i][v % split] = e.fma(held[v], e.load(x_row, lanes * v, align), totals[i][v % split])
-                flat = []
-                for parts in totals:
-                    total = parts[0]
-                    for other in parts[1:]:
-                        total = e.at.fadd(total, other)
-                    flat.append(total)
-                found = _across(e, flat)
+                    for total, x_row in zip(totals, x_rows, strict=True):
+                        loaded = e.load(x_row, lanes * v, align)
+                        if v < split:
+                            total.append(e.at.fmul(held[v], loaded))
+                        else:
+                            total[v % split] = e.fma(held[v], loaded, total[v % split])
+                found = _across(e, [_sum(e, parts) for parts in totals])
                 target = e.element(sums, k, F32)
                 kind = found.type
 
@@ -314,6 +312,15 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     e.loop(0, w.panels, panel)
     e.at.ret_void()
     return made
+
+
+def _sum(e: Emitter, terms: list[Node]) -> Node:
+    """The sum of some vectors, of halves at a time."""
+    while len(terms) > 1:
+        half = (len(terms) + 1) // 2
+        pairs = zip(terms, terms[half:], strict=False)
+        terms = [e.at.fadd(a, b) for a, b in pairs] + terms[len(terms) - half : half]
+    return terms[0]
 
 
 def _across(e: Emitter, vectors: list[Node]) -> Node:
