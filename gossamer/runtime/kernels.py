@@ -90,7 +90,7 @@ VECTORS = Code(
 )
 """Products with one or a few vectors."""
 
-LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, brain, emit, layout))
+LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, brain, emit, layout), vectorise=False)
 """Products and gradients of layers that train with live weights only."""
 
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))

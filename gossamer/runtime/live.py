@@ -18,6 +18,7 @@ from gossamer.runtime.grouped import describe
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import LiveKernels, load
 from gossamer.runtime.live_code import LiveField
+from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP, openmp
 
@@ -62,6 +63,7 @@ class LiveMath(CompiledProduct):
         self.kernels = kernels
         self.openmp = pool
         self.lanes = kernels.processor.lanes
+        self.memory = Slabs()
         self._description = describe(pool)
         self._address: int = self._description.ctypes.data
 
@@ -74,7 +76,7 @@ class LiveMath(CompiledProduct):
         tokens, features = rows.shape
         tiles, vectors = self.split(tokens)
         tile = vectors * self.lanes
-        made = torch.empty(tiles, features, tile)
+        made = self.memory.empty(tiles, features, tile)
         stride = rows.stride(0) if tokens > 1 else features
         threads = self._threads(tokens * features)
         self.kernels.pack(self._address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
@@ -142,7 +144,7 @@ class LiveMatrix(CompiledProduct):
     Raises:
         PlanError: there are 2³¹ live values or more.
 
-    Cost: 4 bytes per live value, for its place in W and in Wᵀ, and 24 per row and panel of columns, which has some 16
+    Cost: 8 bytes per live value, for its place in W and in Wᵀ, and 16 per row and panel of columns, which has some 16
         live values; a product takes as many multiply-adds per token as there are live values.
     Exact: each result is one sum in float32 in an order that depends on the places and the number of tokens, not on the
         number of threads.
@@ -167,7 +169,7 @@ class LiveMatrix(CompiledProduct):
         self._backward = _Layout(
             columns, rows, column[by_column], row[by_column], _width(rows, density, tile_bytes), math.openmp
         )
-        self._backward.serve_transposed(row_starts)
+        self._backward.serve_transposed(row_starts, by_column)
 
     def product(self, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
         """W·X + b.
@@ -191,7 +193,7 @@ class LiveMatrix(CompiledProduct):
     def _product(self, layout: _Layout, gather: Any, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
         tiles, _, tile = x.data.shape
         vectors = tile // self.math.lanes
-        y = torch.empty(tiles, layout.rows, tile)
+        y = self.math.memory.empty(tiles, layout.rows, tile)
         ordered = workspace().address(self.live + 64)
         threads = self._threads(tiles * vectors)
         gather(layout.address, values.data_ptr(), ordered, threads)
@@ -261,10 +263,9 @@ class _Layout:
         self._sources = np.concatenate([[0], np.cumsum(counts.ravel())])[:-1].reshape(rows, self.panels)
         self._targets = np.empty((rows, self.panels), np.int64)
         self._targets[order, panel_of] = begins[:-1]
-        self._counts = counts
-        shifts = np.repeat((self._targets - self._sources).ravel(), counts.ravel())
+        self._of_entry = np.repeat((self._targets - self._sources).ravel(), counts.ravel()) + np.arange(len(row))
         index = np.empty(len(row), np.uint16)
-        index[shifts + np.arange(len(row))] = column - panel * width
+        index[self._of_entry] = column - panel * width
         self._arrays: list[Array] = [
             np.concatenate([order, np.zeros(8, np.int64)]).astype(np.uint32),
             lengths.astype(np.uint16),
@@ -292,15 +293,18 @@ class _Layout:
         firsts = row_starts[np.minimum(np.arange(self.chunks + 1) * self.step, self.rows)]
         self._serve(self._sources[self._order, self._panel_of].astype(np.uint32), firsts)
 
-    def serve_transposed(self, column_starts: Array) -> None:
-        """Values come column by column."""
-        self._serve(np.stack([self._targets.T, self._counts.T], axis=2).astype(np.uint32), column_starts)
+    def serve_transposed(self, column_starts: Array, order: Array) -> None:
+        """Values come column by column; in the order of rows they are those that ``order`` names."""
+        firsts = column_starts[np.minimum(np.arange(self.panels + 1) * self.width, self.columns)]
+        places = np.empty(len(order), np.uint32)
+        places[self._of_entry] = order
+        self._serve(places, firsts)
 
     def _serve(self, places: Array, starts: Array) -> None:
         made = [np.ascontiguousarray(places), np.ascontiguousarray(starts, np.int64)]
         self._arrays += made
         self._description[LiveField.PLACES], self._description[LiveField.STARTS] = (a.ctypes.data for a in made)
-        del self._order, self._panel_of, self._sources, self._targets, self._counts
+        del self._order, self._panel_of, self._sources, self._targets, self._of_entry
 
     @property
     def resident_bytes(self) -> int:
