@@ -211,7 +211,7 @@ class _PlainConvolution(torch.autograd.Function):
 
 def _pair(name: str, given: Pair, least: int) -> tuple[int, int]:
     made = (given, given) if isinstance(given, int) else given
-    if len(made) != 2 or min(made) < least:
+    if min(made) < least:
         raise PlanError(f"SparseConv2d: found {name} = {given}, expected one or two integers of at least {least}")
     return made[0], made[1]
 
