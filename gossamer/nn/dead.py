@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from gossamer.errors import DataError
 from gossamer.nn.topology import Topology, index_dtype
 
-__all__ = ["Seen", "gradient_at", "largest_dead"]
+__all__ = ["Seen", "SeenPlanes", "SeenTokens", "gradient_at", "largest_dead"]
 
 _TILE = 1 << 19
 """Elements of the dense gradient that exist at a time."""
 
 
-@final
 @dataclass(frozen=True, eq=False)
-class Seen:
-    """What one backward pass through a layer saw, feature-major in parts of the batch: dW += Σ dYₜ·Xₜᵀ.
+class Seen(ABC):
+    """What one backward pass through a layer saw, kept by reference.
 
     Args:
-        x: [parts, K, tokens of a part], the layer's input.
-        dy: [parts, M, tokens of a part], the gradient of its output.
+        x: the layer's input.
+        dy: the gradient of its output.
     """
 
     x: Tensor
@@ -42,6 +43,48 @@ class Seen:
         if self._now() != self.__dict__["_versions"]:
             raise DataError("watched step: found activations overwritten in place, expected them as in the backward")
 
+    @abstractmethod
+    def add_to(self, tile: Tensor, first: int) -> None:
+        """Adds the dense gradient's rows from ``first`` on to ``tile``, [some rows, K]."""
+
+
+@final
+class SeenTokens(Seen):
+    """Of a linear layer, feature-major in parts of the batch: x [parts, K, tokens of a part], dy [parts, M, …].
+
+    dW += Σ dYₜ·Xₜᵀ.
+    """
+
+    def add_to(self, tile: Tensor, first: int) -> None:
+        """Adds rows of Σ dYₜ·Xₜᵀ."""
+        for x, dy in zip(self.x, self.dy, strict=True):
+            tile.addmm_(dy[first : first + len(tile)], x.T)  # [rows, tokens] · [tokens, K]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class SeenPlanes(Seen):
+    """Of a convolution: x [N, C, rows, columns], dy [N, M, …].
+
+    Args:
+        kernel: rows and columns of the kernel.
+        stride: of both dimensions.
+        padding: of both dimensions.
+        dilation: of both dimensions.
+    """
+
+    kernel: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+    def add_to(self, tile: Tensor, first: int) -> None:
+        """Adds the gradient of some output channels' weights."""
+        dy = self.dy[:, first : first + len(tile)]
+        shape = [len(tile), self.x.shape[1], *self.kernel]
+        made = conv2d_weight(self.x, shape, dy, self.stride, self.padding, self.dilation)  # type: ignore[no-untyped-call]
+        tile += made.reshape(tile.shape)
+
 
 def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int, Tensor]]:
     """The dense gradient in blocks of whole rows: (first row, [some rows, K])."""
@@ -51,8 +94,7 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int,
     for first in range(0, rows, step):
         tile = seen[0].x.new_zeros(min(step, rows - first), columns)
         for one in seen:
-            for x, dy in zip(one.x, one.dy, strict=True):
-                tile.addmm_(dy[first : first + step], x.T)  # [rows, tokens] · [tokens, K]
+            one.add_to(tile, first)
         yield first, tile
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import PlanError
-from gossamer.nn.dead import Seen
+from gossamer.nn.dead import SeenTokens
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
 from gossamer.runtime.live import Batch, LiveMatrix
@@ -149,7 +149,7 @@ class _Linear(torch.autograd.Function):
         dx = matrix.math.rows(matrix.transposed_product(values, batch)).view(ctx.shape) if needs_x else None
         dvalues = matrix.gradient(Batch(x_data, ctx.tokens), batch) if needs_values else None
         if layer.watching and x_data is not None:
-            layer.saw(Seen(x_data, batch.data))
+            layer.saw(SeenTokens(x_data, batch.data))
         return dx, dvalues, batch.data.sum((0, 2)) if needs_bias else None, None, None
 
 
@@ -176,7 +176,7 @@ class _PlainLinear(torch.autograd.Function):
         dx = (dy @ topology.dense(values)).view(ctx.shape) if needs_x else None
         dvalues = (dy.T @ rows).reshape(-1)[topology.positions.long()] if needs_values else None
         if layer.watching:
-            layer.saw(Seen(rows.T[None], dy.T[None]))
+            layer.saw(SeenTokens(rows.T[None], dy.T[None]))
         return dx, dvalues, dy.sum(0) if needs_bias else None, None
 
 
