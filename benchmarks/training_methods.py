@@ -67,7 +67,7 @@ TRAINED: Mapping[str, Trained] = {
 
 
 def _every(steps: int) -> int:
-    return max(1, min(100, steps // 25))
+    return max(10, min(100, steps // 25))
 
 
 def _random_pruning(sparsity: float, steps: int, seed: int) -> SparseTraining:

@@ -24,6 +24,7 @@ from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
 from gossamer.methods.base import Method, matches
 from gossamer.network.inspect import plain_tree, specs
+from gossamer.nn.conv import SparseConv2d
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.linear import SparseLinear
 from gossamer.train.method import Parts, SparseTraining
@@ -67,7 +68,23 @@ class _Linear(LayerKind):
         return cast(SparseLinear, layer).to_linear()
 
 
-LAYERS: tuple[LayerKind, ...] = (_Linear(),)
+@final
+class _Conv2d(LayerKind):
+    def accepts(self, module: nn.Module) -> bool:
+        plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
+        return plain and module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+
+    def sparse(self, module: nn.Module, mask: Tensor) -> SparseLayer:
+        return SparseConv2d.of(cast(nn.Conv2d, module), mask)
+
+    def is_sparse(self, layer: SparseLayer) -> bool:
+        return isinstance(layer, SparseConv2d)
+
+    def dense(self, layer: SparseLayer) -> nn.Module:
+        return cast(SparseConv2d, layer).to_conv()
+
+
+LAYERS: tuple[LayerKind, ...] = (_Linear(), _Conv2d())
 
 
 def sparsify(
