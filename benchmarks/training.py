@@ -23,7 +23,7 @@ from benchmarks.rows import Rows, code_hash, cpu_name
 from benchmarks.training_methods import METHODS
 from benchmarks.training_networks import NETWORKS
 from benchmarks.training_runs import Run, finished, with_dense
-from benchmarks.training_steps import StepSetting, step_rows
+from benchmarks.training_steps import StepSetting, relaxed_rows, step_rows
 
 _MLP, _CONV = "mlp-784-2048-2048-10", "conv-16-32-128"
 
@@ -34,11 +34,13 @@ class Plan:
 
     Args:
         steps: settings, what matters most first.
+        relaxed: networks on which steps of the methods with a dense phase are timed, one thread.
         timed: runs whose times matter, one after the other.
         side_by_side: runs whose accuracies matter, one thread each, as many at a time as there are cores.
     """
 
     steps: tuple[StepSetting, ...]
+    relaxed: tuple[str, ...]
     timed: tuple[Run, ...]
     side_by_side: tuple[Run, ...]
 
@@ -60,7 +62,7 @@ def full(data: str | None) -> Plan:
     few = [Run(_CONV, "dense", 0.0, seed, 1, False, data) for seed in range(5)]
     few += [Run(_CONV, m, s, seed, 1, False, data) for s in (0.95, 0.98) for seed in range(5) for m in METHODS]
     few += [Run(_CONV, m, s, 0, 1, False, data) for s in (0.5, 0.8, 0.9, 0.99) for m in METHODS]
-    return Plan(tuple(steps), tuple(timed), tuple(few))
+    return Plan(tuple(steps), (mlp,), tuple(timed), tuple(few))
 
 
 def quick() -> Plan:
@@ -69,7 +71,7 @@ def quick() -> Plan:
     runs = [Run(_CONV, "dense", 0.0, 0, 1, False, None, 0.7)]
     runs += [Run(_CONV, m, 0.95, 0, 1, False, None, 0.7) for m in METHODS]
     timed = [Run(_MLP, m, s, 0, 1, True, None, 0.2) for m, s in (("rigl", 0.9), ("dense", 0.0))]
-    return Plan((StepSetting(mlp, 1, (0.9,), ("dense",), 15.0),), tuple(timed), tuple(runs))
+    return Plan((StepSetting(mlp, 1, (0.9,), ("dense",), 15.0),), (), tuple(timed), tuple(runs))
 
 
 def _has_bf16() -> bool:
@@ -89,6 +91,10 @@ def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[s
     of_steps = Rows(
         f"{name}_steps", code_hash(*kernels, "benchmarks/training_steps.py", "benchmarks/training_worker.py")
     )
+    of_relaxed = Rows(
+        f"{name}_relaxed",
+        code_hash("gossamer/train/from_dense/*.py", "benchmarks/training_networks.py", "benchmarks/training_worker.py"),
+    )
     of_runs = Rows(
         f"{name}_runs",
         code_hash(*kernels, "gossamer/train/*.py", "benchmarks/training_runs.py", "benchmarks/training_methods.py"),
@@ -106,6 +112,15 @@ def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[s
         found = of_steps.get(setting.key, make)["rows"]
         _say(found)
         steps += found
+    relaxed: list[dict[str, Any]] = []
+    for network in plan.relaxed:
+        if time.monotonic() > end and not of_relaxed.has(network):
+            late.append(f"relaxed-{network}")
+            continue
+        found = of_relaxed.get(network, lambda n=network: {"rows": relaxed_rows(n, 1, 30.0)})["rows"]
+        for row in found:
+            print(f"{row['network']} {row['method']}: {row['ms']} ms, {row['slow_down']}x dense", flush=True)
+        relaxed += found
     results, failed = [], {}
     for runs, jobs in ((plan.timed, 1), (plan.side_by_side, os.cpu_count() or 1)):
         some, missing, reasons = finished(list(runs), of_runs, end, jobs)
@@ -116,7 +131,13 @@ def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[s
         print(f"{key}: not started, {minutes:g} minutes were over", flush=True)
     for key, why in failed.items():
         print(f"{key}: {why}", flush=True)
-    document = {"cpu": cpu_name(), "torch": torch.__version__, "steps": steps, "runs": with_dense(results)}
+    document = {
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        "steps": steps,
+        "relaxed": relaxed,
+        "runs": with_dense(results),
+    }
     return {**document, "not_started": late, "failed": failed}
 
 

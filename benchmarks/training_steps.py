@@ -15,10 +15,11 @@ from typing import Any
 
 from benchmarks.rows import ROOT
 from benchmarks.training_networks import NETWORKS
+from benchmarks.training_worker import RELAXED
 from gossamer.errors import DataError
 from gossamer.measure.peers import Peer
 
-__all__ = ["StepSetting", "step_rows"]
+__all__ = ["StepSetting", "relaxed_rows", "step_rows"]
 
 _TURN = 3  # steps per turn, of which the first finds another process's caches and is not counted
 _LEAST = 5  # turns
@@ -70,6 +71,29 @@ def step_rows(setting: StepSetting, peers: Path | None) -> list[dict[str, Any]]:
         taken = _in_turn(running, setting.seconds)
         said = {key: peer.said for key, peer in running.items()}
     return [_row(setting, sparsity, taken, said, missing) for sparsity in setting.sparsities]
+
+
+def relaxed_rows(network: str, threads: int, seconds: float) -> list[dict[str, Any]]:
+    """Step times and memory of the methods with a dense phase, beside the dense network that they all contain."""
+    with tempfile.TemporaryDirectory() as folder, ExitStack() as open_ones:
+        running: dict[tuple[str, float], Peer] = {}
+        for kind in ("dense", *RELAXED):
+            command = _command(kind, network, 0.9, threads, None)
+            running[kind, 0.9] = open_ones.enter_context(Peer(command, Path(folder) / f"{kind}.log"))
+        taken = _in_turn(running, seconds)
+        said = {key: peer.said for key, peer in running.items()}
+    dense, rows = ("dense", 0.9), []
+    for kind in RELAXED:
+        key = (kind, 0.9)
+        row: dict[str, Any] = {"network": network, "method": kind, "threads": threads}
+        for prefix, whose in (("", key), ("dense_", dense)):
+            row[prefix + "ms"] = round(statistics.median(taken[whose]), 3)
+            row[prefix + "spread_ms"] = _quartiles(taken[whose])
+            row[prefix + "peak_bytes"] = said[whose]["peak_bytes"]
+            row[prefix + "state_bytes"] = said[whose]["state_bytes"]
+        row["slow_down"] = _ratio(row["ms"], row["dense_ms"])
+        rows.append(row)
+    return rows
 
 
 def _in_turn(running: dict[tuple[str, float], Peer], seconds: float) -> dict[tuple[str, float], list[float]]:

@@ -4,7 +4,7 @@
 of JSON; then every line on standard input, a number of steps, is answered by one line, the milliseconds of each.
 Imports Gossamer only to measure it; waits without using the processor. A process measures one contender, so its peak
 is that contender's. Contenders: "dense" (eager), "compiled" (torch.compile), "dense_bf16" (autocast), "sparselab",
-"ours".
+"ours", and those of `RELAXED`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,33 @@ from torch.nn import functional as F
 
 from benchmarks.training_networks import NETWORKS, Network, replaced
 
-__all__ = ["built", "resident"]
+__all__ = ["RELAXED", "built", "resident", "state_bytes"]
+
+
+def _relaxed(name: str, **settings: Any) -> Any:
+    """A method with a dense phase; it is imported only where it is measured."""
+    import gossamer.train.from_dense as methods
+    from gossamer.methods.prune import Magnitude
+
+    if name in ("Feedback", "HardThresholding"):
+        settings["prune"] = Magnitude(sparsity=0.9)
+    if name == "ACDC":  # its sparse phase, which is masked too
+        half = methods.Phase(10**9, sparse=True)
+        return methods.Phases(prune=Magnitude(sparsity=0.9), phases=(half,))
+    return getattr(methods, name)(**settings)
+
+
+RELAXED: dict[str, Callable[[], Any]] = {
+    "phases-sparse": lambda: _relaxed("ACDC"),
+    "feedback": lambda: _relaxed("Feedback", every=16),
+    "hard-thresholding": lambda: _relaxed("HardThresholding", every=16),
+    "hard-concrete": lambda: _relaxed("HardConcrete"),
+    "soft-threshold": lambda: _relaxed("SoftThreshold"),
+    "variational-dropout": lambda: _relaxed("VariationalDropout"),
+    "group-lasso": lambda: _relaxed("GroupLasso"),
+    "hoyer": lambda: _relaxed("Hoyer"),
+}
+"""Methods with a dense phase, at 90% where they have a sparsity."""
 
 _BATCHES = 4  # different inputs, so that no step finds its own in the cache
 
@@ -47,6 +73,10 @@ def built(contender: str, network: Network, sparsity: float) -> tuple[nn.Module,
 
         return replaced(network.make(), network.dense, of_sparselab), str(sparselab.__version__)
     model = network.make()
+    if contender in RELAXED:
+        from gossamer.train.from_dense import prepare
+
+        return prepare(model, RELAXED[contender]()), torch.__version__
     if contender == "ours":
         import gossamer
         from gossamer import nn as sparse
@@ -103,7 +133,11 @@ def stepper(contender: str, network: Network, model: nn.Module) -> tuple[Callabl
     batches = [
         (network.inputs(network.batch, generator), network.targets(network.batch, generator)) for _ in range(_BATCHES)
     ]
-    done = 0
+    done, after, penalty = 0, None, None
+    if contender in RELAXED:
+        from gossamer.train import from_dense
+
+        after, penalty = from_dense.FromDense(model, optimizer, RELAXED[contender]()), from_dense.penalty
 
     def step() -> None:
         nonlocal done
@@ -112,8 +146,12 @@ def stepper(contender: str, network: Network, model: nn.Module) -> tuple[Callabl
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=contender == "dense_bf16"):
             loss = F.cross_entropy(model(inputs), targets)
+        if penalty is not None:
+            loss = loss + penalty(model)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if after is not None:
+            after.step()
 
     return step, optimizer
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from benchmarks.training_methods import METHODS, TRAINED, Trained
 from benchmarks.training_networks import NETWORKS, Decoder, conv_net, mlp, replaced, sparse_layers
 from benchmarks.training_runs import Run, finished, trained, with_dense
 from benchmarks.training_steps import StepSetting, step_rows
-from benchmarks.training_worker import state_bytes
+from benchmarks.training_worker import RELAXED, built, state_bytes, stepper
 from gossamer.demo.data import load_fashion
 from gossamer.nn import SparseLinear
+from gossamer.train.from_dense import relaxed
 
 COLUMNS = "network sparsity threads batch ms dense_ms sparselab_ms peak_bytes dense_peak_bytes"
 RUN_COLUMNS = "network method sparsity seed accuracy train_accuracy seconds dense_accuracy dense_train_accuracy"
@@ -37,6 +39,18 @@ def test_step_rows_have_every_column_of_the_issue_and_real_numbers() -> None:
     assert row["state_bytes"] < 0.2 * row["dense_state_bytes"]
     assert row["peak_bytes"] > 2 * row["state_bytes"]
     assert row["speed_up"] == pytest.approx(row["dense_ms"] / row["ms"], rel=1e-2)
+
+
+@pytest.mark.parametrize("name", RELAXED)
+def test_methods_with_a_dense_phase_step_in_the_worker(name: str) -> None:
+    real = NETWORKS["mlp-784-2048-2048-2048-10"]
+    network = replace(real, make=lambda: mlp(784, 16, 10), batch=4)
+    model, _ = built(name, network, 0.9)
+    assert relaxed(model)
+    step, _ = stepper(name, network, model)
+    before = [w.detach().clone() for _, w in relaxed(model).values()]
+    step()
+    assert any(not torch.equal(a, w) for a, (_, w) in zip(before, relaxed(model).values(), strict=True))
 
 
 def test_the_same_layers_are_sparse_in_every_contender() -> None:
@@ -153,4 +167,4 @@ def test_a_folder_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
     with pytest.raises(SystemExit):
         training.main()
     assert "--peers: found no folder /nowhere" in capsys.readouterr().err
-    assert json.dumps(training.measure(training.Plan((), (), ()), None, "test_empty", 0.0))
+    assert json.dumps(training.measure(training.Plan((), (), (), ()), None, "test_empty", 0.0))
