@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gossamer.encoding.random import uniform_bits
 
-__all__ = ["chosen", "dead_at", "normal", "signs", "uniform_scores"]
+__all__ = ["chosen", "dead", "normal", "signs", "uniform_scores"]
 
 _AGAIN = 0x5851F42D4C957F2D  # another key for the second choice
 
@@ -35,34 +35,49 @@ def chosen(key: int, count: int, among: int) -> Tensor:
     if 4 * count > among:
         lowest = np.argpartition(uniform_bits(key, among), count - 1)[:count] if count else np.zeros(0, np.int64)
         return torch.from_numpy(np.sort(lowest))
-    # A draw meets an earlier one at most a third of the time.
-    draws = count + int(count * count / among) + 16
+    return torch.from_numpy(_drawn(key, count, among, among, None))
+
+
+def dead(key: int, count: int, live: Tensor, size: int) -> Tensor:
+    """``count`` distinct positions where nothing lives, each set equally likely; int64 [count], ascending.
+
+    Args:
+        key: of random numbers.
+        count: at most the number of dead positions.
+        live: ascending positions, int64 [live].
+        size: of the weight.
+
+    Example:
+        >>> dead(7, 3, torch.tensor([0, 2, 3]), 6).tolist()
+        [1, 4, 5]
+    """
+    room = size - len(live)
+    if 2 * room >= size and 4 * count <= room:
+        lives = np.zeros(size, np.bool_)
+        lives[live.numpy()] = True
+        return torch.from_numpy(_drawn(key, count, size, room, lives))
+    # By their numbers among the dead: before each live weight there are as many dead ones as its position says.
+    ranks = chosen(key, count, room)
+    before = live - torch.arange(len(live))
+    return ranks + torch.searchsorted(before, ranks, right=True)
+
+
+def _drawn(
+    key: int, count: int, among: int, room: int, taken: np.ndarray[tuple[int], np.dtype[np.bool_]] | None
+) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+    """Distinct numbers that are not taken; ``room`` of them are not."""
+    # A draw meets what is taken or an earlier one.
+    draws = int(count * (among / room) * (1 + count / room)) + 16
     while True:
         drawn = np.sort((_uniform(key, draws) * among).astype(np.int64))
         found = drawn[np.flatnonzero(np.diff(drawn, prepend=-1))]
+        if taken is not None:
+            found = found[~taken[found]]
         if len(found) >= count:
             break
         draws += draws // 4
     out = chosen(key ^ _AGAIN, len(found) - count, len(found)).numpy()
-    return torch.from_numpy(np.delete(found, out))
-
-
-def dead_at(ranks: Tensor, live: Tensor) -> Tensor:
-    """Positions of the dead weights with these numbers, counted along the flat weight.
-
-    Args:
-        ranks: int64 [n], 0 to dead − 1.
-        live: ascending positions of the live weights, [live].
-
-    Returns:
-        int64 [n].
-
-    Example:
-        >>> dead_at(torch.tensor([0, 1, 2]), torch.tensor([0, 2, 3])).tolist()
-        [1, 4, 5]
-    """
-    before = live.long() - torch.arange(len(live), device=live.device)  # dead weights in front of each live one
-    return ranks + torch.searchsorted(before, ranks, right=True)
+    return np.delete(found, out)
 
 
 def uniform_scores(key: int, count: int) -> Tensor:

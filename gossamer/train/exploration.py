@@ -8,7 +8,7 @@ from typing import final
 import torch
 
 from gossamer.errors import PlanError
-from gossamer.train.grow import highest
+from gossamer.train.choose import highest
 from gossamer.train.tracked import Tracked
 
 __all__ = ["Exploration"]

@@ -10,26 +10,12 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
-from gossamer.methods.prune.ranking import Pieces, best
-from gossamer.train.chance import chosen, dead_at, uniform_scores
+from gossamer.train.chance import chosen, dead, uniform_scores
+from gossamer.train.choose import highest, places
 from gossamer.train.schedule import Schedule
 from gossamer.train.tracked import Tracked
 
-__all__ = ["Gradient", "GrowScore", "Momentum", "Random", "highest"]
-
-
-def highest(scores: Tensor, count: int) -> Tensor:
-    """Which are the ``count`` highest, ties to the earlier; bool [n]. −∞ never is."""
-    if count >= len(scores):
-        return scores > -torch.inf
-    if len(scores) < 1 << 16 and count:
-        # The same choice as `best`, without its two histograms of 2¹⁶ bins.
-        least = scores.kthvalue(len(scores) - count + 1).values
-        chosen = scores > least
-        equal = (scores == least).nonzero().squeeze(1)
-        chosen[equal[: count - int(chosen.sum())]] = True
-        return chosen & (scores > -torch.inf)
-    return best(Pieces.of(scores), count)
+__all__ = ["Gradient", "GrowScore", "Momentum", "Random"]
 
 
 @dataclass(frozen=True)
@@ -105,12 +91,11 @@ class Random(GrowScore):
 
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:
         """As above."""
-        live = layer.positions
-        dead = layer.size - len(live)
-        found = dead_at(chosen(key, min(most, dead), dead), live)
-        if most > dead:
-            dropped = live[~kept]
-            again = dropped[chosen(key, min(most - dead, len(dropped)), len(dropped))]
+        live, room = layer.positions, layer.size - layer.live
+        found = dead(key, min(most, room), live, layer.size)
+        if most > room:
+            dropped = live[places(~kept)]
+            again = dropped[chosen(key, min(most - room, len(dropped)), len(dropped))]
             found = torch.cat([found, again])
         return found, torch.ones(len(found))
 
@@ -120,8 +105,8 @@ class Random(GrowScore):
 
 
 def _best_of(scores: Tensor, layer: Tracked, kept: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    scores[layer.positions[kept]] = -torch.inf
-    found = highest(scores, most).nonzero().squeeze(1)
+    scores.index_fill_(0, layer.positions[places(kept)], -torch.inf)
+    found = places(highest(scores, most))
     return found, scores[found]
 
 
@@ -143,10 +128,11 @@ class Gradient(GrowScore):
         found = layer.largest()
         if found is None:
             return _best_of(self.everywhere(layer, key), layer, kept, most)
-        positions, scores = found
-        scores[len(scores) - layer.live :].masked_fill_(kept, -torch.inf)
-        chosen_ones = highest(scores, most)
-        return positions[chosen_ones], scores[chosen_ones]
+        first = len(found[0]) - layer.live  # the dead ones, then those that lived
+        again = first + places(~kept)
+        positions, scores = (torch.cat([each[:first], each[again]]) for each in found)
+        best = places(highest(scores, most))
+        return positions[best], scores[best]
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
         """|∂L/∂w|."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import PlanError
 from gossamer.nn.topology import Topology, index_dtype
+from gossamer.train.choose import mask_of, places
 from gossamer.train.tracked import Tracked
 
 __all__ = ["Moved", "group_of", "relocate"]
@@ -62,12 +63,12 @@ def relocate(
     old, values = layer.layer.topology, layer.layer.values
     new = Topology(old.shape, positions.to(index_dtype(old.shape)))
     # By one byte per weight for a moment: three times as fast as searching for positions among positions.
-    stays = _mask(positions, layer.size).index_select(0, layer.positions)
-    was_live = _mask(layer.positions, layer.size).index_select(0, positions)
-    from_old, to_new = stays.nonzero().squeeze(1), was_live.nonzero().squeeze(1)
+    stays = mask_of(positions, layer.size).index_select(0, layer.positions)
+    was_live = mask_of(layer.positions, layer.size).index_select(0, positions)
+    from_old, to_new = places(stays), places(was_live)
     grown = new.live - len(to_new)
     if grown or new.live != old.live:
-        at = (~was_live).nonzero().squeeze(1)
+        at = places(~was_live)
 
         def carried(was: Tensor) -> Tensor:
             return was.new_zeros(new.live).index_copy_(0, to_new, was.index_select(0, from_old))
@@ -89,10 +90,6 @@ def relocate(
             values.data = torch.zeros(0, dtype=torch.float64)
         layer.layer.set_topology(new, moved)
     return Moved(old.live - len(from_old), grown, new.live)
-
-
-def _mask(positions: Tensor, size: int) -> Tensor:
-    return torch.zeros(size, dtype=torch.bool).index_fill_(0, positions, True)
 
 
 def _as_buffer(mean: Tensor, group: dict[str, Any] | None) -> Tensor:

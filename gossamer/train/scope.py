@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
-from gossamer.train.grow import highest
+from gossamer.train.choose import highest
 from gossamer.train.share import shared_out
 
 __all__ = ["ByStrength", "BySurvivors", "Global", "PerLayer", "Scope", "Wanted"]

@@ -14,9 +14,10 @@ from gossamer.encoding.random import key_of
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import matches
 from gossamer.train.checkpoint import Checkpoint
+from gossamer.train.choose import highest, joined, places
 from gossamer.train.convert import sparse_layers
 from gossamer.train.drop import Taylor
-from gossamer.train.grow import GrowScore, highest
+from gossamer.train.grow import GrowScore
 from gossamer.train.health import check_health
 from gossamer.train.method import SparseTraining
 from gossamer.train.ranks import Ranks
@@ -396,7 +397,7 @@ class Sparsifier:
     def _next(self, layers: list[Tracked], kept: list[Tensor], wanted: Wanted) -> Iterator[tuple[Tracked, Tensor]]:
         """(layer, its new positions), one after the other, so that dense gradients exist one at a time."""
         parts = self._parts
-        survivors = [layer.positions[k] for layer, k in zip(layers, kept, strict=True)]
+        survivors = [layer.positions[places(k)] for layer, k in zip(layers, kept, strict=True)]
         if parts.grow is None:
             yield from zip(layers, survivors, strict=True)
             return
@@ -424,10 +425,9 @@ class Sparsifier:
         counts = parts.scope.grown(sum(wanted.target) - sum(room.survivors), wanted, room)
         for i, (layer, alive, count) in enumerate(zip(layers, survivors, counts, strict=True)):
             offers(i, count)
-            places, scores = offered.pop(i)
-            new = places if len(places) == count else places[highest(scores, count)]
-            lives = torch.zeros(layer.size, dtype=torch.bool).index_fill_(0, alive, True).index_fill_(0, new, True)
-            yield layer, lives.nonzero().squeeze(1)  # sorted on the way
+            best, scores = offered.pop(i)
+            new = best if len(best) == count else best[places(highest(scores, count))]
+            yield layer, joined(alive, new)
 
     def _tell(self, loss: Tensor | float | None, update: Update | None) -> None:
         if self._writer is None:

@@ -14,7 +14,7 @@ from gossamer.encoding.node import Pattern
 from gossamer.encoding.patterns import NM, Mask
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, uniform_scores
-from gossamer.train.grow import highest
+from gossamer.train.choose import highest, mask_of, places
 
 __all__ = ["ConstantFanIn", "Free", "NofM", "Structure"]
 
@@ -77,7 +77,7 @@ class Free(Structure):
         """The best."""
         del shape, before
         scores.index_fill_(0, survivors, torch.inf)
-        return highest(scores, live).nonzero().squeeze(1)
+        return places(highest(scores, live))
 
 
 def _best_of_rows(scores: Tensor, count: int) -> Tensor:
@@ -86,12 +86,12 @@ def _best_of_rows(scores: Tensor, count: int) -> Tensor:
     least = scores.kthvalue(scores.shape[1] - count + 1, dim=1, keepdim=True).values
     taken = scores >= least
     more = taken.sum(1) - count
-    ties = more.nonzero().squeeze(1)
+    ties = places(more != 0)
     if len(ties):
         above, equal = scores[ties] > least[ties], scores[ties] == least[ties]
         spare = count - above.sum(1, keepdim=True)
         taken[ties] = above | (equal & (equal.cumsum(1) <= spare))
-    return taken.reshape(-1).nonzero().squeeze(1)
+    return places(taken.reshape(-1))
 
 
 @final
@@ -129,14 +129,12 @@ class NofM(Structure):
         """The best of each group that lost some."""
         del live, before
         scores.index_fill_(0, survivors, torch.inf)
-        lives = torch.zeros(prod(shape), dtype=torch.bool).index_fill_(0, survivors, True).view(-1, self.m)
-        short = (lives.sum(1) < self.n).nonzero().squeeze(1)
+        lives = mask_of(survivors, prod(shape)).view(-1, self.m)
+        short = places(lives.sum(1) < self.n)
         if len(short):
             found = _best_of_rows(scores.view(-1, self.m)[short], self.n)
-            lives[short] = (
-                torch.zeros(len(short) * self.m, dtype=torch.bool).index_fill_(0, found, True).view(-1, self.m)
-            )
-        return lives.reshape(-1).nonzero().squeeze(1)
+            lives[short] = mask_of(found, len(short) * self.m).view(-1, self.m)
+        return places(lives.reshape(-1))
 
     def pattern(self, mask: Tensor) -> Pattern:
         """`NM`."""
@@ -196,6 +194,6 @@ class ConstantFanIn(Structure):
             if int(alive.sum()) < needed:
                 alive = torch.zeros(rows, dtype=torch.bool)
                 alive[salient.argsort(descending=True, stable=True)[:needed]] = True
-        which = alive.nonzero().squeeze(1)
+        which = places(alive)
         found = _best_of_rows(scores.view(rows, columns)[which], live // len(which))
         return (which[found // columns] * columns + found % columns).sort().values
