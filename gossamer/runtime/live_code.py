@@ -22,7 +22,7 @@ from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_layout import add_changes
 
-__all__ = ["LiveField", "live_kernels", "most_vectors"]
+__all__ = ["LiveField", "across", "live_kernels", "most_vectors"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -273,7 +273,7 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
                     for other in parts[1:]:
                         total = e.at.fadd(total, other)
                     flat.append(total)
-                found = _across(e, flat)
+                found = across(e, flat)
                 target = e.element(sums, k, F32)
                 kind = found.type
 
@@ -305,7 +305,7 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     return made
 
 
-def _across(e: Emitter, vectors: list[Node]) -> Node:
+def across(e: Emitter, vectors: list[Node]) -> Node:
     """The sums over the lanes of 1, 2 or 4 vectors, side by side; a single one as a number."""
 
     def folded(a: Node) -> Node:
