@@ -16,8 +16,6 @@ from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_plan import Geometry
 from gossamer.runtime.live_conv_code import STRIDES, WIDEST, ConvField
 from gossamer.runtime.live_planes import Blocks, PlanesMath, described
-from gossamer.runtime.spmm import workspace
-from gossamer.runtime.threads import OpenMP
 
 __all__ = ["LiveConvolution"]
 
@@ -39,9 +37,9 @@ Pair = tuple[int, int]
 
 @final
 class LiveConvolution(CompiledProduct):
-    """Where the live values of a weight W [M, C, kh, kw] are, laid out for W ⊛ X and both gradients; it holds no values.
+    """Where the live values of a weight W [M, C, kh, kw] are, laid out for W ⊛ X and both gradients.
 
-    One object may be used by many modules.
+    It holds no values. One object may be used by many modules.
 
     Args:
         shape: (M, C, kh, kw).
@@ -286,7 +284,9 @@ class _Order:
 
     def start(self, x: Blocks) -> int:
         """Bytes from the first number to what the first tap of all reads."""
-        down, across = (int(o) for o in self.offsets.min(1)) if self.offsets.size else (0, 0)
+        if not self.offsets.size:
+            return 0
+        down, across = (int(o) for o in self.offsets.min(1))
         return 4 * (down * x.row + across * x.lanes)
 
     def index(self, x: Blocks) -> Array:
@@ -308,7 +308,10 @@ def _taps(geometry: Geometry) -> tuple[Array, Array]:
 def _transposed(
     shape: Pair, entries: tuple[Array, Array, Array, Array], geometry: Geometry, start: Pair, density: float, lanes: int
 ) -> _Order:
-    """What connects one phase of the input with outputs: input i·s + start lies under tap t of output (… + p − t·d)/s."""
+    """What connects one phase of the input with outputs.
+
+    Input i·s + start lies under tap t of output i + (start + p − t·d)/s, where that is an integer.
+    """
     away = [
         first + p - i * d
         for first, p, i, d in zip(start, geometry.padding, _taps(geometry), geometry.dilation, strict=True)
@@ -327,10 +330,10 @@ def _panel(channels: int, offsets: Array, stride: int, density: float, lanes: in
     taps = max(1, offsets.shape[1])
     lines = len(np.unique(offsets[0])) or 1
     columns = (WIDEST - 1) * stride + (int(np.ptp(offsets[1])) if offsets.size else 0) + 1
-    width = _CACHE / (4 * lanes * lines * columns)
+    width: float = _CACHE / (4 * lanes * lines * columns)
     width = max(width, min(2.3 * width, 16 / max(density * taps, 1e-9)))
     width = max(1.0, width, min(10 * width, 8 / max(density * taps, 1e-9)))
-    panels = max(1, round(channels / width))
+    panels: int = max(1, round(channels / width))
     return max(1, -(-channels // panels))
 
 

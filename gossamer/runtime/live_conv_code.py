@@ -23,7 +23,7 @@ from typing import Any, final
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.emit import F32, I8, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_code import across
 from gossamer.runtime.live_planes_code import add_planes

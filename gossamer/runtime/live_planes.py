@@ -8,7 +8,6 @@ from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 
 from gossamer.runtime.compiled import CompiledProduct
@@ -132,9 +131,8 @@ class PlanesMath(CompiledProduct):
         if x.stride(3) != 1 or x.stride(2) != wide:
             x = x.contiguous()
         made = Blocks.empty(self.memory, images, channels, (high, wide), frame, self.lanes)
-        (rows, columns), row = frame, made.row
         whole = made.data[: made.blocks * made.block].view(made.blocks, -1)
-        whole[:, : rows * row].zero_()
+        whole[:, : frame[0] * made.row].zero_()
         made.data[made.blocks * made.block :].zero_()
         description, _table = _description(made, self.openmp)
         self._run(self.kernels.pack, description, x, made)
