@@ -20,6 +20,7 @@ from gossamer.runtime import (
     layout,
     live_code,
     live_layout,
+    live_places,
     matching_code,
     pack_code,
     pack_parts,
@@ -90,7 +91,7 @@ VECTORS = Code(
 )
 """Products with one or a few vectors."""
 
-LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, brain, emit, layout), vectorise=False)
+LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, live_places, brain, emit, layout), vectorise=False)
 """Products and gradients of layers that train with live weights only."""
 
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))
@@ -228,6 +229,8 @@ class LiveKernels(KernelSet):
         self.gather = self._engine.function("gather", 4)
         self.pack = self._engine.function("pack", 8)
         self.unpack = self._engine.function("unpack", 8)
+        self.count_places = self._engine.function("count_places", 8)
+        self.fill_places = self._engine.function("fill_places", 11)
         self.gather_transposed = self._engine.function("gather_transposed", 4)
 
 
