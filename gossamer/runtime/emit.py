@@ -113,15 +113,18 @@ class Emitter:
         one = self.at.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.shuffle(one, one, [0] * self.lanes)
 
-    def prefetch(self, base: Node, index: Node, kind: Node = F32) -> None:
-        """Asks for the cache line of ``base[index]``, which may lie beyond what may be read."""
+    def prefetch(self, base: Node, index: Node, kind: Node = F32, *, near: bool = True) -> None:
+        """Asks for the cache line of ``base[index]``, which may lie beyond what may be read.
+
+        Into all caches, or, if not ``near``, into those beyond the first.
+        """
         known = self.made.module.globals.get("llvm.prefetch.p0")
         if known is None:
             known = ir.Function(
                 self.made.module, ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32]), "llvm.prefetch.p0"
             )
         address = self.at.gep(base, [self.constant(index)], source_etype=kind)
-        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3, 1))])  # to read, into all caches, data
+        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3 if near else 2, 1))])  # to read; data
 
     def shuffle(self, a: Node, b: Node, lanes: Sequence[int]) -> Node:
         """Lane i of the result is lane ``lanes[i]`` of a followed by b."""

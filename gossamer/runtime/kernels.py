@@ -21,6 +21,7 @@ from gossamer.runtime import (
     live_code,
     live_conv_code,
     live_layout,
+    live_places,
     live_planes_code,
     matching_code,
     pack_code,
@@ -94,13 +95,14 @@ VECTORS = Code(
 )
 """Products with one or a few vectors."""
 
-LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, brain, emit, layout))
+LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, live_places, brain, emit, layout), vectorise=False)
 """Products and gradients of layers that train with live weights only."""
 
 LIVE_CONVOLUTIONS = Code(
     "live_convolutions",
     live_conv_code.live_conv_kernels,
     (live_conv_code, live_planes_code, live_code, brain, emit, layout),
+    vectorise=False,
 )
 """The same for convolutions."""
 
@@ -239,6 +241,8 @@ class LiveKernels(KernelSet):
         self.gather = self._engine.function("gather", 4)
         self.pack = self._engine.function("pack", 8)
         self.unpack = self._engine.function("unpack", 8)
+        self.count_places = self._engine.function("count_places", 8)
+        self.fill_places = self._engine.function("fill_places", 11)
         self.gather_transposed = self._engine.function("gather_transposed", 4)
 
 

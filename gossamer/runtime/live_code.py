@@ -21,8 +21,9 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_layout import add_changes
+from gossamer.runtime.live_places import add_places
 
-__all__ = ["LiveField", "across", "live_kernels", "most_vectors"]
+__all__ = ["LiveField", "across", "live_kernels", "most_vectors", "summed"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -31,6 +32,12 @@ _AHEAD = 4
 
 _LINE = 16
 """Floats of a cache line."""
+
+_SECOND_CACHE = 1 << 18
+"""Bytes of activations that stay in the second-level cache."""
+
+_SIDE = 4
+"""Values that are moved in one step of a loop."""
 
 
 class LiveField(IntEnum):
@@ -47,8 +54,8 @@ class LiveField(IntEnum):
     CELLS = 8  # int64 [CHUNKS · PANELS + 1]: the first non-zero of each cell
     INDEX = 9  # uint16 [non-zeros], column within the panel
     PLACES = 10  # of a matrix: uint32, as ORDER: where the segment's values begin among all values.
-    #              of a transposed one: uint32 [PANELS, ROWS, 2]: the row's segment in the layout, where and how long
-    STARTS = 15  # int64: the first value of each chunk of a matrix, of each column of a transposed one; and the end
+    #              of a transposed one: uint32 [non-zeros]: where each value is among all values
+    STARTS = 15  # int64: the first value of each chunk of a matrix, of each panel of a transposed one; and the end
 
 
 def most_vectors(lanes: int) -> int:
@@ -57,7 +64,7 @@ def most_vectors(lanes: int) -> int:
 
 
 def live_kernels(lanes: int) -> str:
-    """LLVM IR of a module with seven entry points, each with a description first and a number of threads last.
+    """LLVM IR of a module with entry points that have a description first and a number of threads last.
 
     ``multiply(layout, values, x, y, bias, tiles, vectors, threads)`` is Y = W·X + b; bias may be null.
 
@@ -67,7 +74,8 @@ def live_kernels(lanes: int) -> str:
     ``gather(layout, values, ordered, threads)`` brings values into the order of a matrix's layout, and
     ``gather_transposed`` into that of a transposed matrix's.
 
-    ``pack`` and ``unpack`` change the layout of activations: `live_layout`.
+    ``pack`` and ``unpack`` change the layout of activations: `live_layout`. ``count_places`` and
+    ``fill_places``, without description and threads, lay out positions: `live_places`.
 
     Args:
         lanes: floats per vector register, a power of two from 4 on.
@@ -82,6 +90,7 @@ def live_kernels(lanes: int) -> str:
     _gather(module, lanes)
     _gather_transposed(module, lanes)
     add_changes(module, lanes)
+    add_places(module)
     return str(module)
 
 
@@ -152,6 +161,12 @@ def _ask(e: Emitter, base: Node, index: Node, floats: int) -> None:
         e.prefetch(base, e.add(index, line))
 
 
+def _ask_next_panel(e: Emitter, x_panel: Node, width: Node, done: Node, tile: int) -> None:
+    """Asks for a row of the panel of activations after this one, a row per segment: they are used out of order."""
+    for line in range(0, tile, _LINE):
+        e.prefetch(x_panel, e.add(e.mul(e.add(width, done), tile), line), near=False)
+
+
 def _product(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     """The rows of one chunk times one tile."""
     made = function(module, f"product_{vectors}", [PTR] * 5 + [I64], exported=False)
@@ -174,6 +189,7 @@ def _product(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
             (at,) = carried
             r = e.wide(order, s, I32)
             _ask(e, y, e.mul(e.wide(order, e.add(s, _AHEAD), I32), tile), tile)
+            _ask_next_panel(e, x_panel, w.width, e.sub(s, segment), tile)
             y_row = e.element(y, e.mul(r, tile), F32)
 
             def before() -> list[Node]:
@@ -214,25 +230,54 @@ def _product(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
 
 
 def _multiply(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -> None:
-    """Members take chunks, or tiles of chunks where there are few: a chunk's weights serve all tiles from a cache."""
+    """Members take tiles, or where there are few, tiles of chunks.
+
+    What several tiles read stays in the second-level cache: the activations of a block of tiles, for all chunks, or if
+    those of one tile are too large, the weights of a chunk, for all tiles.
+    """
     made = function(module, "multiply_share", [PTR] + [I64] * 8, exported=False)
     description, values, x, y, bias, tiles, vectors, part, team = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     span = e.mul(vectors, lanes * 4)
-    low, high = _share(e, e.mul(w.chunks, tiles), part, team)
+    others = [e.at.inttoptr(a, PTR) for a in (values, bias)]
 
-    def unit(u: Node, _: list[Node]) -> list[Node]:
-        c = e.div(u, tiles)
-        t = e.sub(u, e.mul(c, tiles))
+    def unit(c: Node, t: Node) -> None:
         x_tile, y_tile = (
             e.at.inttoptr(e.add(base, e.mul(t, e.mul(size, span))), PTR) for base, size in ((x, w.columns), (y, w.rows))
         )
-        others = [e.at.inttoptr(a, PTR) for a in (values, bias)]
         _one_of(e, vectors, products, [description, others[0], x_tile, y_tile, others[1], c])
-        return []
 
-    e.loop(low, high, unit)
+    with e.at.if_else(e.less(tiles, e.mul(team, 2))) as (few, many):
+        with few:
+            low, high = _share(e, e.mul(w.chunks, tiles), part, team)
+
+            def piece(u: Node, _: list[Node]) -> list[Node]:
+                c = e.div(u, tiles)
+                unit(c, e.sub(u, e.mul(c, tiles)))
+                return []
+
+            e.loop(low, high, piece)
+        with many:
+            low, high = _share(e, tiles, part, team)
+            fitting = e.div(_SECOND_CACHE, e.add(e.mul(w.columns, span), 1))
+            block = e.at.select(e.equal(fitting, 0), tiles, fitting)
+
+            def some(t: Node, _: list[Node]) -> list[Node]:
+                end = e.least(high, e.add(t, block))
+
+                def chunk(c: Node, _: list[Node]) -> list[Node]:
+                    def tile(i: Node, _: list[Node]) -> list[Node]:
+                        unit(c, i)
+                        return []
+
+                    e.loop(t, end, tile)
+                    return []
+
+                e.loop(0, w.chunks, chunk)
+                return []
+
+            e.loop(low, high, some, step=block)
     e.at.ret_void()
     in_team(module, "multiply", made, 6)
 
@@ -255,25 +300,24 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
         def row(s: Node, carried: list[Node]) -> list[Node]:
             (at,) = carried
             _ask(e, dy, e.mul(e.wide(order, e.add(s, _AHEAD), I32), tile), tile)
+            _ask_next_panel(e, x_panel, w.width, e.sub(s, segment), tile)
             dy_row = e.element(dy, e.mul(e.wide(order, s, I32), tile), F32)
             held = [e.load(dy_row, lanes * v, align) for v in range(vectors)]
             count = e.wide(counts, s, I16)
 
             def some(k: Node, side: int) -> None:
                 x_rows = [e.element(x_panel, e.mul(e.wide(index, e.add(k, i), I16), tile), F32) for i in range(side)]
-                # Fewer than four dot products at once are split, for additions not to wait for one another.
-                split = min(vectors, 4 // side)
-                totals: list[list[Node]] = [[e.number(0)] * split for _ in range(side)]
+                # Eight sums at a time, for additions not to wait for one another.
+                split = min(vectors, 8 // side)
+                totals: list[list[Node]] = [[] for _ in range(side)]
                 for v in range(vectors):
-                    for i, x_row in enumerate(x_rows):
-                        totals[i][v % split] = e.fma(held[v], e.load(x_row, lanes * v, align), totals[i][v % split])
-                flat = []
-                for parts in totals:
-                    total = parts[0]
-                    for other in parts[1:]:
-                        total = e.at.fadd(total, other)
-                    flat.append(total)
-                found = across(e, flat)
+                    for total, x_row in zip(totals, x_rows, strict=True):
+                        loaded = e.load(x_row, lanes * v, align)
+                        if v < split:
+                            total.append(e.at.fmul(held[v], loaded))
+                        else:
+                            total[v % split] = e.fma(held[v], loaded, total[v % split])
+                found = across(e, [summed(e, parts) for parts in totals])
                 target = e.element(sums, k, F32)
                 kind = found.type
 
@@ -303,6 +347,15 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     e.loop(0, w.panels, panel)
     e.at.ret_void()
     return made
+
+
+def summed(e: Emitter, terms: list[Node]) -> Node:
+    """The sum of some vectors, of halves at a time."""
+    while len(terms) > 1:
+        half = (len(terms) + 1) // 2
+        pairs = zip(terms, terms[half:], strict=False)
+        terms = [e.at.fadd(a, b) for a, b in pairs] + terms[len(terms) - half : half]
+    return terms[0]
 
 
 def across(e: Emitter, vectors: list[Node]) -> Node:
@@ -382,9 +435,11 @@ def _touch(e: Emitter, base: Node, first: Node, last: Node) -> None:
     e.loop(first, last, line, step=_LINE)
 
 
-def _copy(e: Emitter, source: Node, target: Node, count: Node) -> None:
-    """Copies floats: whole vectors, then one at a time."""
+def _copy(e: Emitter, source: Node, target: Node, count: Node, *, beyond: Node | None = None) -> None:
+    """Copies floats: whole vectors, then one at a time; or, if ``beyond``, whole vectors that may reach too far."""
     whole = e.at.and_(count, e.constant(-e.lanes))
+    if beyond is not None:
+        whole = e.at.select(beyond, e.at.and_(e.add(count, e.lanes - 1), e.constant(-e.lanes)), whole)
 
     def vector(i: Node, _: list[Node]) -> list[Node]:
         e.store(e.load(source, i), target, i)
@@ -406,16 +461,23 @@ def _moves(module: ir.Module, lanes: int, name: str, *, scattering: bool) -> ir.
     w = _Layout(e, description)
     counts, places, starts = (w.address(f) for f in (LiveField.COUNTS, LiveField.PLACES, LiveField.STARTS))
     first, rows = w.chunk(c)
-    _touch(e, values, e.read(starts, c, I64), e.read(starts, e.add(c, 1), I64))
+    last_value = e.read(starts, e.add(c, 1), I64)
+    _touch(e, values, e.read(starts, c, I64), last_value)
     segment = w.segments(first, rows, 0)
 
     def move(s: Node, carried: list[Node]) -> list[Node]:
         (at,) = carried
-        count = e.wide(counts, s, I16)
-        there, here = e.element(values, e.wide(places, s, I32), F32), e.element(ordered, at, F32)
-        source, target = (here, there) if scattering else (there, here)
-        _copy(e, source, target, count)
-        return [e.add(at, count)]
+        count, place = e.wide(counts, s, I16), e.wide(places, s, I32)
+        there, here = e.element(values, place, F32), e.element(ordered, at, F32)
+        end = e.add(at, count)
+        if scattering:
+            _copy(e, here, there, count)
+        else:
+            # What is written too far is overwritten by the next segment, unless that is another member's. As many
+            # values lie in a chunk's order as in its layout: one end stands for both.
+            inside = [e.less(e.add(i, e.add(count, lanes)), last_value) for i in (place, at)]
+            _copy(e, there, here, count, beyond=e.at.and_(*inside))
+        return [end]
 
     e.loop(segment, e.add(segment, e.mul(rows, w.panels)), move, [w.begin(c, e.constant(0))])
     e.at.ret_void()
@@ -445,60 +507,37 @@ def _gather(module: ir.Module, lanes: int) -> None:
 
 
 def _gather_transposed(module: ir.Module, lanes: int) -> None:
-    """Members take panels of the transposed matrix, which are rows of the matrix: their values lie together.
-
-    Columns of the matrix are gone through in order, and in each its rows: the next value of a row is always the one
-    after the last one taken, so that nothing but a position per row need be known.
-    """
-    panel = _transposed_panel(module, lanes)
+    """Members take panels of the transposed matrix, which are rows of the matrix: their values lie together."""
     made = function(module, "gather_transposed_share", [PTR] + [I64] * 4, exported=False)
-    description, values, ordered, part, team = made.args
+    description, values_word, ordered_word, part, team = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
+    places, starts = w.address(LiveField.PLACES), w.address(LiveField.STARTS)
+    values, ordered = e.at.inttoptr(values_word, PTR), e.at.inttoptr(ordered_word, PTR)
     low, high = _share(e, w.panels, part, team)
-    next_value = e.at.alloca(I64, size=w.width)
 
-    def one(p: Node, _: list[Node]) -> list[Node]:
-        arguments = [e.at.inttoptr(a, PTR) for a in (values, ordered)]
-        e.at.call(panel, [description, *arguments, next_value, p])
-        return []
+    def panel(p: Node, _: list[Node]) -> list[Node]:
+        _touch(e, values, e.read(starts, p, I64), e.read(starts, e.add(p, 1), I64))
 
-    e.loop(low, high, one)
-    e.at.ret_void()
-    in_team(module, "gather_transposed", made, 2)
+        def cell(c: Node, _: list[Node]) -> list[Node]:
+            def one(k: Node, _: list[Node]) -> list[Node]:
+                e.write(e.read(values, e.wide(places, k, I32), F32), ordered, k)
+                return []
 
+            def several(k: Node, _: list[Node]) -> list[Node]:
+                for i in range(_SIDE):
+                    one(e.add(k, i), [])
+                return []
 
-def _transposed_panel(module: ir.Module, lanes: int) -> ir.Function:
-    made = function(module, "transposed_panel", [PTR] * 4 + [I64], exported=False)
-    description, values, ordered, next_value, p = made.args
-    e = Emitter(made, lanes)
-    w = _Layout(e, description)
-    index, places, starts = (w.address(f) for f in (LiveField.INDEX, LiveField.PLACES, LiveField.STARTS))
-    first = e.mul(p, w.width)
-    mine = e.least(w.width, e.sub(w.columns, first))
-    _touch(e, values, e.read(starts, first, I64), e.read(starts, e.add(first, mine), I64))
-
-    def begin(i: Node, _: list[Node]) -> list[Node]:
-        e.write(e.read(starts, e.add(first, i), I64), next_value, i)
-        return []
-
-    e.loop(0, mine, begin)
-    place = e.element(places, e.mul(p, e.mul(w.rows, 2)), I32)
-
-    def row(r: Node, _: list[Node]) -> list[Node]:
-        low = e.wide(place, e.mul(r, 2), I32)
-        high = e.add(low, e.wide(place, e.add(e.mul(r, 2), 1), I32))
-
-        def one(k: Node, _: list[Node]) -> list[Node]:
-            i = e.wide(index, k, I16)
-            at = e.read(next_value, i, I64)
-            e.write(e.read(values, at, F32), ordered, k)
-            e.write(e.add(at, 1), next_value, i)
+            begin, end = w.begin(c, p), w.begin(c, e.add(p, 1))
+            whole = e.add(begin, e.mul(e.div(e.sub(end, begin), _SIDE), _SIDE))
+            e.loop(begin, whole, several, step=_SIDE)
+            e.loop(whole, end, one)
             return []
 
-        e.loop(low, high, one)
+        e.loop(0, w.chunks, cell)
         return []
 
-    e.loop(0, w.rows, row)
+    e.loop(low, high, panel)
     e.at.ret_void()
-    return made
+    in_team(module, "gather_transposed", made, 2)

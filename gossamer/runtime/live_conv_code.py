@@ -25,7 +25,7 @@ from llvmlite import ir
 
 from gossamer.runtime.emit import F32, I8, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
-from gossamer.runtime.live_code import across
+from gossamer.runtime.live_code import across, summed
 from gossamer.runtime.live_planes_code import add_planes
 
 __all__ = ["STRIDES", "WIDEST", "ConvField", "live_conv_kernels"]
@@ -297,19 +297,17 @@ def _dots(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function
 
             def some(k: Node, side: int) -> None:
                 reads = [_bytes(e, x_panel, e.wide(index, e.add(k, i), I32)) for i in range(side)]
-                # Fewer than four dot products at once are split, for additions not to wait for one another.
-                split = min(width, 4 // side)
-                totals: list[list[Node]] = [[e.number(0)] * split for _ in range(side)]
+                # Eight sums at a time, for additions not to wait for one another.
+                split = min(width, 8 // side)
+                totals: list[list[Node]] = [[] for _ in range(side)]
                 for v in range(width):
                     for total, read in zip(totals, reads, strict=True):
-                        total[v % split] = e.fma(held[v], e.load(read, lanes * stride * v, align), total[v % split])
-                flat = []
-                for parts in totals:
-                    whole = parts[0]
-                    for other in parts[1:]:
-                        whole = e.at.fadd(whole, other)
-                    flat.append(whole)
-                found = across(e, flat)
+                        loaded = e.load(read, lanes * stride * v, align)
+                        if v < split:
+                            total.append(e.at.fmul(held[v], loaded))
+                        else:
+                            total[v % split] = e.fma(held[v], loaded, total[v % split])
+                found = across(e, [summed(e, parts) for parts in totals])
                 target = e.element(sums, k, F32)
                 kind = found.type
                 (found,) = e.choose(

@@ -109,7 +109,7 @@ def test_lanes_without_a_token_do_not_reach_any_result() -> None:
 def test_a_layout_takes_a_few_bytes_per_live_value() -> None:
     positions = np.flatnonzero(np.random.default_rng(0).random(1 << 20) < 0.1)
     matrix = LiveMatrix((1024, 1024), positions, live_math())
-    assert matrix.resident_bytes < 6.5 * len(positions)
+    assert matrix.resident_bytes < 10 * len(positions)
 
 
 def test_kernels_compile_for_arm() -> None:
