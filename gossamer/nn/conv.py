@@ -13,6 +13,10 @@ from gossamer.errors import PlanError
 from gossamer.nn.dead import SeenPlanes
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
+from gossamer.runtime.conv_plan import Geometry
+from gossamer.runtime.live_conv import LiveConvolution
+from gossamer.runtime.live_conv_code import STRIDES
+from gossamer.runtime.live_planes import Blocks, planes_math
 
 __all__ = ["SparseConv2d"]
 
@@ -162,13 +166,62 @@ class SparseConv2d(SparseLayer):
                 return self._apply_to(x.float())
         return self._apply_to(x)
 
+    def live_convolution(self) -> LiveConvolution | None:
+        """The places laid out for compiled kernels; None where there are none for this device, type or stride."""
+        return self.laid_out(self._lay_out) if self.stride[1] in STRIDES else None
+
+    def _lay_out(self, positions: Tensor) -> LiveConvolution:
+        geometry = Geometry(self.kernel_size, self.stride, self.padding, self.padding, self.dilation)
+        shape = (self.out_channels, self.in_channels, *self.kernel_size)
+        return LiveConvolution(shape, geometry, positions.numpy(), planes_math())
+
     def _apply_to(self, x: Tensor) -> Tensor:
-        y: Tensor = _PlainConvolution.apply(x, self.values, self.bias, self)  # type: ignore[no-untyped-call]
+        live = self.live_convolution() if x.dtype is torch.float32 and x.is_cpu and x.numel() else None
+        if live is None:
+            y: Tensor = _PlainConvolution.apply(x, self.values, self.bias, self)  # type: ignore[no-untyped-call]
+        else:
+            y = _Convolution.apply(x, self.values, self.bias, self, live)  # type: ignore[no-untyped-call]
         return y
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
         return f"{super().extra_repr()}, stride={self.stride}, padding={self.padding}, dilation={self.dilation}"
+
+
+class _Convolution(torch.autograd.Function):
+    """The product and its two gradients on compiled kernels."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseConv2d, live: LiveConvolution
+    ) -> Tensor:
+        """W ⊛ X + b; the input is kept in the layout of the kernels, for the gradient of the values."""
+        size = (x.shape[2], x.shape[3])
+        x_frame, ctx.frame = live.frames(size)
+        blocks = live.math.pack(x.resolve_neg(), x_frame)
+        y = live.math.unpack(live.product(values, blocks, bias))
+        kept = ctx.needs_input_grad[1] or layer.watching
+        ctx.save_for_backward(values, blocks.data if kept else None)
+        ctx.live, ctx.layer, ctx.size = live, layer, size
+        return y
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of what needs one."""
+        values, x_data = ctx.saved_tensors
+        live, layer, size = ctx.live, ctx.layer, ctx.size
+        needs_x, needs_values, needs_bias, *_ = ctx.needs_input_grad
+        blocks = live.math.pack(dy.resolve_neg(), ctx.frame)
+        dx = live.math.unpack(live.input_gradient(values, blocks, size)) if needs_x else None
+        dvalues = None
+        if x_data is not None:
+            x = Blocks(x_data, len(dy), layer.in_channels, size, live.frames(size)[0], live.math.lanes)
+            dvalues = live.gradient(x, blocks) if needs_values else None
+            if layer.watching:
+                geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+                layer.saw(SeenPlanes(x.planes(), blocks.planes(), *geometry))
+        return dx, dvalues, dy.sum((0, 2, 3)) if needs_bias else None, None, None
 
 
 class _PlainConvolution(torch.autograd.Function):

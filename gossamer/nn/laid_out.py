@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import final
+from typing import Generic, TypeVar, final
 
 import torch
 from torch import Tensor
 
 from gossamer.runtime.cpu import unavailable
-from gossamer.runtime.live import LiveMatrix, live_math
 
 __all__ = ["LaidOut", "compiled"]
 
@@ -20,22 +20,24 @@ def compiled() -> bool:
     return unavailable() is None
 
 
+Kind = TypeVar("Kind")
+
+
 @final
-class LaidOut:
-    """A matrix for kernels, and the positions that it was made of.
+class LaidOut(Generic[Kind]):
+    """Positions in the order of kernels, and the tensor that they were made of.
 
     Args:
-        shape: (M, K).
+        make: lays positions out.
         positions: of the live values.
         before: what was laid out for an earlier content of the same tensor: then somebody writes into it (as
             DistributedDataParallel does with every buffer), and a copy is kept to see whether that changes anything.
     """
 
-    __slots__ = ("_copy", "_positions", "_version", "matrix")
+    __slots__ = ("_copy", "_positions", "_version", "made")
 
-    def __init__(self, shape: tuple[int, ...], positions: Tensor, before: LaidOut | None) -> None:
-        rows, columns = shape
-        self.matrix = LiveMatrix((rows, columns), positions.numpy(), live_math())
+    def __init__(self, make: Callable[[Tensor], Kind], positions: Tensor, before: LaidOut[Kind] | None) -> None:
+        self.made = make(positions)
         self._positions = positions
         self._version = positions._version
         written = before is not None and before._positions is positions

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +13,11 @@ from gossamer.errors import FormatError, PlanError
 from gossamer.nn.dead import Seen, gradient_at, largest_dead
 from gossamer.nn.laid_out import LaidOut, compiled
 from gossamer.nn.topology import Topology, index_dtype
-from gossamer.runtime.live import LiveMatrix
 
 __all__ = ["SparseLayer"]
+
+
+Kind = TypeVar("Kind")
 
 
 class SparseLayer(nn.Module, ABC):
@@ -47,7 +49,7 @@ class SparseLayer(nn.Module, ABC):
         self.register_parameter("bias", None if bias is None else nn.Parameter(bias.detach()))
         self._watched: int | None = None
         self._seen: list[Seen] = []
-        self._laid_out: LaidOut | None = None
+        self._laid_out: LaidOut[Any] | None = None
 
     @property
     def topology(self) -> Topology:
@@ -152,16 +154,20 @@ class SparseLayer(nn.Module, ABC):
         """Whether backward passes are being kept."""
         return self._watched is not None
 
-    def live_matrix(self) -> LiveMatrix | None:
+    def laid_out(self, lay_out: Callable[[Tensor], Kind]) -> Kind | None:
         """The places laid out for compiled kernels; None where there are none for this device or type.
+
+        Args:
+            lay_out: makes it of positions, the same at every call.
 
         Cost: some dozen nanoseconds per live value when the topology is new, else nothing.
         """
         if not self.positions.is_cpu or self.values.dtype is not torch.float32 or not compiled():
             return None
         if self._laid_out is None or not self._laid_out.serves(self.positions):
-            self._laid_out = LaidOut(self._matrix().shape, self.positions, self._laid_out)
-        return self._laid_out.matrix
+            self._laid_out = LaidOut(lay_out, self.positions, self._laid_out)
+        made: Kind = self._laid_out.made
+        return made
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from gossamer.errors import PlanError
 from gossamer.nn.dead import SeenTokens
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
-from gossamer.runtime.live import Batch, LiveMatrix
+from gossamer.runtime.live import Batch, LiveMatrix, live_math
 
 __all__ = ["SparseLinear"]
 
@@ -113,6 +113,13 @@ class SparseLinear(SparseLayer):
             with torch.autocast(x.device.type, enabled=False):
                 return self._apply_to(x.float())
         return self._apply_to(x)
+
+    def live_matrix(self) -> LiveMatrix | None:
+        """The places laid out for compiled kernels; None where there are none for this device or type."""
+        return self.laid_out(self._lay_out)
+
+    def _lay_out(self, positions: Tensor) -> LiveMatrix:
+        return LiveMatrix((self.out_features, self.in_features), positions.numpy(), live_math())
 
     def _apply_to(self, x: Tensor) -> Tensor:
         matrix = self.live_matrix() if x.dtype is torch.float32 and x.is_cpu and x.numel() else None

@@ -156,20 +156,24 @@ class LiveMatrix(CompiledProduct):
             raise PlanError(f"live values: found {len(positions)}, expected fewer than 2³¹")
         self.rows, self.columns, self.live = rows, columns, len(positions)
         self.math = math
-        row, column = np.divmod(positions, max(1, columns))
-        row_starts = np.zeros(rows + 1, np.int64)
-        np.cumsum(np.bincount(row, minlength=rows), out=row_starts[1:])
+        flat = np.ascontiguousarray(positions, np.int64)
+        row_starts = np.searchsorted(flat, np.arange(rows + 1) * columns).astype(np.int64)
         density = self.live / max(1, rows * columns)
         tile_bytes = 4 * math.lanes * math.kernels.most_vectors
-        self._forward = _Layout(rows, columns, row, column, _width(columns, density, tile_bytes), math.openmp)
-        self._forward.serve_matrix(row_starts)
-        # Sixteen bits are sorted in linear time.
-        kind = np.uint16 if columns <= 1 << 16 else np.int64
-        by_column = np.argsort(column.astype(kind), kind="stable")
-        self._backward = _Layout(
-            columns, rows, column[by_column], row[by_column], _width(rows, density, tile_bytes), math.openmp
-        )
-        self._backward.serve_transposed(row_starts, by_column)
+        width, height = _width(columns, density, tile_bytes), _width(rows, density, tile_bytes)
+        counts = np.zeros((rows, max(1, -(-columns // width))), np.uint32)
+        transposed = np.zeros((columns, max(1, -(-rows // height))), np.uint32)
+        sizes = (flat.ctypes.data, row_starts.ctypes.data, rows, columns, width, height)
+        math.kernels.count_places(*sizes, counts.ctypes.data, transposed.ctypes.data)
+        self._forward = _Layout(counts, columns, width, math.openmp)
+        self._backward = _Layout(transposed, rows, height, math.openmp)
+        places = np.empty(self.live, np.uint32)
+        fields = (self._forward.following(), self._forward.index, self._backward.following(), self._backward.index)
+        math.kernels.fill_places(*sizes, *(array.ctypes.data for array in (*fields, places)))
+        chunk_rows = np.minimum(np.arange(self._forward.chunks + 1) * self._forward.step, rows)
+        panel_rows = np.minimum(np.arange(self._backward.panels + 1) * height, rows)
+        self._forward.serve(self._forward.sources(), row_starts[chunk_rows])
+        self._backward.serve(places, row_starts[panel_rows])
 
     def product(self, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
         """W·X + b.
@@ -234,49 +238,43 @@ class _Layout:
     """One matrix in the order of the kernels, without values.
 
     Args:
-        rows: M.
+        counts: uint32 [rows, panels], lengths of segments.
         columns: K.
-        row: [live], ascending.
-        column: [live], ascending within a row.
         width: columns per panel.
         pool: where threads come from.
     """
 
-    def __init__(self, rows: int, columns: int, row: Array, column: Array, width: int, pool: OpenMP) -> None:
-        self.rows, self.columns, self.width, self.step = rows, columns, width, _step(rows)
-        self.panels, self.chunks = max(1, -(-columns // width)), max(1, -(-rows // self.step))
-        panel = column // width
-        counts = np.bincount(row * self.panels + panel, minlength=rows * self.panels).reshape(rows, self.panels)
+    def __init__(self, counts: Array, columns: int, width: int, pool: OpenMP) -> None:
+        rows, panels = counts.shape
+        self.rows, self.panels, self.step = rows, panels, _step(rows)
+        self.chunks = max(1, -(-rows // self.step))
         # [chunks, panels, rows of a chunk]: rows of a cell by falling length; the last chunk is filled up with -1.
-        padded = np.full((self.chunks * self.step, self.panels), -1, np.int32)
+        padded = np.full((self.chunks * self.step, panels), -1, np.int32)
         padded[:rows] = counts
-        cells = padded.reshape(self.chunks, self.step, self.panels).transpose(0, 2, 1)
-        slots = np.argsort((width - cells).astype(np.uint32 if width >= 1 << 16 else np.uint16), axis=2, kind="stable")
+        cells = padded.reshape(self.chunks, self.step, panels).transpose(0, 2, 1)
+        # Sixteen bits are sorted in linear time.
+        keys = (width - cells).astype(np.uint32 if width >= (1 << 16) - 1 else np.uint16)
+        slots = np.argsort(keys, axis=2, kind="stable")
         lengths = np.take_along_axis(cells, slots, axis=2)
         real = lengths >= 0
-        order = (slots + (np.arange(self.chunks) * self.step)[:, None, None])[real]
-        panel_of = np.broadcast_to(np.arange(self.panels)[None, :, None], real.shape)[real]
+        self._order = (slots + (np.arange(self.chunks) * self.step)[:, None, None])[real]
+        self._panel_of = np.broadcast_to(np.arange(panels)[None, :, None], real.shape)[real]
         lengths = lengths[real]
         begins = np.concatenate([[0], np.cumsum(lengths)])
-        per_cell = real.sum(axis=2).ravel()
-        self._order, self._panel_of = order, panel_of
-        self._sources = np.concatenate([[0], np.cumsum(counts.ravel())])[:-1].reshape(rows, self.panels)
-        self._targets = np.empty((rows, self.panels), np.int64)
-        self._targets[order, panel_of] = begins[:-1]
-        self._of_entry = np.repeat((self._targets - self._sources).ravel(), counts.ravel()) + np.arange(len(row))
-        index = np.empty(len(row), np.uint16)
-        index[self._of_entry] = column - panel * width
+        self._counts, self._begins = counts, begins[:-1]
+        self.index = np.empty(int(begins[-1]), np.uint16)
+        cell_begins = begins[np.concatenate([[0], np.cumsum(real.sum(axis=2).ravel())])]
         self._arrays: list[Array] = [
-            np.concatenate([order, np.zeros(8, np.int64)]).astype(np.uint32),
+            np.concatenate([self._order, np.zeros(8, np.int64)]).astype(np.uint32),
             lengths.astype(np.uint16),
-            begins[np.concatenate([[0], np.cumsum(per_cell)])].astype(np.int64),
-            index,
+            cell_begins.astype(np.int64),
+            self.index,
         ]
         self._description = describe(pool)
         for field, number in {
             LiveField.ROWS: rows,
             LiveField.COLUMNS: columns,
-            LiveField.PANELS: self.panels,
+            LiveField.PANELS: panels,
             LiveField.WIDTH: width,
             LiveField.CHUNKS: self.chunks,
             LiveField.STEP: self.step,
@@ -288,23 +286,25 @@ class _Layout:
             self._description[field] = number
         self.address: int = self._description.ctypes.data
 
-    def serve_matrix(self, row_starts: Array) -> None:
-        """Values come row by row."""
-        firsts = row_starts[np.minimum(np.arange(self.chunks + 1) * self.step, self.rows)]
-        self._serve(self._sources[self._order, self._panel_of].astype(np.uint32), firsts)
+    def following(self) -> Array:
+        """int64 [rows, panels]: where each segment begins in this order."""
+        made = np.zeros(self._counts.shape, np.int64)
+        made[self._order, self._panel_of] = self._begins
+        return made
 
-    def serve_transposed(self, column_starts: Array, order: Array) -> None:
-        """Values come column by column; in the order of rows they are those that ``order`` names."""
-        firsts = column_starts[np.minimum(np.arange(self.panels + 1) * self.width, self.columns)]
-        places = np.empty(len(order), np.uint32)
-        places[self._of_entry] = order
-        self._serve(places, firsts)
+    def sources(self) -> Array:
+        """In the order of segments: where each begins among values that come row by row."""
+        ends = np.cumsum(self._counts, dtype=np.int64)
+        begins = ends.reshape(self._counts.shape) - self._counts
+        made: Array = begins[self._order, self._panel_of]
+        return made
 
-    def _serve(self, places: Array, starts: Array) -> None:
-        made = [np.ascontiguousarray(places), np.ascontiguousarray(starts, np.int64)]
+    def serve(self, places: Array, starts: Array) -> None:
+        """Completes the description, after which what only its making needed is gone."""
+        made: list[Array] = [np.ascontiguousarray(places, np.uint32), np.ascontiguousarray(starts, np.int64)]
         self._arrays += made
         self._description[LiveField.PLACES], self._description[LiveField.STARTS] = (a.ctypes.data for a in made)
-        del self._order, self._panel_of, self._sources, self._targets, self._of_entry
+        del self._order, self._panel_of, self._counts, self._begins
 
     @property
     def resident_bytes(self) -> int:
@@ -323,4 +323,4 @@ def _width(columns: int, density: float, tile_bytes: int) -> int:
 
 def _step(rows: int) -> int:
     """Rows per chunk: a chunk of outputs should stay in the second-level cache, and there should be some to share."""
-    return max(32, min(256, -(-rows // 8)))
+    return max(64, min(256, -(-rows // 4)))

@@ -21,8 +21,9 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_layout import add_changes
+from gossamer.runtime.live_places import add_places
 
-__all__ = ["LiveField", "live_kernels", "most_vectors"]
+__all__ = ["LiveField", "across", "live_kernels", "most_vectors", "summed"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -31,6 +32,9 @@ _AHEAD = 4
 
 _LINE = 16
 """Floats of a cache line."""
+
+_SECOND_CACHE = 1 << 18
+"""Bytes of activations that stay in the second-level cache."""
 
 _SIDE = 4
 """Values that are moved in one step of a loop."""
@@ -60,7 +64,7 @@ def most_vectors(lanes: int) -> int:
 
 
 def live_kernels(lanes: int) -> str:
-    """LLVM IR of a module with seven entry points, each with a description first and a number of threads last.
+    """LLVM IR of a module with entry points that have a description first and a number of threads last.
 
     ``multiply(layout, values, x, y, bias, tiles, vectors, threads)`` is Y = W·X + b; bias may be null.
 
@@ -70,7 +74,8 @@ def live_kernels(lanes: int) -> str:
     ``gather(layout, values, ordered, threads)`` brings values into the order of a matrix's layout, and
     ``gather_transposed`` into that of a transposed matrix's.
 
-    ``pack`` and ``unpack`` change the layout of activations: `live_layout`.
+    ``pack`` and ``unpack`` change the layout of activations: `live_layout`. ``count_places`` and
+    ``fill_places``, without description and threads, lay out positions: `live_places`.
 
     Args:
         lanes: floats per vector register, a power of two from 4 on.
@@ -85,6 +90,7 @@ def live_kernels(lanes: int) -> str:
     _gather(module, lanes)
     _gather_transposed(module, lanes)
     add_changes(module, lanes)
+    add_places(module)
     return str(module)
 
 
@@ -224,25 +230,54 @@ def _product(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
 
 
 def _multiply(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -> None:
-    """Members take chunks, or tiles of chunks where there are few: a chunk's weights serve all tiles from a cache."""
+    """Members take tiles, or where there are few, tiles of chunks.
+
+    What several tiles read stays in the second-level cache: the activations of a block of tiles, for all chunks, or if
+    those of one tile are too large, the weights of a chunk, for all tiles.
+    """
     made = function(module, "multiply_share", [PTR] + [I64] * 8, exported=False)
     description, values, x, y, bias, tiles, vectors, part, team = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     span = e.mul(vectors, lanes * 4)
-    low, high = _share(e, e.mul(w.chunks, tiles), part, team)
+    others = [e.at.inttoptr(a, PTR) for a in (values, bias)]
 
-    def unit(u: Node, _: list[Node]) -> list[Node]:
-        c = e.div(u, tiles)
-        t = e.sub(u, e.mul(c, tiles))
+    def unit(c: Node, t: Node) -> None:
         x_tile, y_tile = (
             e.at.inttoptr(e.add(base, e.mul(t, e.mul(size, span))), PTR) for base, size in ((x, w.columns), (y, w.rows))
         )
-        others = [e.at.inttoptr(a, PTR) for a in (values, bias)]
         _one_of(e, vectors, products, [description, others[0], x_tile, y_tile, others[1], c])
-        return []
 
-    e.loop(low, high, unit)
+    with e.at.if_else(e.less(tiles, e.mul(team, 2))) as (few, many):
+        with few:
+            low, high = _share(e, e.mul(w.chunks, tiles), part, team)
+
+            def piece(u: Node, _: list[Node]) -> list[Node]:
+                c = e.div(u, tiles)
+                unit(c, e.sub(u, e.mul(c, tiles)))
+                return []
+
+            e.loop(low, high, piece)
+        with many:
+            low, high = _share(e, tiles, part, team)
+            fitting = e.div(_SECOND_CACHE, e.add(e.mul(w.columns, span), 1))
+            block = e.at.select(e.equal(fitting, 0), tiles, fitting)
+
+            def some(t: Node, _: list[Node]) -> list[Node]:
+                end = e.least(high, e.add(t, block))
+
+                def chunk(c: Node, _: list[Node]) -> list[Node]:
+                    def tile(i: Node, _: list[Node]) -> list[Node]:
+                        unit(c, i)
+                        return []
+
+                    e.loop(t, end, tile)
+                    return []
+
+                e.loop(0, w.chunks, chunk)
+                return []
+
+            e.loop(low, high, some, step=block)
     e.at.ret_void()
     in_team(module, "multiply", made, 6)
 
@@ -282,7 +317,7 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
                             total.append(e.at.fmul(held[v], loaded))
                         else:
                             total[v % split] = e.fma(held[v], loaded, total[v % split])
-                found = _across(e, [_sum(e, parts) for parts in totals])
+                found = across(e, [summed(e, parts) for parts in totals])
                 target = e.element(sums, k, F32)
                 kind = found.type
 
@@ -314,7 +349,7 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     return made
 
 
-def _sum(e: Emitter, terms: list[Node]) -> Node:
+def summed(e: Emitter, terms: list[Node]) -> Node:
     """The sum of some vectors, of halves at a time."""
     while len(terms) > 1:
         half = (len(terms) + 1) // 2
@@ -323,7 +358,7 @@ def _sum(e: Emitter, terms: list[Node]) -> Node:
     return terms[0]
 
 
-def _across(e: Emitter, vectors: list[Node]) -> Node:
+def across(e: Emitter, vectors: list[Node]) -> Node:
     """The sums over the lanes of 1, 2 or 4 vectors, side by side; a single one as a number."""
 
     def folded(a: Node) -> Node:
