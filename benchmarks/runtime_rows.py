@@ -160,17 +160,21 @@ def quartiles(ms: list[float]) -> list[float]:
 
 def _contestants(setting: Setting) -> Iterator[tuple[str, tuple[PeerKind, ...], float]]:
     """Name of a folder, who runs the file in it, and how many zeros that has."""
-    slow = setting.batch > 1 and not _has_bf16()  # a minute and a half per run of BERT-base, batch 16
-    yield "dense", tuple(kind for kind in _DENSE_KINDS if not (slow and kind is PeerKind.OPENVINO_BF16)), 0.0
+    slow: set[PeerKind] = set()  # without instructions for them: a minute and a half per run of BERT-base, batch 16
+    if setting.batch > 1 and not _has("avx512_bf16", "amx_bf16", "bf16"):
+        slow.add(PeerKind.OPENVINO_BF16)
+    if setting.batch > 1 and not _has("avx512_vnni", "avx_vnni", "asimddp"):
+        slow.add(PeerKind.ONNXRUNTIME_INT8)
+    yield "dense", tuple(kind for kind in _DENSE_KINDS if kind not in slow), 0.0
     for sparsity in setting.deepsparse:
         yield f"pruned-{sparsity:g}", (PeerKind.DEEPSPARSE,), sparsity
 
 
-def _has_bf16() -> bool:
-    """Whether Linux says that the processor multiplies in bfloat16."""
+def _has(*instructions: str) -> bool:
+    """Whether Linux says that the processor has any of them."""
     file = Path("/proc/cpuinfo")
     flags = file.read_text(encoding="utf-8").split() if file.exists() else []
-    return bool({"avx512_bf16", "amx_bf16", "bf16"}.intersection(flags))
+    return not set(instructions).isdisjoint(flags)
 
 
 def _name(kind: PeerKind, sparsity: float) -> str:

@@ -26,7 +26,8 @@ def spell_out(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     """Replaces attention and transformer layers of ``torch.nn`` by the same in Linear layers, in place.
 
     Args:
-        network: in eval mode; weights are shared, not copied. Subclasses are left alone, for they may do other things.
+        network: in eval mode; weights are shared, not copied. Subclasses are left alone, for they may do other
+            things, and so is what has forward hooks.
 
     Returns:
         The network (another module if it was such a layer itself), and the names of the Linear layers that are new.
@@ -61,6 +62,8 @@ def spell_out(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 
 def _written_out(module: nn.Module) -> bool:
+    if module._forward_hooks or module._forward_pre_hooks:  # whoever wants to be called must be
+        return False
     if type(module) in (nn.MultiheadAttention, FewerHeads):
         attention = cast(nn.MultiheadAttention, module)
         return attention.bias_k is None and attention.bias_v is None and not attention.add_zero_attn

@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 
 from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, PlaneTiles, planes_as_blocks
 from gossamer.runtime.convolution import SparseConv
+from gossamer.runtime.depthwise import PlaneDepthwise, TiledDepthwise
 from gossamer.runtime.pooling import PlanePool, TiledPool
 from gossamer.runtime.slabs import Slabs
 
@@ -73,11 +74,11 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
     """
     lanes = 1
     graph, modules = traced.graph, dict(traced.named_modules())
-    tiled: dict[fx.Node, SparseConv | PlanePool] = {}
+    tiled: dict[fx.Node, SparseConv | PlanePool | PlaneDepthwise] = {}
     for node in graph.nodes:
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         planes = all(len(shapes.get(n, ())) == 4 for n in (node, *node.all_input_nodes)) and not node.kwargs
-        if isinstance(layer, PlanePool) and planes:
+        if isinstance(layer, (PlanePool, PlaneDepthwise)) and planes:
             tiled[node] = layer
         if isinstance(layer, SparseConv) and layer.dimensions == 2 and planes:
             tiled[node] = layer
@@ -99,10 +100,15 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
             node.replace_input_with(value, found)
         if inside:
             name = f"tiled_{node.name}"
-            chosen = tiled[node]
-            traced.add_submodule(name, TiledPool(chosen) if isinstance(chosen, PlanePool) else TiledConv(chosen))
+            traced.add_submodule(name, _on_tiles(tiled[node]))
             node.target = name
     return len(tiled)
+
+
+def _on_tiles(layer: SparseConv | PlanePool | PlaneDepthwise) -> nn.Module:
+    if isinstance(layer, PlanePool):
+        return TiledPool(layer)
+    return TiledDepthwise(layer) if isinstance(layer, PlaneDepthwise) else TiledConv(layer)
 
 
 def _reads_planes(layer: nn.Module, node: fx.Node, value: fx.Node) -> bool:

@@ -19,6 +19,7 @@ from gossamer.runtime.group_code import Way
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ConvolutionKernels, PackKernels, load
 from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.strips import in_strips
 from gossamer.runtime.threads import openmp
 
 __all__ = ["SparseConv", "geometry_of", "product_of", "refusal"]
@@ -184,7 +185,7 @@ class SparseConv(nn.Module):
                 found = f"found residual {tuple(residual.shape)} {residual.dtype}"
                 raise RuntimeError(f"SparseConv: {found}, expected {(*outer, product.rows, *places)} torch.float32")
             residual = residual.resolve_neg().contiguous()
-        y = product(x.resolve_neg().contiguous().view(-1, product.channels, *size), residual)
+        y = in_strips(product, x.resolve_neg().contiguous().view(-1, product.channels, *size), residual)
         return y.view(*outer, product.rows, *(y.shape[3:] if n == 1 else y.shape[2:]))
 
     def _refusal(self, x: Tensor) -> str:

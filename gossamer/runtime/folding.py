@@ -11,6 +11,8 @@ from torch import fx, nn
 from gossamer.network.inspect import owner_of
 from gossamer.runtime.conv_layout import hand_on_tiles
 from gossamer.runtime.convolution import SparseConv
+from gossamer.runtime.cpu import Processor
+from gossamer.runtime.depthwise import PlaneDepthwise
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.graph import Either, activation_of, adds, captured, drop_identities
 from gossamer.runtime.pooling import PlanePool
@@ -135,6 +137,7 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
             assert isinstance(before, fx.Node)
             last = before
         graph.erase_node(node)
+    modules = dict(traced.named_modules())
     for node in list(graph.nodes):
         pool = modules.get(str(node.target)) if node.op == "call_module" else None
         if type(pool) is nn.MaxPool2d and sparse and not node.kwargs:
@@ -142,9 +145,25 @@ def fuse_convolutions(network: nn.Module, arguments: tuple[Any, ...]) -> nn.Modu
             if planes is not None:
                 node.target = f"planes_{node.name}"
                 traced.add_submodule(node.target, planes)
+        elif sparse and pool is not None and PlaneDepthwise.takes(pool) and len(node.args) == 1 and not node.kwargs:
+            _fuse_depthwise(traced, node, sparse[0].product.kernels.processor, memory)
     hand_on_tiles(traced, shapes, memory)
     graph.lint()
     return Either(fx.GraphModule(traced, graph).eval(), network, arguments)
+
+
+def _fuse_depthwise(traced: fx.GraphModule, node: fx.Node, processor: Processor, memory: Slabs) -> None:
+    """A depthwise convolution, and the activation that alone reads it, become one node."""
+    modules = dict(traced.named_modules())
+    layer = cast(nn.Conv2d, modules[str(node.target)])
+    user = _only_user(node)
+    activation = None if user is None else activation_of(user, modules)
+    name = f"depthwise_{node.name}"
+    traced.add_submodule(name, PlaneDepthwise.of(layer, activation or Activation.NONE, processor, openmp(), memory))
+    node.target = name
+    if user is not None and activation is not None:
+        user.replace_all_uses_with(node)
+        traced.graph.erase_node(user)
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

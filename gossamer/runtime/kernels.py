@@ -13,6 +13,7 @@ from gossamer.runtime import (
     codegen,
     conv_code,
     conv_edge,
+    depthwise_code,
     emit,
     epilogue,
     gate_code,
@@ -44,6 +45,7 @@ from gossamer.runtime.kernel_cache import Code, Engine, object_code_of
 __all__ = [
     "ATTENTION",
     "CONVOLUTIONS",
+    "DEPTHWISE",
     "GATES",
     "LIVE",
     "LIVE_CONVOLUTIONS",
@@ -53,6 +55,7 @@ __all__ = [
     "VECTORS",
     "AttentionKernels",
     "ConvolutionKernels",
+    "DepthwiseKernels",
     "GateKernels",
     "KernelSet",
     "LiveConvolutionKernels",
@@ -76,6 +79,11 @@ CONVOLUTIONS = Code(
     (conv_code, conv_edge, pool_code, group_code, value_code, epilogue, brain, emit, layout),
 )
 """Convolutions over planes, and pooling."""
+
+DEPTHWISE = Code(
+    "depthwise", depthwise_code.depthwise_kernels, (depthwise_code, conv_edge, epilogue, brain, emit, layout)
+)
+"""Depthwise convolutions over planes."""
 
 PACKERS = Code(
     "packers",
@@ -164,6 +172,17 @@ class ConvolutionKernels(KernelSet):
         super().__init__(object_code, processor)
         self.convolve = self._engine.function("convolve", 7)
         self.pool = self._engine.function("pool", 6)
+
+
+@final
+class DepthwiseKernels(KernelSet):
+    """The entry points of `DEPTHWISE`."""
+
+    code: ClassVar[Code] = DEPTHWISE
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.depthwise = self._engine.function("depthwise", 6)
 
 
 @final

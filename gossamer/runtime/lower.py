@@ -137,7 +137,7 @@ def _lowered(
     tuner = Tuner(Memory.of_this_machine(), jit=not why_not)
     case = _Case(dense, network, arguments, expected, weights, seen, tuner)
     many = any(tokens_of(seen[n[0]]) >= TILES_FROM for n, _ in weights if n[0] in seen and case.is_linear(n[0]))
-    tiles = many and not why_not and not untraceable(network, arguments)
+    tiles = many and not why_not and not _any_hooked(network) and not untraceable(network, arguments)
     form = _layer_by_layer(case, tiled=tiles)
     if all(choice.kernel == "dense" for choice in form.choices):
         return Lowered(dense, form.choices, Parameters(dense))
@@ -210,6 +210,9 @@ def _layer_by_layer(case: _Case, *, tiled: bool) -> _Form:
         if name not in case.seen:
             choices[name] = kept_dense(name, layer, "the layer was not called with the example inputs")
             continue
+        if _hooked(layer):
+            choices[name] = kept_dense(name, layer, "the layer has forward hooks, which another one would not call")
+            continue
         if isinstance(layer, (nn.LSTM, nn.GRU)):
             chosen, choices[name] = choose_recurrent(case.tuner, name, layer, case.seen[name])
         else:
@@ -239,6 +242,15 @@ def _start(case: _Case) -> nn.Module:
     return folded if changed and not case.differs(folded) else network
 
 
+def _hooked(module: nn.Module) -> bool:
+    """Whether somebody wants to be called when a module runs."""
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def _any_hooked(network: nn.Module) -> bool:
+    return any(_hooked(module) for module in network.modules())
+
+
 def _copied(network: nn.Module) -> nn.Module:
     """Modules of its own, the same tensors: layers can be replaced in one and not in the other."""
     held = [*network.parameters(), *network.buffers()]
@@ -250,15 +262,17 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
     forms = {"dense": case.dense, "module replacement": form.network}
     network, why_not = form.network, ""
     inside: tuple[str, ...] = ()
-    if any(isinstance(module, SparseConv) for module in network.modules()):
+    if _any_hooked(network):
+        why_not = "modules have forward hooks, which a captured network would not call"
+    if not why_not and any(isinstance(module, SparseConv) for module in network.modules()):
         fused = fuse_convolutions(network, case.arguments)
         if fused is not network and not case.differs(fused):
             forms["fused convolutions"] = network = fused
-    if any(isinstance(module, VectorLinear) for module in form.network.modules()):
+    if not why_not and any(isinstance(module, VectorLinear) for module in form.network.modules()):
         chained = chain_vectors(form.network, case.arguments)
         if chained is not form.network and not case.differs(chained):
             forms["chained vectors"] = chained
-    if any(isinstance(module, GroupedLinear) for module in network.modules()):
+    if not why_not and any(isinstance(module, GroupedLinear) for module in network.modules()):
         made = feature_major(network, case.arguments, tiler())
         if isinstance(made, str):
             why_not = made

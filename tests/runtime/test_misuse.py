@@ -260,3 +260,26 @@ def test_packed_sequences_that_do_not_fit_their_rows_are_refused(wins: Callable[
     for sizes in ([3, 3], [1, 2], [2, 0, 1]):
         with pytest.raises(RuntimeError, match="batch sizes"):
             fast(PackedSequence(torch.randn(3, 16), torch.tensor(sizes)))
+
+
+def test_forward_hooks_are_called_as_before(wins: Callable[[object], None]) -> None:
+    wins(tiles_win)
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True)
+    model = nn.Sequential(nn.Linear(32, 32), nn.ReLU(), nn.Sequential(nn.Linear(32, 32), nn.ReLU()), block).eval()
+    for layer in (model[0], model[2][0], block.linear1):
+        thinned(layer)
+    called: list[str] = []
+    model[0].register_forward_hook(lambda module, inputs, output: called.append("first"))
+    model[2].register_forward_pre_hook(lambda module, inputs: called.append("second"))
+    block.self_attn.register_forward_hook(lambda module, inputs, output: called.append("attention"))
+    x = torch.randn(2, 20, 32)
+    fast: Lowered = gs.lower(model, x)  # type: ignore[operator]
+    with torch.inference_mode():
+        expected = model(x)
+        called.clear()
+        torch.testing.assert_close(fast(x), expected, rtol=1e-5, atol=1e-5)
+    assert called[:2] == ["first", "second"]
+    kernels = {c.layer: (c.kernel, c.reason) for c in fast.explain()}
+    assert kernels["0"] == ("dense", "the layer has forward hooks, which another one would not call")
+    assert kernels["2.0"][0] == "sliced"
