@@ -1,10 +1,12 @@
 """Sparse training: networks that are sparse from the first step to the last, or become so on the way.
 
 `sparsify` replaces layers, `Sparsifier.step` moves their live weights after the optimiser's steps, `harvest` gives
-encodings back. A method is a drop score, a grow score and a schedule (`Parts`); those of the literature have names.
+encodings back. A method is a drop score, a grow score and a schedule (`Parts`); those of the literature have names. `from_dense` has the
+methods that hold dense weights for some of their steps, `callbacks` steps inside other people's loops; `gossamer.train.wire`
+has sparse gradients between processes.
 """
 
-from gossamer.train import allocation, drop, grow, schedule, scope, structure
+from gossamer.train import allocation, callbacks, drop, from_dense, grow, schedule, scope, structure
 from gossamer.train.checkpoint import Checkpoint
 from gossamer.train.convert import harvest, masks_of, sparse_layers, sparsify
 from gossamer.train.method import Parts, PruneAndGrow, SparseTraining
@@ -23,6 +25,7 @@ from gossamer.train.methods import (
     TopKAST,
 )
 from gossamer.train.sparsifier import Sparsifier, Update
+from gossamer.train.winners import KWinners
 
 __all__ = [
     "DSR",
@@ -33,6 +36,7 @@ __all__ = [
     "DeepR",
     "Developmental",
     "GradualMagnitude",
+    "KWinners",
     "NofM",
     "Parts",
     "PruneAndGrow",
@@ -44,7 +48,9 @@ __all__ = [
     "TopKAST",
     "Update",
     "allocation",
+    "callbacks",
     "drop",
+    "from_dense",
     "grow",
     "harvest",
     "masks_of",
