@@ -1,9 +1,9 @@
 """Sparse training: networks that are sparse from the first step to the last, or become so on the way.
 
 `sparsify` replaces layers, `Sparsifier.step` moves their live weights after the optimiser's steps, `harvest` gives
-encodings back. A method is a drop score, a grow score and a schedule (`Parts`); those of the literature have names. `from_dense` has the
-methods that hold dense weights for some of their steps, `callbacks` steps inside other people's loops; `gossamer.train.wire`
-has sparse gradients between processes.
+encodings back. A method is a drop score, a grow score and a schedule (`Parts`); those of the literature have names.
+`from_dense` has the methods that hold dense weights for some of their steps, `callbacks` steps inside other people's
+loops; `gossamer.train.wire` has sparse gradients between processes.
 """
 
 from gossamer.train import allocation, callbacks, drop, from_dense, grow, schedule, scope, structure

@@ -71,8 +71,9 @@ class _Linear(LayerKind):
 @final
 class _Conv2d(LayerKind):
     def accepts(self, module: nn.Module) -> bool:
-        plain = isinstance(module, nn.Conv2d) and type(module).forward is nn.Conv2d.forward
-        return plain and module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
+            return False
+        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
 
     def sparse(self, module: nn.Module, mask: Tensor) -> SparseLayer:
         return SparseConv2d.of(cast(nn.Conv2d, module), mask)
@@ -95,12 +96,12 @@ def sparsify(
     data: Iterable[Any] | None = None,
     loss: Loss = F.cross_entropy,
 ) -> nn.Module:
-    """Replace a network's Linear layers by sparse ones, **in place**; make the optimiser afterwards.
+    """Replace a network's Linear and Conv2d layers by sparse ones, **in place**; make the optimiser afterwards.
 
-    All Linear layers are meant, the first and the last one too, unless ``only`` or ``skip`` of the method say
-    otherwise. Left as they are: layers that the allocation leaves full (small ones, under Erdős–Rényi), frozen ones,
-    those that share their weight, have hooks or parametrizations, or lie inside attention modules, which read their
-    weights themselves.
+    All Linear and Conv2d layers (without groups) are meant, the first and the last one too, unless ``only`` or ``skip``
+    of the method say otherwise. Left as they are: layers that the allocation leaves full (small ones, under
+    Erdős–Rényi), frozen ones, those that share their weight, have hooks or parametrizations, or lie inside attention
+    modules, which read their weights themselves.
 
     Args:
         model: on the CPU, float32.

@@ -17,7 +17,7 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -70,8 +70,6 @@ class DenseMethod(ABC):
         only: glob patterns of tensors' names; empty: the weights of all Linear and convolution layers.
         skip: glob patterns of tensors to leave alone.
     """
-
-    regrows: ClassVar[bool] = False
 
     only: str | tuple[str, ...] = ()
     skip: str | tuple[str, ...] = ()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -42,8 +42,6 @@ class Feedback(DenseMethod):
 
     Source: Lin, Stich, Barba, Dmitriev and Jaggi 2020, arXiv 2006.07253, section 4, algorithm 1.
     """
-
-    regrows: ClassVar[bool] = True
 
     prune: Method = field(default_factory=lambda: Magnitude(sparsity=0.9))
     every: int = 16
@@ -93,8 +91,6 @@ class HardThresholding(DenseMethod):
     Source: Blumensath and Davies 2009, Appl. Comput. Harmon. Anal. 27, equation 11; Jin et al. 2016, arXiv 1607.05423,
         section 3 (for networks; its phases with zeros held are `Phases`).
     """
-
-    regrows: ClassVar[bool] = True
 
     prune: Method = field(default_factory=lambda: Magnitude(sparsity=0.9))
     every: int = 1
