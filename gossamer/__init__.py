@@ -30,18 +30,24 @@ __all__ = [
     "load",
     "lower",
     "methods",
+    "nn",
     "presets",
     "prune",
     "quantize",
     "share",
     "shrink",
+    "train",
 ]
 
 
 def __getattr__(name: str) -> object:
-    # `lower` brings the compiler along; everything else starts without it.
+    # `lower`, `nn` and `train` bring the compiler along; everything else starts without it.
     if name == "lower":
         from gossamer.runtime.lower import lower
 
         return lower
+    if name in ("nn", "train"):
+        import importlib
+
+        return importlib.import_module(f"gossamer.{name}")
     raise AttributeError(f"module 'gossamer' has no attribute {name!r}")

@@ -5,7 +5,8 @@ weight's dimensions after the first (a convolution's inputs are unfolded):
 
 - "count" [1]: rows (samples, tokens, pixels) seen; "sum" Σ x, "sq" Σ x², "zeros" Σ [x = 0], each [in];
 - "gram" [in, in]: Σ x·xᵀ;
-- "grad" Σ dL/dw and "grad_sq" Σ (dL/dw)², a summand per batch, shape of the weight.
+- "grad" Σ dL/dw and "grad_sq" Σ (dL/dw)², a summand per batch, shape of the weight;
+- "initial_grad", "hessian_grad" and "flow", of a network before training, shape of the weight: see `initial`.
 
 `Encoding.hand_down` turns them into those of a child (a factor, a gate, what channels were kept).
 """
@@ -24,6 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from gossamer.drive.initial import AT_START, initial
 from gossamer.drive.progress import Progress
 from gossamer.drive.tune import Loss
 from gossamer.encoding.node import INPUT_STATISTICS, Encoding
@@ -76,11 +78,10 @@ def gather(
 
     Cost: a forward pass per batch, a backward pass for gradients, [in, in] numbers per layer for "gram".
     """
-    unknown = needs - INPUT_STATISTICS - OF_GRADIENTS
+    known = INPUT_STATISTICS | OF_GRADIENTS | AT_START
+    unknown = needs - known
     if unknown:
-        raise PlanError(
-            f"found a need for {sorted(unknown)}, expected some of {sorted(INPUT_STATISTICS | OF_GRADIENTS)}"
-        )
+        raise PlanError(f"found a need for {sorted(unknown)}, expected some of {sorted(known)}")
     network = copy.deepcopy(model).eval()
     for spec in specs:
         assign(network, spec.names, trees[spec.name].to_dense().detach().to(spec.dtype, copy=True))
@@ -92,6 +93,13 @@ def gather(
         {key: canonical[n] for key, n in parameters.items() if canonical[n] in weights}, needs & INPUT_STATISTICS
     )
     found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
+    if needs & AT_START:
+        at_start = initial(network, needs, list(itertools.islice(data, batches)), loss)
+        for spec in specs:
+            for key, value in at_start.get(spec.name, {}).items() if spec.name in found else ():
+                found[spec.name][key] = value.permute(spec.output_first) if spec.output_first else value
+        if not needs - AT_START:
+            return found
     seen = 0
     total = min(batches, len(cast(Any, data))) if hasattr(data, "__len__") else batches
     for batch in itertools.islice(data, batches):

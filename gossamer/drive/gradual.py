@@ -52,6 +52,12 @@ class Gradual(Stage):
         for method in self.methods:
             if not isinstance(method, Method):
                 raise PlanError(f"Gradual: found {type(method).__name__} among methods, expected pruning methods")
+            if method.needs - FROM_STEPS:
+                needs = ", ".join(sorted(method.needs - FROM_STEPS))
+                raise PlanError(
+                    f"Gradual: found {type(method).__name__}, which needs {needs}, expected a method that training "
+                    "steps can rank for; in a recipe of its own it runs"
+                )
             method.at(0.5)  # refuses a method without degrees now rather than in the middle of training
         if self.tune.held_out is not None:
             raise PlanError("Gradual: found held_out in tune, expected it in a Tune entry afterwards")

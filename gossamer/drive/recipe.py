@@ -195,10 +195,16 @@ def example_for(method: Method, data: Iterable[Any] | None) -> Any:
 
 
 def run_method(method: Method, state: State, evidence: Mapping[str, Evidence] | None = None) -> None:
-    """Plan a method over the current trees and carry the plan out; without evidence what it needs is gathered."""
+    """Plan a method over the current trees and carry the plan out; without evidence what it needs is gathered.
+
+    A method of several passes is planned so many times, with new evidence of what the one before left.
+    """
     bound = method.bind(state.model, example_for(method, state.data))
-    planned = plan_method(bound, state.source(), state.evidence(bound) if evidence is None else evidence)
-    state.trees |= apply_plan(planned, state.source())
+    passes = bound.passes if evidence is None else 1
+    for k in range(1, passes + 1):
+        now = bound if k == passes else bound.at(k / passes)
+        planned = plan_method(now, state.source(), state.evidence(bound) if evidence is None else evidence)
+        state.trees |= apply_plan(planned, state.source())
     state.plans.append(plan_json(method, planned))
     for site, why in planned.skipped.items():
         state.skipped.setdefault(site, f"{type(method).__name__}: {why}")

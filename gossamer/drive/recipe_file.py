@@ -20,8 +20,10 @@ from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import (
+    SNIP,
     Block,
     Columns,
+    GraSP,
     HardThreshold,
     KernelPattern,
     LatencyTable,
@@ -31,6 +33,7 @@ from gossamer.methods.prune import (
     Random,
     Rows,
     Sensitivity,
+    SynFlow,
     Taylor,
     Unstructured,
 )
@@ -56,6 +59,9 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "prune.Random": Random,
         "prune.Taylor": Taylor,
         "prune.Movement": Movement,
+        "prune.SNIP": SNIP,
+        "prune.GraSP": GraSP,
+        "prune.SynFlow": SynFlow,
         "prune.HardThreshold": HardThreshold,
         "prune.Unstructured": Unstructured,
         "prune.Rows": Rows,

@@ -141,6 +141,11 @@ class Method(ABC):
         return frozenset()
 
     @property
+    def passes(self) -> int:
+        """How often it is carried out, each time as ``at(k / passes)`` with evidence of what the last one left."""
+        return 1
+
+    @property
     def runs_network(self) -> bool:
         """Whether `bind` runs the network on example inputs; drivers take a batch only then."""
         return False

@@ -118,14 +118,10 @@ class Emitter:
         one = self.at.insert_element(undefined, value, ir.Constant(I32, 0))
         return self.shuffle(one, one, [0] * self.lanes)
 
-    def prefetch(self, base: Node, index: Node, kind: Node = F32, *, nearest: bool = True) -> None:
+    def prefetch(self, base: Node, index: Node, kind: Node = F32, *, near: bool = True) -> None:
         """Asks for the cache line of ``base[index]``, which may lie beyond what may be read.
 
-        Args:
-            base: an address.
-            index: of an element.
-            kind: of elements.
-            nearest: whether the line is also wanted in the first-level cache.
+        Into all caches, or, if not ``near``, into those beyond the first.
         """
         known = self.made.module.globals.get("llvm.prefetch.p0")
         if known is None:
@@ -133,7 +129,7 @@ class Emitter:
                 self.made.module, ir.FunctionType(ir.VoidType(), [PTR, I32, I32, I32]), "llvm.prefetch.p0"
             )
         address = self.at.gep(base, [self.constant(index)], source_etype=kind)
-        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3 if nearest else 2, 1))])  # to read, data
+        self.at.call(known, [address, *(ir.Constant(I32, i) for i in (0, 3 if near else 2, 1))])  # to read; data
 
     def shuffle(self, a: Node, b: Node, lanes: Sequence[int]) -> Node:
         """Lane i of the result is lane ``lanes[i]`` of a followed by b."""

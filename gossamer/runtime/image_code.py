@@ -259,10 +259,10 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
         later = [e.wide(order, e.add(e.mul(e.add(g, AHEAD), rows), r), I32) for r in range(rows)]
         with e.at.if_then(waiting):
             for i in later:
-                _fetch(e, e.element(sums_at, e.mul(i, sums_line), F32), width, nearest=True)
+                _fetch(e, e.element(sums_at, e.mul(i, sums_line), F32), width, near=True)
         with e.at.if_then(adding):
             for i in later:
-                _fetch(e, e.element(residual, e.mul(i, r_line), F32), width, nearest=True)
+                _fetch(e, e.element(residual, e.mul(i, r_line), F32), width, near=True)
 
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at, channel = carried
@@ -348,4 +348,4 @@ class _Inputs:
 
 def _fetch(e: Emitter, address: Node, vectors: int, *, nearest: bool = False) -> None:
     for offset in range(0, 4 * e.lanes * vectors, _LINE):
-        e.prefetch(address, offset, I8, nearest=nearest)
+        e.prefetch(address, offset, I8, near=nearest)

@@ -21,6 +21,11 @@ from gossamer.runtime import (
     image_code,
     image_edge_code,
     layout,
+    live_code,
+    live_conv_code,
+    live_layout,
+    live_places,
+    live_planes_code,
     matching_code,
     pack_code,
     pack_parts,
@@ -45,6 +50,8 @@ __all__ = [
     "DEPTHWISE",
     "GATES",
     "IMAGES",
+    "LIVE",
+    "LIVE_CONVOLUTIONS",
     "PACKERS",
     "ROWS",
     "TILES",
@@ -55,6 +62,8 @@ __all__ = [
     "GateKernels",
     "ImageKernels",
     "KernelSet",
+    "LiveConvolutionKernels",
+    "LiveKernels",
     "PackKernels",
     "RowKernels",
     "TileKernels",
@@ -104,6 +113,17 @@ VECTORS = Code(
     (vector_code, bitmap_code, vector_fields, vector_packing, vector_values, epilogue, brain, emit, layout),
 )
 """Products with one or a few vectors."""
+
+LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, live_places, brain, emit, layout), vectorise=False)
+"""Products and gradients of layers that train with live weights only."""
+
+LIVE_CONVOLUTIONS = Code(
+    "live_convolutions",
+    live_conv_code.live_conv_kernels,
+    (live_conv_code, live_planes_code, live_code, brain, emit, layout),
+    vectorise=False,
+)
+"""The same for convolutions."""
 
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))
 """Softmax attention over feature-major tiles."""
@@ -250,6 +270,39 @@ class AttentionKernels(KernelSet):
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         super().__init__(object_code, processor)
         self.attend = self._engine.function("attend", 8)
+
+
+@final
+class LiveKernels(KernelSet):
+    """The entry points of `LIVE`."""
+
+    code: ClassVar[Code] = LIVE
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.most_vectors = live_code.most_vectors(processor.lanes)
+        self.multiply = self._engine.function("multiply", 8)
+        self.weigh = self._engine.function("weigh", 8)
+        self.gather = self._engine.function("gather", 4)
+        self.pack = self._engine.function("pack", 8)
+        self.unpack = self._engine.function("unpack", 8)
+        self.count_places = self._engine.function("count_places", 8)
+        self.fill_places = self._engine.function("fill_places", 11)
+        self.gather_transposed = self._engine.function("gather_transposed", 4)
+
+
+@final
+class LiveConvolutionKernels(KernelSet):
+    """The entry points of `LIVE_CONVOLUTIONS`."""
+
+    code: ClassVar[Code] = LIVE_CONVOLUTIONS
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.multiply = self._engine.function("multiply", 7)
+        self.weigh = self._engine.function("weigh", 6)
+        self.pack = self._engine.function("pack", 7)
+        self.unpack = self._engine.function("unpack", 7)
 
 
 Kind = TypeVar("Kind", bound=KernelSet)

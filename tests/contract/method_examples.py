@@ -10,8 +10,10 @@ from torch import Tensor, nn
 from gossamer.methods.base import Method
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
 from gossamer.methods.prune import (
+    SNIP,
     Block,
     Columns,
+    GraSP,
     HardThreshold,
     KernelPattern,
     LatencyTable,
@@ -22,6 +24,7 @@ from gossamer.methods.prune import (
     Rows,
     Scored,
     Sensitivity,
+    SynFlow,
     Taylor,
     Unstructured,
 )
@@ -76,6 +79,9 @@ METHODS: Mapping[str, Method] = {
     "taylor-fisher": Taylor(sparsity=0.5, form="fisher", scope="lamp"),
     "movement": Movement(sparsity=0.5, scope="global"),
     "movement-blocks": Movement(sparsity=0.5, structure=Block(3, 5)),
+    "snip": SNIP(sparsity=0.5, scope="uniform"),
+    "grasp": GraSP(sparsity=0.5, scope="uniform"),
+    "synflow": SynFlow(sparsity=0.5, steps=3, scope="uniform"),
     "hard-threshold": HardThreshold(threshold=0.05),
     "hard-threshold-relative": HardThreshold(threshold=0.5, relative=True, structure=Block(1, 2)),
     **{f"kmeans-{bits}": KMeans(bits=bits) for bits in (1, 4, 8)},

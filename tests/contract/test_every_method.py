@@ -91,6 +91,9 @@ def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
                 "grad": signed,
                 "grad_sq": signed.square(),
                 "movement": signed,
+                "initial_grad": signed,
+                "hessian_grad": signed,
+                "flow": signed.abs(),
                 **statistics(prod(node.dense_shape()[1:])),
             }
     return found

@@ -2,20 +2,25 @@
 
 from gossamer.methods.prune.allocate import Sensitivity
 from gossamer.methods.prune.budgeted import Budgeted
+from gossamer.methods.prune.grasp import GraSP
 from gossamer.methods.prune.kernel_pattern import KernelPattern
 from gossamer.methods.prune.latency import LatencyTable
 from gossamer.methods.prune.magnitude import Magnitude
 from gossamer.methods.prune.movement import Movement
 from gossamer.methods.prune.random import Random
 from gossamer.methods.prune.scored import Scored
+from gossamer.methods.prune.snip import SNIP
 from gossamer.methods.prune.structure import Block, Columns, NofM, Rows, Structure, Unstructured
+from gossamer.methods.prune.synflow import SynFlow
 from gossamer.methods.prune.taylor import Taylor
 from gossamer.methods.prune.threshold import HardThreshold
 
 __all__ = [
+    "SNIP",
     "Block",
     "Budgeted",
     "Columns",
+    "GraSP",
     "HardThreshold",
     "KernelPattern",
     "LatencyTable",
@@ -27,6 +32,7 @@ __all__ = [
     "Scored",
     "Sensitivity",
     "Structure",
+    "SynFlow",
     "Taylor",
     "Unstructured",
 ]

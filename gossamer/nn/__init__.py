@@ -1,0 +1,8 @@
+"""Layers whose parameters are the live weights only, for training that is sparse from the first step to the last."""
+
+from gossamer.nn.conv import SparseConv2d
+from gossamer.nn.layer import SparseLayer
+from gossamer.nn.linear import SparseLinear
+from gossamer.nn.topology import Topology
+
+__all__ = ["SparseConv2d", "SparseLayer", "SparseLinear", "Topology"]

@@ -1,0 +1,326 @@
+"""The places of a weight's live values laid out for the kernels, and what a training step computes with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gossamer.errors import PlanError
+from gossamer.runtime.compiled import CompiledProduct
+from gossamer.runtime.cpu import Level, host, wanted_level
+from gossamer.runtime.grouped import describe
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import LiveKernels, load
+from gossamer.runtime.live_code import LiveField
+from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.spmm import workspace
+from gossamer.runtime.threads import OpenMP, openmp
+
+__all__ = ["Batch", "LiveMath", "LiveMatrix", "live_math"]
+
+_WORTH_A_TEAM = 120_000
+"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
+
+_WORTH_COPYING_TOGETHER = 1 << 16
+"""Floats from which on a change of layout is worth a team."""
+
+_CACHE = 28672
+"""Bytes of a panel of activations that stay in the first-level cache."""
+
+Array = npt.NDArray[Any]
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Activations [tokens, features] as tiles [tiles, features, tile]; lanes beyond the last token are zero.
+
+    Args:
+        data: float32, contiguous, aligned to a vector.
+        tokens: how many there are.
+    """
+
+    data: Tensor
+    tokens: int
+
+
+@final
+class LiveMath(CompiledProduct):
+    """The kernels at one instruction set, and changes of layout. Immutable.
+
+    Args:
+        kernels: compiled code.
+        pool: where threads come from.
+    """
+
+    def __init__(self, kernels: LiveKernels, pool: OpenMP) -> None:
+        self.kernels = kernels
+        self.openmp = pool
+        self.lanes = kernels.processor.lanes
+        self.memory = Slabs()
+        self._description = describe(pool)
+        self._address: int = self._description.ctypes.data
+
+    def batch(self, rows: Tensor) -> Batch:
+        """float32 [tokens, features] → tiles.
+
+        Args:
+            rows: elements of a row are adjacent. Not checked.
+        """
+        tokens, features = rows.shape
+        tiles, vectors = self.split(tokens)
+        tile = vectors * self.lanes
+        made = self.memory.empty(tiles, features, tile)
+        stride = rows.stride(0) if tokens > 1 else features
+        threads = self._threads(tokens * features)
+        self.kernels.pack(self._address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
+        return Batch(made, tokens)
+
+    def rows(self, batch: Batch) -> Tensor:
+        """Tiles → [tokens, features], contiguous."""
+        _, features, tile = batch.data.shape
+        made = torch.empty(batch.tokens, features)
+        threads = self._threads(batch.tokens * features)
+        self.kernels.unpack(
+            self._address,
+            made.data_ptr(),
+            features,
+            batch.data.data_ptr(),
+            batch.tokens,
+            features,
+            tile // self.lanes,
+            threads,
+        )
+        return made
+
+    def split(self, tokens: int) -> tuple[int, int]:
+        """Tiles, and vectors per tile, for so many tokens: as few tiles as there can be, all equally wide.
+
+        Example:
+            >>> tiles, vectors = live_math().split(100)
+            >>> 100 <= tiles * vectors * live_math().lanes < 100 + tiles * live_math().lanes
+            True
+        """
+        tiles = -(-tokens // (self.kernels.most_vectors * self.lanes))
+        # Tiles of which the last is not empty: its lanes then are those of the last tokens.
+        vectors = -(-tokens // (tiles * self.lanes))
+        return -(-tokens // (vectors * self.lanes)), vectors
+
+    def _threads(self, floats: int) -> int:
+        return 1 if floats < _WORTH_COPYING_TOGETHER else self.openmp.threads()
+
+
+def live_math(level: Level | None = None) -> LiveMath:
+    """The kernels at an instruction set; None for what GOSSAMER_ISA asks for, else the processor's own.
+
+    Raises:
+        PlanError: this processor lacks the instruction set.
+    """
+    return _live_math(wanted_level() if level is None else level)
+
+
+@cache
+def _live_math(level: Level) -> LiveMath:
+    return LiveMath(load(LiveKernels, host(level), cache_directory()), openmp())
+
+
+@final
+class LiveMatrix(CompiledProduct):
+    """Where the live values of a weight W [M, K] are, laid out for W·X, Wᵀ·dY and dY·Xᵀ; it holds no values.
+
+    Immutable: one object may be used by many threads and modules.
+
+    Args:
+        shape: (M, K).
+        positions: int [live], row · K + column, ascending. Order is not checked.
+        math: kernels.
+
+    Raises:
+        PlanError: there are 2³¹ live values or more.
+
+    Cost: 8 bytes per live value, for its place in W and in Wᵀ, and 16 per row and panel of columns, which has some 16
+        live values; a product takes as many multiply-adds per token as there are live values.
+    Exact: each result is one sum in float32 in an order that depends on the places and the number of tokens, not on the
+        number of threads.
+    """
+
+    def __init__(self, shape: tuple[int, int], positions: Array, math: LiveMath) -> None:
+        rows, columns = shape
+        if len(positions) >= 1 << 31:
+            raise PlanError(f"live values: found {len(positions)}, expected fewer than 2³¹")
+        self.rows, self.columns, self.live = rows, columns, len(positions)
+        self.math = math
+        flat = np.ascontiguousarray(positions, np.int64)
+        row_starts = np.searchsorted(flat, np.arange(rows + 1) * columns).astype(np.int64)
+        density = self.live / max(1, rows * columns)
+        tile_bytes = 4 * math.lanes * math.kernels.most_vectors
+        width, height = _width(columns, density, tile_bytes), _width(rows, density, tile_bytes)
+        counts = np.zeros((rows, max(1, -(-columns // width))), np.uint32)
+        transposed = np.zeros((columns, max(1, -(-rows // height))), np.uint32)
+        sizes = (flat.ctypes.data, row_starts.ctypes.data, rows, columns, width, height)
+        math.kernels.count_places(*sizes, counts.ctypes.data, transposed.ctypes.data)
+        self._forward = _Layout(counts, columns, width, math.openmp)
+        self._backward = _Layout(transposed, rows, height, math.openmp)
+        places = np.empty(self.live, np.uint32)
+        fields = (self._forward.following(), self._forward.index, self._backward.following(), self._backward.index)
+        math.kernels.fill_places(*sizes, *(array.ctypes.data for array in (*fields, places)))
+        chunk_rows = np.minimum(np.arange(self._forward.chunks + 1) * self._forward.step, rows)
+        panel_rows = np.minimum(np.arange(self._backward.panels + 1) * height, rows)
+        self._forward.serve(self._forward.sources(), row_starts[chunk_rows])
+        self._backward.serve(places, row_starts[panel_rows])
+
+    def product(self, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
+        """W·X + b.
+
+        Args:
+            values: float32 [live], contiguous.
+            x: of K features.
+            bias: float32 [M], contiguous, or None.
+        """
+        return self._product(self._forward, self.math.kernels.gather, values, x, bias)
+
+    def transposed_product(self, values: Tensor, dy: Batch) -> Batch:
+        """Wᵀ·dY.
+
+        Args:
+            values: float32 [live], contiguous.
+            dy: of M features.
+        """
+        return self._product(self._backward, self.math.kernels.gather_transposed, values, dy, None)
+
+    def _product(self, layout: _Layout, gather: Any, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
+        tiles, _, tile = x.data.shape
+        vectors = tile // self.math.lanes
+        y = self.math.memory.empty(tiles, layout.rows, tile)
+        ordered = workspace().address(self.live + 64)
+        threads = self._threads(tiles * vectors)
+        gather(layout.address, values.data_ptr(), ordered, threads)
+        self.math.kernels.multiply(
+            layout.address,
+            ordered,
+            x.data.data_ptr(),
+            y.data_ptr(),
+            0 if bias is None else bias.data_ptr(),
+            tiles,
+            vectors,
+            threads,
+        )
+        return Batch(y, x.tokens)
+
+    def gradient(self, x: Batch, dy: Batch) -> Tensor:
+        """dY·Xᵀ at the live places, float32 [live]."""
+        tiles, _, tile = x.data.shape
+        vectors = tile // self.math.lanes
+        made = torch.empty(self.live)
+        sums = workspace().address(self.live + 64)
+        addresses = (t.data_ptr() for t in (x.data, dy.data))
+        threads = self._threads(tiles * vectors)
+        self.math.kernels.weigh(self._forward.address, *addresses, sums, made.data_ptr(), tiles, vectors, threads)
+        return made
+
+    def _threads(self, vectors: int) -> int:
+        return 1 if self.live * vectors < _WORTH_A_TEAM else self.math.openmp.threads()
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        return self._forward.resident_bytes + self._backward.resident_bytes
+
+
+@final
+class _Layout:
+    """One matrix in the order of the kernels, without values.
+
+    Args:
+        counts: uint32 [rows, panels], lengths of segments.
+        columns: K.
+        width: columns per panel.
+        pool: where threads come from.
+    """
+
+    def __init__(self, counts: Array, columns: int, width: int, pool: OpenMP) -> None:
+        rows, panels = counts.shape
+        self.rows, self.panels, self.step = rows, panels, _step(rows)
+        self.chunks = max(1, -(-rows // self.step))
+        # [chunks, panels, rows of a chunk]: rows of a cell by falling length; the last chunk is filled up with -1.
+        padded = np.full((self.chunks * self.step, panels), -1, np.int32)
+        padded[:rows] = counts
+        cells = padded.reshape(self.chunks, self.step, panels).transpose(0, 2, 1)
+        # Sixteen bits are sorted in linear time.
+        keys = (width - cells).astype(np.uint32 if width >= (1 << 16) - 1 else np.uint16)
+        slots = np.argsort(keys, axis=2, kind="stable")
+        lengths = np.take_along_axis(cells, slots, axis=2)
+        real = lengths >= 0
+        self._order = (slots + (np.arange(self.chunks) * self.step)[:, None, None])[real]
+        self._panel_of = np.broadcast_to(np.arange(panels)[None, :, None], real.shape)[real]
+        lengths = lengths[real]
+        begins = np.concatenate([[0], np.cumsum(lengths)])
+        self._counts, self._begins = counts, begins[:-1]
+        self.index = np.empty(int(begins[-1]), np.uint16)
+        cell_begins = begins[np.concatenate([[0], np.cumsum(real.sum(axis=2).ravel())])]
+        self._arrays: list[Array] = [
+            np.concatenate([self._order, np.zeros(8, np.int64)]).astype(np.uint32),
+            lengths.astype(np.uint16),
+            cell_begins.astype(np.int64),
+            self.index,
+        ]
+        self._description = describe(pool)
+        for field, number in {
+            LiveField.ROWS: rows,
+            LiveField.COLUMNS: columns,
+            LiveField.PANELS: panels,
+            LiveField.WIDTH: width,
+            LiveField.CHUNKS: self.chunks,
+            LiveField.STEP: self.step,
+            LiveField.ORDER: self._arrays[0].ctypes.data,
+            LiveField.COUNTS: self._arrays[1].ctypes.data,
+            LiveField.CELLS: self._arrays[2].ctypes.data,
+            LiveField.INDEX: self._arrays[3].ctypes.data,
+        }.items():
+            self._description[field] = number
+        self.address: int = self._description.ctypes.data
+
+    def following(self) -> Array:
+        """int64 [rows, panels]: where each segment begins in this order."""
+        made = np.zeros(self._counts.shape, np.int64)
+        made[self._order, self._panel_of] = self._begins
+        return made
+
+    def sources(self) -> Array:
+        """In the order of segments: where each begins among values that come row by row."""
+        ends = np.cumsum(self._counts, dtype=np.int64)
+        begins = ends.reshape(self._counts.shape) - self._counts
+        made: Array = begins[self._order, self._panel_of]
+        return made
+
+    def serve(self, places: Array, starts: Array) -> None:
+        """Completes the description, after which what only its making needed is gone."""
+        made: list[Array] = [np.ascontiguousarray(places, np.uint32), np.ascontiguousarray(starts, np.int64)]
+        self._arrays += made
+        self._description[LiveField.PLACES], self._description[LiveField.STARTS] = (a.ctypes.data for a in made)
+        del self._order, self._panel_of, self._counts, self._begins
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        return sum(array.nbytes for array in self._arrays)
+
+
+def _width(columns: int, density: float, tile_bytes: int) -> int:
+    """Columns per panel: activations should stay in the first-level cache, and segments should not get short."""
+    width = _CACHE / tile_bytes
+    width = max(width, min(2.3 * width, 16 / max(density, 1e-9)))
+    width = max(width, min(10 * width, 8 / max(density, 1e-9)))
+    panels = max(1, round(columns / width))
+    return max(1, min(1 << 16, -(-columns // panels)))
+
+
+def _step(rows: int) -> int:
+    """Rows per chunk: a chunk of outputs should stay in the second-level cache, and there should be some to share."""
+    return max(64, min(256, -(-rows // 4)))

@@ -1,0 +1,543 @@
+"""Kernels for a layer that trains with live weights only, as LLVM IR: products, and the gradient of the weights.
+
+A matrix [M, K] is cut into chunks of rows and panels of columns. In each such cell a row's non-zeros are one segment.
+Segments of a cell lie by length, so that the end of each is foreseen by the processor; the layout holds places only,
+and values are brought into its order before they are used: into memory that stays in a cache and that all layers share.
+
+Activations are feature-major tiles [tiles, features, tile], a tile being up to `most_vectors` vectors of tokens.
+
+- *product*: one row of Y in registers while a segment is gone through; per non-zero one scalar meets one row of X.
+- *gradient*: one row of dY in registers; per non-zero a dot product with one row of X, four of which are summed across
+  lanes together. Sums over tiles stay in the layout's order until the last one.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Any, final
+
+from llvmlite import ir
+
+from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.layout import in_team
+from gossamer.runtime.live_layout import add_changes
+from gossamer.runtime.live_places import add_places
+
+__all__ = ["LiveField", "across", "live_kernels", "most_vectors", "summed"]
+
+Node = Any  # llvmlite has no type stubs
+
+_AHEAD = 4
+"""Segments ahead of the one at hand whose rows of activations are asked for; orders are longer by as many."""
+
+_LINE = 16
+"""Floats of a cache line."""
+
+_SECOND_CACHE = 1 << 18
+"""Bytes of activations that stay in the second-level cache."""
+
+_SIDE = 4
+"""Values that are moved in one step of a loop."""
+
+
+class LiveField(IntEnum):
+    """Where kernels find what in the description of a layout, beside ``layout.Pool``."""
+
+    ROWS = 0
+    COLUMNS = 1
+    PANELS = 2
+    WIDTH = 3  # columns per panel
+    CHUNKS = 4
+    STEP = 5  # rows per chunk
+    ORDER = 6  # uint32 [CHUNKS, PANELS, rows of the chunk] and a few more: the row of each segment
+    COUNTS = 7  # uint16, as ORDER: how many non-zeros it has
+    CELLS = 8  # int64 [CHUNKS · PANELS + 1]: the first non-zero of each cell
+    INDEX = 9  # uint16 [non-zeros], column within the panel
+    PLACES = 10  # of a matrix: uint32, as ORDER: where the segment's values begin among all values.
+    #              of a transposed one: uint32 [non-zeros]: where each value is among all values
+    STARTS = 15  # int64: the first value of each chunk of a matrix, of each panel of a transposed one; and the end
+
+
+def most_vectors(lanes: int) -> int:
+    """Vectors of tokens per tile for which there is code: as many sums as hide the latency of an addition."""
+    return 4 if lanes == 16 else 8
+
+
+def live_kernels(lanes: int) -> str:
+    """LLVM IR of a module with entry points that have a description first and a number of threads last.
+
+    ``multiply(layout, values, x, y, bias, tiles, vectors, threads)`` is Y = W·X + b; bias may be null.
+
+    ``weigh(layout, x, dy, sums, gradient, tiles, vectors, threads)`` is dW = dY·Xᵀ at the live places, in the order of
+    the values; ``sums`` is room for one float per non-zero.
+
+    ``gather(layout, values, ordered, threads)`` brings values into the order of a matrix's layout, and
+    ``gather_transposed`` into that of a transposed matrix's.
+
+    ``pack`` and ``unpack`` change the layout of activations: `live_layout`. ``count_places`` and
+    ``fill_places``, without description and threads, lay out positions: `live_places`.
+
+    Args:
+        lanes: floats per vector register, a power of two from 4 on.
+
+    Returns:
+        The module's text.
+    """
+    module = ir.Module("gossamer_live")
+    widths = range(1, most_vectors(lanes) + 1)
+    _multiply(module, lanes, {v: _product(module, lanes, v) for v in widths})
+    _weigh(module, lanes, {v: _dots(module, lanes, v) for v in widths}, _scatter(module, lanes))
+    _gather(module, lanes)
+    _gather_transposed(module, lanes)
+    add_changes(module, lanes)
+    add_places(module)
+    return str(module)
+
+
+@final
+class _Layout:
+    """The fields of a description, as kernels read them."""
+
+    def __init__(self, e: Emitter, description: Node) -> None:
+        self.e = e
+        self.description = description
+        self.rows, self.columns, self.panels, self.width, self.chunks, self.step = (
+            self.word(f)
+            for f in (
+                LiveField.ROWS,
+                LiveField.COLUMNS,
+                LiveField.PANELS,
+                LiveField.WIDTH,
+                LiveField.CHUNKS,
+                LiveField.STEP,
+            )
+        )
+
+    def word(self, field: LiveField) -> Node:
+        """An integer."""
+        return self.e.read(self.description, int(field), I64)
+
+    def address(self, field: LiveField) -> Node:
+        """An array."""
+        return self.e.read(self.description, int(field), PTR)
+
+    def chunk(self, c: Node) -> tuple[Node, Node]:
+        """A chunk's first row, and how many it has."""
+        first = self.e.mul(c, self.step)
+        return first, self.e.least(self.step, self.e.sub(self.rows, first))
+
+    def segments(self, first: Node, rows: Node, panel: Node) -> Node:
+        """Number of the first segment of a cell."""
+        return self.e.add(self.e.mul(first, self.panels), self.e.mul(panel, rows))
+
+    def begin(self, c: Node, panel: Node) -> Node:
+        """The first non-zero of a cell."""
+        return self.e.read(self.address(LiveField.CELLS), self.e.add(self.e.mul(c, self.panels), panel), I64)
+
+
+def _share(e: Emitter, whole: Node, part: Node, team: Node) -> tuple[Node, Node]:
+    """A member's share of so many pieces of work."""
+    low, high = (e.div(e.mul(e.add(part, i), whole), team) for i in range(2))
+    return low, high
+
+
+def _one_of(e: Emitter, vectors: Node, made: dict[int, ir.Function], arguments: list[Node]) -> None:
+    """Calls the function for tiles of so many vectors."""
+    after = e.made.append_basic_block()
+    for count, one in made.items():
+        yes, no = e.made.append_basic_block(), e.made.append_basic_block()
+        e.at.cbranch(e.equal(vectors, count), yes, no)
+        e.at.position_at_end(yes)
+        e.at.call(one, arguments)
+        e.at.branch(after)
+        e.at.position_at_end(no)
+    e.at.branch(after)
+    e.at.position_at_end(after)
+
+
+def _ask(e: Emitter, base: Node, index: Node, floats: int) -> None:
+    """Asks for the cache lines of so many floats."""
+    for line in range(0, floats, _LINE):
+        e.prefetch(base, e.add(index, line))
+
+
+def _ask_next_panel(e: Emitter, x_panel: Node, width: Node, done: Node, tile: int) -> None:
+    """Asks for a row of the panel of activations after this one, a row per segment: they are used out of order."""
+    for line in range(0, tile, _LINE):
+        e.prefetch(x_panel, e.add(e.mul(e.add(width, done), tile), line), near=False)
+
+
+def _product(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
+    """The rows of one chunk times one tile."""
+    made = function(module, f"product_{vectors}", [PTR] * 5 + [I64], exported=False)
+    description, values, x, y, bias, c = made.args
+    e = Emitter(made, lanes)
+    w = _Layout(e, description)
+    tile, align = lanes * vectors, lanes * 4
+    side = max(1, 8 // vectors) if vectors * 2 <= 8 else 1  # sums side by side, to hide the latency of additions
+    order, counts, index = (w.address(f) for f in (LiveField.ORDER, LiveField.COUNTS, LiveField.INDEX))
+    first, rows = w.chunk(c)
+    biased = e.at.not_(e.equal(e.at.ptrtoint(bias, I64), 0))
+
+    def panel(p: Node, _: list[Node]) -> list[Node]:
+        x_panel = e.element(x, e.mul(p, e.mul(w.width, tile)), F32)
+        opening = e.equal(p, 0)
+        from_bias = e.at.and_(opening, biased)
+        segment = w.segments(first, rows, p)
+
+        def row(s: Node, carried: list[Node]) -> list[Node]:
+            (at,) = carried
+            r = e.wide(order, s, I32)
+            _ask(e, y, e.mul(e.wide(order, e.add(s, _AHEAD), I32), tile), tile)
+            _ask_next_panel(e, x_panel, w.width, e.sub(s, segment), tile)
+            y_row = e.element(y, e.mul(r, tile), F32)
+
+            def before() -> list[Node]:
+                return e.choose(
+                    from_bias, lambda: [e.spread(e.read(bias, r, F32))] * vectors, lambda: [e.number(0)] * vectors
+                )
+
+            sums = e.choose(opening, before, lambda: [e.load(y_row, lanes * v, align) for v in range(vectors)])
+            end = e.add(at, e.wide(counts, s, I16))
+
+            def one(k: Node, sums: list[Node]) -> list[Node]:
+                weight = e.spread(e.read(values, k, F32))
+                x_row = e.element(x_panel, e.mul(e.wide(index, k, I16), tile), F32)
+                return [e.fma(weight, e.load(x_row, lanes * v, align), s) for v, s in enumerate(sums)]
+
+            if side > 1:
+
+                def several(k: Node, carried: list[Node]) -> list[Node]:
+                    return [s for i in range(side) for s in one(e.add(k, i), carried[i * vectors : (i + 1) * vectors])]
+
+                whole = e.add(at, e.mul(e.div(e.sub(end, at), side), side))
+                partial = e.loop(at, whole, several, sums + [e.number(0)] * (vectors * (side - 1)), side)
+                sums = e.loop(whole, end, one, partial[:vectors])
+                for i in range(1, side):
+                    sums = [e.at.fadd(a, b) for a, b in zip(sums, partial[i * vectors :][:vectors], strict=True)]
+            else:
+                sums = e.loop(at, end, one, sums)
+            for v, total in enumerate(sums):
+                e.store(total, y_row, lanes * v, align)
+            return [end]
+
+        e.loop(segment, e.add(segment, rows), row, [w.begin(c, p)])
+        return []
+
+    e.loop(0, w.panels, panel)
+    e.at.ret_void()
+    return made
+
+
+def _multiply(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -> None:
+    """Members take tiles, or where there are few, tiles of chunks.
+
+    What several tiles read stays in the second-level cache: the activations of a block of tiles, for all chunks, or if
+    those of one tile are too large, the weights of a chunk, for all tiles.
+    """
+    made = function(module, "multiply_share", [PTR] + [I64] * 8, exported=False)
+    description, values, x, y, bias, tiles, vectors, part, team = made.args
+    e = Emitter(made, lanes)
+    w = _Layout(e, description)
+    span = e.mul(vectors, lanes * 4)
+    others = [e.at.inttoptr(a, PTR) for a in (values, bias)]
+
+    def unit(c: Node, t: Node) -> None:
+        x_tile, y_tile = (
+            e.at.inttoptr(e.add(base, e.mul(t, e.mul(size, span))), PTR) for base, size in ((x, w.columns), (y, w.rows))
+        )
+        _one_of(e, vectors, products, [description, others[0], x_tile, y_tile, others[1], c])
+
+    with e.at.if_else(e.less(tiles, e.mul(team, 2))) as (few, many):
+        with few:
+            low, high = _share(e, e.mul(w.chunks, tiles), part, team)
+
+            def piece(u: Node, _: list[Node]) -> list[Node]:
+                c = e.div(u, tiles)
+                unit(c, e.sub(u, e.mul(c, tiles)))
+                return []
+
+            e.loop(low, high, piece)
+        with many:
+            low, high = _share(e, tiles, part, team)
+            fitting = e.div(_SECOND_CACHE, e.add(e.mul(w.columns, span), 1))
+            block = e.at.select(e.equal(fitting, 0), tiles, fitting)
+
+            def some(t: Node, _: list[Node]) -> list[Node]:
+                end = e.least(high, e.add(t, block))
+
+                def chunk(c: Node, _: list[Node]) -> list[Node]:
+                    def tile(i: Node, _: list[Node]) -> list[Node]:
+                        unit(c, i)
+                        return []
+
+                    e.loop(t, end, tile)
+                    return []
+
+                e.loop(0, w.chunks, chunk)
+                return []
+
+            e.loop(low, high, some, step=block)
+    e.at.ret_void()
+    in_team(module, "multiply", made, 6)
+
+
+def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
+    """Dot products of the rows of dY of one chunk with rows of X at the live places, for one tile."""
+    made = function(module, f"dots_{vectors}", [PTR] * 4 + [I64] * 2, exported=False)
+    description, x, dy, sums, c, more = made.args
+    e = Emitter(made, lanes)
+    w = _Layout(e, description)
+    tile, align = lanes * vectors, lanes * 4
+    order, counts, index = (w.address(f) for f in (LiveField.ORDER, LiveField.COUNTS, LiveField.INDEX))
+    first, rows = w.chunk(c)
+    adding = e.at.not_(e.equal(more, 0))
+
+    def panel(p: Node, _: list[Node]) -> list[Node]:
+        x_panel = e.element(x, e.mul(p, e.mul(w.width, tile)), F32)
+        segment = w.segments(first, rows, p)
+
+        def row(s: Node, carried: list[Node]) -> list[Node]:
+            (at,) = carried
+            _ask(e, dy, e.mul(e.wide(order, e.add(s, _AHEAD), I32), tile), tile)
+            _ask_next_panel(e, x_panel, w.width, e.sub(s, segment), tile)
+            dy_row = e.element(dy, e.mul(e.wide(order, s, I32), tile), F32)
+            held = [e.load(dy_row, lanes * v, align) for v in range(vectors)]
+            count = e.wide(counts, s, I16)
+
+            def some(k: Node, side: int) -> None:
+                x_rows = [e.element(x_panel, e.mul(e.wide(index, e.add(k, i), I16), tile), F32) for i in range(side)]
+                # Eight sums at a time, for additions not to wait for one another.
+                split = min(vectors, 8 // side)
+                totals: list[list[Node]] = [[] for _ in range(side)]
+                for v in range(vectors):
+                    for total, x_row in zip(totals, x_rows, strict=True):
+                        loaded = e.load(x_row, lanes * v, align)
+                        if v < split:
+                            total.append(e.at.fmul(held[v], loaded))
+                        else:
+                            total[v % split] = e.fma(held[v], loaded, total[v % split])
+                found = across(e, [summed(e, parts) for parts in totals])
+                target = e.element(sums, k, F32)
+                kind = found.type
+
+                def added() -> list[Node]:
+                    return [e.at.fadd(found, e.at.load(target, align=4, typ=kind))]
+
+                (found,) = e.choose(adding, added, lambda: [found])
+                e.at.store(found, target, align=4)
+
+            fours = e.add(at, e.at.and_(count, e.constant(~3)))
+
+            def four(k: Node, _: list[Node]) -> list[Node]:
+                some(k, 4)
+                return []
+
+            e.loop(at, fours, four, step=4)
+            pair = e.at.and_(count, e.constant(2))
+            with e.at.if_then(e.at.not_(e.equal(pair, 0))):
+                some(fours, 2)
+            with e.at.if_then(e.at.not_(e.equal(e.at.and_(count, e.constant(1)), 0))):
+                some(e.add(fours, pair), 1)
+            return [e.add(at, count)]
+
+        e.loop(segment, e.add(segment, rows), row, [w.begin(c, p)])
+        return []
+
+    e.loop(0, w.panels, panel)
+    e.at.ret_void()
+    return made
+
+
+def summed(e: Emitter, terms: list[Node]) -> Node:
+    """The sum of some vectors, of halves at a time."""
+    while len(terms) > 1:
+        half = (len(terms) + 1) // 2
+        pairs = zip(terms, terms[half:], strict=False)
+        terms = [e.at.fadd(a, b) for a, b in pairs] + terms[len(terms) - half : half]
+    return terms[0]
+
+
+def across(e: Emitter, vectors: list[Node]) -> Node:
+    """The sums over the lanes of 1, 2 or 4 vectors, side by side; a single one as a number."""
+
+    def folded(a: Node) -> Node:
+        size = a.type.count
+        while size > 4:
+            size //= 2
+            low, high = e.shuffle(a, a, list(range(size))), e.shuffle(a, a, list(range(size, 2 * size)))
+            a = e.at.fadd(low, high)
+        return a
+
+    lanes = e.lanes
+
+    def mixed(a: Node, b: Node, of_a: tuple[int, int], of_b: tuple[int, int], order: str) -> Node:
+        """Per group of four lanes, two of a's and two of b's."""
+        picked = []
+        for g in range(0, lanes, 4):
+            ab = {"a": [g + i for i in of_a], "b": [lanes + g + i for i in of_b]}
+            picked += [ab[which].pop(0) for which in order]
+        return e.shuffle(a, b, picked)
+
+    if len(vectors) == 1:
+        four = folded(vectors[0])
+        two = e.at.fadd(e.shuffle(four, four, [0, 1]), e.shuffle(four, four, [2, 3]))
+        zero, one = (e.at.extract_element(two, ir.Constant(I32, i)) for i in range(2))
+        return e.at.fadd(zero, one)
+
+    def zipped(a: Node, b: Node) -> Node:
+        """Per group of four lanes a0+a2, b0+b2, a1+a3, b1+b3."""
+        return e.at.fadd(mixed(a, b, (0, 1), (0, 1), "abab"), mixed(a, b, (2, 3), (2, 3), "abab"))
+
+    if len(vectors) == 2:
+        four = folded(zipped(*vectors))
+        return e.at.fadd(e.shuffle(four, four, [0, 1]), e.shuffle(four, four, [2, 3]))
+    ab, cd = zipped(*vectors[:2]), zipped(*vectors[2:])
+    whole = e.at.fadd(mixed(ab, cd, (0, 1), (0, 1), "aabb"), mixed(ab, cd, (2, 3), (2, 3), "aabb"))
+    return folded(whole)
+
+
+def _weigh(module: ir.Module, lanes: int, dots: dict[int, ir.Function], scatter: ir.Function) -> None:
+    """Members take chunks: every gradient is summed by one of them, tile after tile."""
+    made = function(module, "weigh_share", [PTR] + [I64] * 8, exported=False)
+    description, x, dy, sums, gradient, tiles, vectors, part, team = made.args
+    e = Emitter(made, lanes)
+    w = _Layout(e, description)
+    span = e.mul(vectors, lanes * 4)
+    low, high = _share(e, w.chunks, part, team)
+    sums_at, gradient_at = (e.at.inttoptr(a, PTR) for a in (sums, gradient))
+
+    def chunk(c: Node, _: list[Node]) -> list[Node]:
+        def tile(t: Node, _: list[Node]) -> list[Node]:
+            x_tile, dy_tile = (
+                e.at.inttoptr(e.add(base, e.mul(t, e.mul(size, span))), PTR)
+                for base, size in ((x, w.columns), (dy, w.rows))
+            )
+            _one_of(e, vectors, dots, [description, x_tile, dy_tile, sums_at, c, t])
+            return []
+
+        e.loop(0, tiles, tile)
+        e.at.call(scatter, [description, sums_at, gradient_at, c])
+        return []
+
+    e.loop(low, high, chunk)
+    e.at.ret_void()
+    in_team(module, "weigh", made, 6)
+
+
+def _touch(e: Emitter, base: Node, first: Node, last: Node) -> None:
+    """Asks for a range of floats that will be read or written out of order: in order it comes much faster."""
+
+    def line(i: Node, _: list[Node]) -> list[Node]:
+        e.prefetch(base, i)
+        return []
+
+    e.loop(first, last, line, step=_LINE)
+
+
+def _copy(e: Emitter, source: Node, target: Node, count: Node, *, beyond: Node | None = None) -> None:
+    """Copies floats: whole vectors, then one at a time; or, if ``beyond``, whole vectors that may reach too far."""
+    whole = e.at.and_(count, e.constant(-e.lanes))
+    if beyond is not None:
+        whole = e.at.select(beyond, e.at.and_(e.add(count, e.lanes - 1), e.constant(-e.lanes)), whole)
+
+    def vector(i: Node, _: list[Node]) -> list[Node]:
+        e.store(e.load(source, i), target, i)
+        return []
+
+    def single(i: Node, _: list[Node]) -> list[Node]:
+        e.write(e.read(source, i, F32), target, i)
+        return []
+
+    e.loop(0, whole, vector, step=e.lanes)
+    e.loop(whole, count, single)
+
+
+def _moves(module: ir.Module, lanes: int, name: str, *, scattering: bool) -> ir.Function:
+    """Copies the segments of one chunk between the order of the values and that of the layout."""
+    made = function(module, name, [PTR] * 3 + [I64], exported=False)
+    description, ordered, values, c = made.args
+    e = Emitter(made, lanes)
+    w = _Layout(e, description)
+    counts, places, starts = (w.address(f) for f in (LiveField.COUNTS, LiveField.PLACES, LiveField.STARTS))
+    first, rows = w.chunk(c)
+    last_value = e.read(starts, e.add(c, 1), I64)
+    _touch(e, values, e.read(starts, c, I64), last_value)
+    segment = w.segments(first, rows, 0)
+
+    def move(s: Node, carried: list[Node]) -> list[Node]:
+        (at,) = carried
+        count, place = e.wide(counts, s, I16), e.wide(places, s, I32)
+        there, here = e.element(values, place, F32), e.element(ordered, at, F32)
+        end = e.add(at, count)
+        if scattering:
+            _copy(e, here, there, count)
+        else:
+            # What is written too far is overwritten by the next segment, unless that is another member's. As many
+            # values lie in a chunk's order as in its layout: one end stands for both.
+            inside = [e.less(e.add(i, e.add(count, lanes)), last_value) for i in (place, at)]
+            _copy(e, there, here, count, beyond=e.at.and_(*inside))
+        return [end]
+
+    e.loop(segment, e.add(segment, e.mul(rows, w.panels)), move, [w.begin(c, e.constant(0))])
+    e.at.ret_void()
+    return made
+
+
+def _scatter(module: ir.Module, lanes: int) -> ir.Function:
+    return _moves(module, lanes, "scatter_chunk", scattering=True)
+
+
+def _gather(module: ir.Module, lanes: int) -> None:
+    """Members take chunks."""
+    one = _moves(module, lanes, "gather_chunk", scattering=False)
+    made = function(module, "gather_share", [PTR] + [I64] * 4, exported=False)
+    description, values, ordered, part, team = made.args
+    e = Emitter(made, lanes)
+    w = _Layout(e, description)
+    low, high = _share(e, w.chunks, part, team)
+
+    def chunk(c: Node, _: list[Node]) -> list[Node]:
+        e.at.call(one, [description, *(e.at.inttoptr(a, PTR) for a in (ordered, values)), c])
+        return []
+
+    e.loop(low, high, chunk)
+    e.at.ret_void()
+    in_team(module, "gather", made, 2)
+
+
+def _gather_transposed(module: ir.Module, lanes: int) -> None:
+    """Members take panels of the transposed matrix, which are rows of the matrix: their values lie together."""
+    made = function(module, "gather_transposed_share", [PTR] + [I64] * 4, exported=False)
+    description, values_word, ordered_word, part, team = made.args
+    e = Emitter(made, lanes)
+    w = _Layout(e, description)
+    places, starts = w.address(LiveField.PLACES), w.address(LiveField.STARTS)
+    values, ordered = e.at.inttoptr(values_word, PTR), e.at.inttoptr(ordered_word, PTR)
+    low, high = _share(e, w.panels, part, team)
+
+    def panel(p: Node, _: list[Node]) -> list[Node]:
+        _touch(e, values, e.read(starts, p, I64), e.read(starts, e.add(p, 1), I64))
+
+        def cell(c: Node, _: list[Node]) -> list[Node]:
+            def one(k: Node, _: list[Node]) -> list[Node]:
+                e.write(e.read(values, e.wide(places, k, I32), F32), ordered, k)
+                return []
+
+            def several(k: Node, _: list[Node]) -> list[Node]:
+                for i in range(_SIDE):
+                    one(e.add(k, i), [])
+                return []
+
+            begin, end = w.begin(c, p), w.begin(c, e.add(p, 1))
+            whole = e.add(begin, e.mul(e.div(e.sub(end, begin), _SIDE), _SIDE))
+            e.loop(begin, whole, several, step=_SIDE)
+            e.loop(whole, end, one)
+            return []
+
+        e.loop(0, w.chunks, cell)
+        return []
+
+    e.loop(low, high, panel)
+    e.at.ret_void()
+    in_team(module, "gather_transposed", made, 2)

@@ -1,0 +1,137 @@
+"""A sparse layer as the training loop's side sees it: its gradients on watched steps, and what is remembered of it."""
+
+from __future__ import annotations
+
+from typing import cast, final
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from gossamer.errors import DataError
+from gossamer.nn.layer import SparseLayer
+from gossamer.train.ranks import Ranks
+
+__all__ = ["Tracked"]
+
+
+@final
+class Tracked:
+    """One layer.
+
+    Args:
+        name: of the module.
+        layer: the module itself.
+        ranks: processes that train together.
+
+    ``memory`` holds what is known per live weight, each [live], and follows the weights when the topology moves;
+    ``dense`` what is known per weight, dead ones included, each float32 [size] (the cost of `Momentum`).
+    """
+
+    def __init__(self, name: str, layer: SparseLayer, ranks: Ranks) -> None:
+        self.name = name
+        self.layer = layer
+        self.memory: dict[str, Tensor] = {}
+        self.dense: dict[str, Tensor] = {}
+        self._ranks = ranks
+        self._raw: Tensor | None = None
+        self._tap: RemovableHandle | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the dense weight."""
+        return self.layer.weight_shape
+
+    @property
+    def size(self) -> int:
+        """Elements of the dense weight."""
+        return self.layer.topology.size
+
+    @property
+    def live(self) -> int:
+        """Live weights."""
+        return self.layer.topology.live
+
+    @property
+    def positions(self) -> Tensor:
+        """Of the live weights, int64 [live], ascending."""
+        return self.layer.topology.positions.long()
+
+    @property
+    def values(self) -> Tensor:
+        """Of the live weights, float32 [live], detached."""
+        return self.layer.values.detach()
+
+    @property
+    def gradient(self) -> Tensor:
+        """Of the live weights as the optimiser saw it, float32 [live].
+
+        Raises:
+            DataError: there is none.
+        """
+        if self.layer.values.grad is None:
+            raise DataError(
+                f"{self.name}: found no gradient, expected Sparsifier.step() after optimizer.step(), before zero_grad()"
+            )
+        return self.layer.values.grad.detach()
+
+    # -- watched steps -----------------------------------------------------------------------------------------------
+
+    def watch(self, largest: int | None) -> None:
+        """See the gradients of the backward passes to come.
+
+        Args:
+            largest: so many dead ones at least, the largest; None: all of them, as `dense_gradient` hands them over.
+        """
+        self.unwatch()
+        # Ranks must add their gradients up before any is the largest.
+        everything = largest is None or self._ranks.several
+        self.layer.watch(0 if everything else largest)
+        if not everything:
+            self._tap = cast(RemovableHandle, self.layer.values.register_hook(self._hear))  # type: ignore[no-untyped-call]
+
+    def unwatch(self) -> None:
+        """Forget the watched steps."""
+        self.layer.watch(None)
+        if self._tap is not None:
+            self._tap.remove()
+        self._tap = self._raw = None
+
+    def _hear(self, gradient: Tensor) -> None:
+        # Before clipping and unscaling: comparable with the gradients of dead weights, which see neither.
+        self._raw = gradient.detach().clone() if self._raw is None else self._raw + gradient.detach()
+
+    @property
+    def heard(self) -> bool:
+        """Whether a backward pass came since the watch began."""
+        return self.layer.gradient_at(torch.zeros(0, dtype=torch.int64)) is not None
+
+    def largest(self) -> tuple[Tensor, Tensor] | None:
+        """Positions int64 and |dW| of the largest dead ones, and |dW| of all live ones behind them; ends the watch.
+
+        Returns:
+            None where only `dense_gradient` is at hand.
+
+        Raises:
+            DataError: no backward pass was seen.
+        """
+        if self._ranks.several or self._tap is None:
+            return None
+        found = self.layer.dead_gradient()
+        raw = self._raw
+        self.unwatch()
+        if found is None or raw is None:
+            raise DataError(f"{self.name}: found no backward pass since the last step, expected one")
+        dead, gradients = found
+        return torch.cat([dead.long(), self.positions]), torch.cat([gradients, raw]).abs()
+
+    def dense_gradient(self) -> Tensor:
+        """dW of the watched passes at all positions, float32 [size], the mean over ranks; ends the watch.
+
+        Cost: size · 4 bytes while it is used; with several ranks as many on the wire.
+        """
+        found = self.layer.gradient_at(torch.arange(self.size))
+        if found is None:  # a layer that this rank's batch did not reach
+            found = torch.zeros(self.size)
+        self.unwatch()
+        return self._ranks.mean(found)
