@@ -154,10 +154,14 @@ class _Linear(torch.autograd.Function):
         needs_x, needs_values, needs_bias, *_ = ctx.needs_input_grad
         batch = matrix.math.batch(_rows(dy, matrix.rows))
         dx = matrix.math.rows(matrix.transposed_product(values, batch)).view(ctx.shape) if needs_x else None
-        dvalues = matrix.gradient(Batch(x_data, ctx.tokens), batch) if needs_values else None
+        dvalues, dbias = None, None
+        if needs_values:
+            dvalues, dbias = matrix.gradient(Batch(x_data, ctx.tokens), batch, bias=needs_bias)
+        elif needs_bias:
+            dbias = batch.data.sum(2).sum(0)
         if layer.watching and x_data is not None:
             layer.saw(SeenTokens(x_data, batch.data))
-        return dx, dvalues, batch.data.sum((0, 2)) if needs_bias else None, None, None
+        return dx, dvalues, dbias, None, None
 
 
 class _PlainLinear(torch.autograd.Function):

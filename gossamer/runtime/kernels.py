@@ -282,7 +282,7 @@ class LiveKernels(KernelSet):
         super().__init__(object_code, processor)
         self.most_vectors = live_code.most_vectors(processor.lanes)
         self.multiply = self._engine.function("multiply", 8)
-        self.weigh = self._engine.function("weigh", 8)
+        self.weigh = self._engine.function("weigh", 9)
         self.gather = self._engine.function("gather", 4)
         self.pack = self._engine.function("pack", 8)
         self.unpack = self._engine.function("unpack", 8)

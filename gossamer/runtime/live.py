@@ -213,16 +213,27 @@ class LiveMatrix(CompiledProduct):
         )
         return Batch(y, x.tokens)
 
-    def gradient(self, x: Batch, dy: Batch) -> Tensor:
-        """dY·Xᵀ at the live places, float32 [live]."""
+    def gradient(self, x: Batch, dy: Batch, *, bias: bool = False) -> tuple[Tensor, Tensor | None]:
+        """dW = dY·Xᵀ at the live places and db = dY·1.
+
+        Args:
+            x: of K features.
+            dy: of M features.
+            bias: whether db is wanted: it costs next to nothing here.
+
+        Returns:
+            float32 [live], and float32 [M] or None.
+        """
         tiles, _, tile = x.data.shape
         vectors = tile // self.math.lanes
         made = torch.empty(self.live)
+        totals = torch.empty(self.rows) if bias else None
         sums = workspace().address(self.live + 64)
         addresses = (t.data_ptr() for t in (x.data, dy.data))
+        last = 0 if totals is None else totals.data_ptr()
         threads = self._threads(tiles * vectors)
-        self.math.kernels.weigh(self._forward.address, *addresses, sums, made.data_ptr(), tiles, vectors, threads)
-        return made
+        self.math.kernels.weigh(self._forward.address, *addresses, sums, made.data_ptr(), last, tiles, vectors, threads)
+        return made, totals
 
     def _threads(self, vectors: int) -> int:
         return 1 if self.live * vectors < _WORTH_A_TEAM else self.math.openmp.threads()

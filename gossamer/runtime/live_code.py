@@ -68,8 +68,9 @@ def live_kernels(lanes: int) -> str:
 
     ``multiply(layout, values, x, y, bias, tiles, vectors, threads)`` is Y = W·X + b; bias may be null.
 
-    ``weigh(layout, x, dy, sums, gradient, tiles, vectors, threads)`` is dW = dY·Xᵀ at the live places, in the order of
-    the values; ``sums`` is room for one float per non-zero.
+    ``weigh(layout, x, dy, sums, gradient, totals, tiles, vectors, threads)`` is dW = dY·Xᵀ at the live places, in the
+    order of the values, and db, the sum of dY over tokens, unless totals is null; ``sums`` is room for one float per
+    non-zero.
 
     ``gather(layout, values, ordered, threads)`` brings values into the order of a matrix's layout, and
     ``gather_transposed`` into that of a transposed matrix's.
@@ -284,48 +285,54 @@ def _multiply(module: ir.Module, lanes: int, products: dict[int, ir.Function]) -
 
 def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     """Dot products of the rows of dY of one chunk with rows of X at the live places, for one tile."""
-    made = function(module, f"dots_{vectors}", [PTR] * 4 + [I64] * 2, exported=False)
-    description, x, dy, sums, c, more = made.args
+    made = function(module, f"dots_{vectors}", [PTR] * 5 + [I64] * 2, exported=False)
+    description, x, dy, sums, totals, c, more = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     tile, align = lanes * vectors, lanes * 4
     order, counts, index = (w.address(f) for f in (LiveField.ORDER, LiveField.COUNTS, LiveField.INDEX))
     first, rows = w.chunk(c)
     adding = e.at.not_(e.equal(more, 0))
+    wanted = e.at.not_(e.equal(e.at.ptrtoint(totals, I64), 0))
+
+    def put(found: Node, target: Node) -> None:
+        """Stores sums of this tile, on top of those of the tiles before."""
+
+        def added() -> list[Node]:
+            return [e.at.fadd(found, e.at.load(target, align=4, typ=found.type))]
+
+        (total,) = e.choose(adding, added, lambda: [found])
+        e.at.store(total, target, align=4)
 
     def panel(p: Node, _: list[Node]) -> list[Node]:
         x_panel = e.element(x, e.mul(p, e.mul(w.width, tile)), F32)
+        opening = e.at.and_(wanted, e.equal(p, 0))
         segment = w.segments(first, rows, p)
 
         def row(s: Node, carried: list[Node]) -> list[Node]:
             (at,) = carried
             _ask(e, dy, e.mul(e.wide(order, e.add(s, _AHEAD), I32), tile), tile)
             _ask_next_panel(e, x_panel, w.width, e.sub(s, segment), tile)
-            dy_row = e.element(dy, e.mul(e.wide(order, s, I32), tile), F32)
+            r = e.wide(order, s, I32)
+            dy_row = e.element(dy, e.mul(r, tile), F32)
             held = [e.load(dy_row, lanes * v, align) for v in range(vectors)]
+            with e.at.if_then(opening):
+                put(across(e, [summed(e, held)]), e.element(totals, r, F32))
             count = e.wide(counts, s, I16)
 
             def some(k: Node, side: int) -> None:
                 x_rows = [e.element(x_panel, e.mul(e.wide(index, e.add(k, i), I16), tile), F32) for i in range(side)]
                 # Eight sums at a time, for additions not to wait for one another.
                 split = min(vectors, 8 // side)
-                totals: list[list[Node]] = [[] for _ in range(side)]
+                products: list[list[Node]] = [[] for _ in range(side)]
                 for v in range(vectors):
-                    for total, x_row in zip(totals, x_rows, strict=True):
+                    for total, x_row in zip(products, x_rows, strict=True):
                         loaded = e.load(x_row, lanes * v, align)
                         if v < split:
                             total.append(e.at.fmul(held[v], loaded))
                         else:
                             total[v % split] = e.fma(held[v], loaded, total[v % split])
-                found = across(e, [summed(e, parts) for parts in totals])
-                target = e.element(sums, k, F32)
-                kind = found.type
-
-                def added() -> list[Node]:
-                    return [e.at.fadd(found, e.at.load(target, align=4, typ=kind))]
-
-                (found,) = e.choose(adding, added, lambda: [found])
-                e.at.store(found, target, align=4)
+                put(across(e, [summed(e, parts) for parts in products]), e.element(sums, k, F32))
 
             fours = e.add(at, e.at.and_(count, e.constant(~3)))
 
@@ -399,13 +406,13 @@ def across(e: Emitter, vectors: list[Node]) -> Node:
 
 def _weigh(module: ir.Module, lanes: int, dots: dict[int, ir.Function], scatter: ir.Function) -> None:
     """Members take chunks: every gradient is summed by one of them, tile after tile."""
-    made = function(module, "weigh_share", [PTR] + [I64] * 8, exported=False)
-    description, x, dy, sums, gradient, tiles, vectors, part, team = made.args
+    made = function(module, "weigh_share", [PTR] + [I64] * 9, exported=False)
+    description, x, dy, sums, gradient, totals, tiles, vectors, part, team = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     span = e.mul(vectors, lanes * 4)
     low, high = _share(e, w.chunks, part, team)
-    sums_at, gradient_at = (e.at.inttoptr(a, PTR) for a in (sums, gradient))
+    sums_at, gradient_at, totals_at = (e.at.inttoptr(a, PTR) for a in (sums, gradient, totals))
 
     def chunk(c: Node, _: list[Node]) -> list[Node]:
         def tile(t: Node, _: list[Node]) -> list[Node]:
@@ -413,7 +420,7 @@ def _weigh(module: ir.Module, lanes: int, dots: dict[int, ir.Function], scatter:
                 e.at.inttoptr(e.add(base, e.mul(t, e.mul(size, span))), PTR)
                 for base, size in ((x, w.columns), (dy, w.rows))
             )
-            _one_of(e, vectors, dots, [description, x_tile, dy_tile, sums_at, c, t])
+            _one_of(e, vectors, dots, [description, x_tile, dy_tile, sums_at, totals_at, c, t])
             return []
 
         e.loop(0, tiles, tile)
@@ -422,7 +429,7 @@ def _weigh(module: ir.Module, lanes: int, dots: dict[int, ir.Function], scatter:
 
     e.loop(low, high, chunk)
     e.at.ret_void()
-    in_team(module, "weigh", made, 6)
+    in_team(module, "weigh", made, 7)
 
 
 def _touch(e: Emitter, base: Node, first: Node, last: Node) -> None:

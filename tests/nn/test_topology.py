@@ -51,5 +51,5 @@ def test_positions_that_are_none_are_refused(positions: list[int], said: str) ->
 def test_positions_of_another_type_are_refused() -> None:
     with pytest.raises(gs.PlanError, match=r"int64, expected \[live\] torch.int32"):
         Topology((2, 3), torch.tensor([1]))
-    with pytest.raises(gs.PlanError, match="found a mask of torch.float32"):
+    with pytest.raises(gs.PlanError, match=r"found a mask of torch\.float32"):
         Topology.of_mask(torch.ones(2, 2))

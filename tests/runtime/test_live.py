@@ -53,7 +53,9 @@ def test_products_and_gradient_are_those_of_the_dense_weight(
     assert off(math.rows(matrix.product(values, x_tiles, bias)), x.double() @ w.double().T + bias) < 2e-6
     assert off(math.rows(matrix.transposed_product(values, dy_tiles)), dy.double() @ w.double()) < 2e-6
     exact = (dy.double().T @ x.double()).flatten()[positions]
-    assert off(matrix.gradient(x_tiles, dy_tiles), exact) < 4e-6
+    gradient, totals = matrix.gradient(x_tiles, dy_tiles, bias=True)
+    assert off(gradient, exact) < 4e-6
+    assert totals is not None and off(totals, dy.double().sum(0)) < 4e-6 * tokens**0.5
 
 
 @pytest.mark.parametrize("level", levels())
@@ -67,7 +69,8 @@ def test_every_instruction_set_computes_the_same(level: Level, tokens: int) -> N
     assert off(math.rows(matrix.product(values, x_tiles, None)), x.double() @ w.double().T) < 2e-6
     assert off(math.rows(matrix.transposed_product(values, dy_tiles)), dy.double() @ w.double()) < 2e-6
     exact = (dy.double().T @ x.double()).flatten()[positions]
-    assert off(matrix.gradient(x_tiles, dy_tiles), exact) < 4e-6
+    gradient, totals = matrix.gradient(x_tiles, dy_tiles)
+    assert totals is None and off(gradient, exact) < 4e-6
 
 
 @pytest.mark.parametrize("shape", [(700, 500), (40, 2000)])
@@ -81,7 +84,12 @@ def test_results_do_not_depend_on_the_number_of_threads(shape: tuple[int, int]) 
     def everything() -> list[Tensor]:
         a, b = math.batch(x), math.batch(dy)
         products = [matrix.product(values, a, bias), matrix.transposed_product(values, b)]
-        return [a.data, b.data, *(math.rows(p) for p in products), matrix.gradient(a, b)]
+        return [
+            a.data,
+            b.data,
+            *(math.rows(p) for p in products),
+            *(g for g in matrix.gradient(a, b, bias=True) if g is not None),
+        ]
 
     before, found = torch.get_num_threads(), []
     try:
@@ -103,7 +111,7 @@ def test_lanes_without_a_token_do_not_reach_any_result() -> None:
     spoilt = torch.full((3, 30, x_tiles.data.shape[2]), torch.nan)
     spoilt[0] = x_tiles.data[0]
     assert torch.equal(math.rows(Batch(spoilt[:1], 5)), x)
-    assert torch.equal(matrix.gradient(x_tiles, dy_tiles), matrix.gradient(Batch(spoilt[:1], 5), dy_tiles))
+    assert torch.equal(matrix.gradient(x_tiles, dy_tiles)[0], matrix.gradient(Batch(spoilt[:1], 5), dy_tiles)[0])
 
 
 def test_a_layout_takes_a_few_bytes_per_live_value() -> None:
