@@ -88,7 +88,9 @@ class SparseLayer(nn.Module, ABC):
         self.watch(None)
 
     def watch(self, k: int | None) -> None:
-        """From now on backward passes are kept, for `dead_gradient` to look through; None ends this and forgets them.
+        """From now on passes are kept, for `dead_gradient` to look through; None ends this and forgets them.
+
+        Call it before the forward pass.
 
         Several passes add up, as gradients do (accumulation, a layer used twice). Kept are the layer's input and the
         gradient of its output, by reference: tokens · (K + M) floats per pass, nothing of the size of the weight.
