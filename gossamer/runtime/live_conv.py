@@ -22,8 +22,8 @@ __all__ = ["LiveConvolution"]
 _WORTH_A_TEAM = 120_000
 """Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
-_CACHE = 28672
-"""Bytes of a panel of activations that stay in the first-level cache."""
+_CACHE = 14336
+"""Bytes of a panel of activations that stay in the first-level cache, beside outputs and weights that pass through."""
 
 _FARTHEST = (1 << 32) - 1
 """Bytes that an index can reach."""
@@ -194,6 +194,8 @@ class LiveConvolution(CompiledProduct):
             ConvField.Y_BLOCK: 4 * y.block,
             ConvField.Y_ROW: 4 * view.stride[0] * y.row,
             ConvField.Y_LINE: 4 * y.line,
+            ConvField.X_LINE: 4 * x.line,
+            ConvField.X_FRESH: 4 * order.rows_read * x.row,
             ConvField.Y_COLUMN: 4 * view.stride[1] * y.lanes,
         }
         known = {int(field): number for field, number in numbers.items()}
@@ -251,6 +253,7 @@ class _Order:
     def __init__(self, shape: Pair, entries: tuple[Array, Array, Array, Array], offsets: Array, width: int) -> None:
         (self.rows, channels), self.width, self.offsets = shape, width, offsets
         row, channel, tap, place = entries
+        self.rows_read = int(np.ptp(offsets[0])) if offsets.size else 0
         self.panels, self.step = max(1, -(-channels // width)), _step(self.rows)
         self.chunks = max(1, -(-self.rows // self.step))
         segments = self.rows * self.panels

@@ -71,6 +71,8 @@ class ConvField(IntEnum):
     Y_ROW = 21
     Y_LINE = 22  # from channel to channel
     Y_COLUMN = 23
+    X_LINE = 24  # from channel to channel
+    X_FRESH = 25  # from what the first tap reads to the last image row that any tap reads
 
 
 def live_conv_kernels(lanes: int) -> str:
@@ -114,6 +116,13 @@ class _Layout:
         """An array."""
         return self.e.read(self.description, int(field), PTR)
 
+    def fetch(self, x_panel: Node, ahead: Node, channel: Node, vectors: int) -> None:
+        """Asks for what the next tile reads of a channel and no tile before it has read."""
+        e = self.e
+        distance = e.add(ahead, self.word(ConvField.X_FRESH), e.mul(channel, self.word(ConvField.X_LINE)))
+        for byte in range(0, vectors * 4 * e.lanes, _LINE):
+            e.prefetch(x_panel, e.add(distance, byte), I8, near=False)
+
     def cell(self, c: Node, panel: Node) -> tuple[Node, Node, Node]:
         """Of a cell: number of the first segment, how many there are, and the first non-zero."""
         e = self.e
@@ -149,23 +158,26 @@ class _Tiles:
         )
 
     def call(self, unit: Node, x: Node, y: Node, arguments: Any) -> None:
-        """Calls ``function(*arguments(x, y, tile))`` for the tiles of the unit-th image row of all blocks."""
+        """Calls ``function(*arguments(x, y, ahead, tile))`` for the tiles of the unit-th image row of all blocks.
+
+        ``ahead`` is the distance from what a tile reads to what the next one does, perhaps in the next image row.
+        """
         e = self.e
         block = e.div(unit, self.height)
         row = e.sub(unit, e.mul(block, self.height))
         x_row = e.add(x, e.mul(block, self.x_block), e.mul(row, self.x_row))
         y_row = e.add(y, e.mul(block, self.y_block), e.mul(row, self.y_row))
 
-        def at(t: Node) -> list[Node]:
+        def at(t: Node, ahead: Node) -> list[Node]:
             found = [e.add(x_row, e.mul(t, self.x_step)), e.add(y_row, e.mul(t, self.y_step))]
-            return list(arguments(*(e.at.inttoptr(a, PTR) for a in found), t))
+            return list(arguments(*(e.at.inttoptr(a, PTR) for a in found), ahead, t))
 
         def tile(t: Node, _: list[Node]) -> list[Node]:
-            e.at.call(self.functions[0], at(t))
+            e.at.call(self.functions[0], at(t, self.x_step))
             return []
 
         e.loop(0, self.last, tile)
-        e.at.call(self.functions[1], at(self.last))
+        e.at.call(self.functions[1], at(self.last, e.sub(self.x_row, e.mul(self.last, self.x_step))))
 
 
 def _share(e: Emitter, whole: Node, part: Node, team: Node) -> tuple[Node, Node]:
@@ -180,8 +192,8 @@ def _bytes(e: Emitter, base: Node, distance: Node) -> Node:
 
 def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function:
     """All rows of one tile."""
-    made = function(module, f"product_{stride}_{width}", [PTR] * 5, exported=False)
-    description, values, x, y, bias = made.args
+    made = function(module, f"product_{stride}_{width}", [PTR] * 5 + [I64], exported=False)
+    description, values, x, y, bias, ahead = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     align = lanes * 4
@@ -204,6 +216,7 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
                 later = _bytes(e, y, e.mul(e.wide(order, e.add(s, _AHEAD), I32), line))
                 for v in range(0, width * align, _LINE):
                     e.prefetch(later, v, I8)
+                w.fetch(x_panel, ahead, e.add(e.mul(c, w.step), e.sub(s, segment)), width * stride)
                 outs, out = [], _bytes(e, y, e.mul(r, line))
                 for _v in range(width):
                     outs.append(out)
@@ -256,12 +269,12 @@ def _multiply(module: ir.Module, lanes: int, products: dict[tuple[int, int], ir.
     description, values, x, y, bias, blocks, part, team = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
-    tiles = _Tiles(e, w, w.chosen(products, [PTR] * 5))
+    tiles = _Tiles(e, w, w.chosen(products, [PTR] * 5 + [I64]))
     low, high = _share(e, e.mul(blocks, tiles.height), part, team)
     values_at, bias_at = (e.at.inttoptr(a, PTR) for a in (values, bias))
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
-        tiles.call(u, x, y, lambda x_tile, y_tile, _: [description, values_at, x_tile, y_tile, bias_at])
+        tiles.call(u, x, y, lambda x_tile, y_tile, ahead, _: [description, values_at, x_tile, y_tile, bias_at, ahead])
         return []
 
     e.loop(low, high, unit)
@@ -271,8 +284,8 @@ def _multiply(module: ir.Module, lanes: int, products: dict[tuple[int, int], ir.
 
 def _dots(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function:
     """Dot products of rows of dY with X at the live places of the cells [low, high), for one tile."""
-    made = function(module, f"dots_{stride}_{width}", [PTR] * 4 + [I64] * 3, exported=False)
-    description, x, dy, sums, low, high, more = made.args
+    made = function(module, f"dots_{stride}_{width}", [PTR] * 4 + [I64] * 4, exported=False)
+    description, x, dy, sums, low, high, more, ahead = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     align = lanes * 4
@@ -291,6 +304,7 @@ def _dots(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function
             later = _bytes(e, dy, e.mul(e.wide(order, e.add(s, _AHEAD), I32), line))
             for v in range(0, width * align, _LINE):
                 e.prefetch(later, v, I8)
+            w.fetch(x_panel, ahead, e.add(e.mul(c, w.step), e.sub(s, segment)), width * stride)
             dy_row = _bytes(e, dy, e.mul(e.wide(order, s, I32), line))
             held = [e.load(dy_row, lanes * v, align) for v in range(width)]
             count = e.wide(counts, s, I32)
@@ -343,12 +357,12 @@ def _weigh(module: ir.Module, lanes: int, dots: dict[tuple[int, int], ir.Functio
     description, x, dy, sums, blocks, part, team = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
-    tiles = _Tiles(e, w, w.chosen(dots, [PTR] * 4 + [I64] * 3))
+    tiles = _Tiles(e, w, w.chosen(dots, [PTR] * 4 + [I64] * 4))
     low, high = _share(e, e.mul(w.chunks, w.panels), part, team)
     sums_at = e.at.inttoptr(sums, PTR)
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
-        tiles.call(u, x, dy, lambda x_tile, dy_tile, t: [description, x_tile, dy_tile, sums_at, low, high, e.add(u, t)])
+        tiles.call(u, x, dy, lambda x_tile, dy_tile, ahead, t: [description, x_tile, dy_tile, sums_at, low, high, e.add(u, t), ahead])
         return []
 
     e.loop(0, e.mul(blocks, tiles.height), unit)
