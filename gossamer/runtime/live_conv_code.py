@@ -362,7 +362,12 @@ def _weigh(module: ir.Module, lanes: int, dots: dict[tuple[int, int], ir.Functio
     sums_at = e.at.inttoptr(sums, PTR)
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
-        tiles.call(u, x, dy, lambda x_tile, dy_tile, ahead, t: [description, x_tile, dy_tile, sums_at, low, high, e.add(u, t), ahead])
+        tiles.call(
+            u,
+            x,
+            dy,
+            lambda x_tile, dy_tile, ahead, t: [description, x_tile, dy_tile, sums_at, low, high, e.add(u, t), ahead],
+        )
         return []
 
     e.loop(0, e.mul(blocks, tiles.height), unit)
