@@ -73,6 +73,11 @@ class ConvField(IntEnum):
     Y_COLUMN = 23
     X_LINE = 24  # from channel to channel
     X_FRESH = 25  # from what the first tap reads to the last image row that any tap reads
+    X_FIRST = 26  # what the first tap of the first output reads
+    Y_FIRST = 27  # the first output
+    VALUES_FIRST = 28  # of the ordered values
+    PHASES = 29  # products that one call computes, which are described one after the other; of this size:
+    WORDS = 30
 
 
 def live_conv_kernels(lanes: int) -> str:
@@ -153,20 +158,26 @@ class _Tiles:
         width = w.word(ConvField.WIDTH)
         self.x_step = e.mul(width, e.mul(w.word(ConvField.STRIDE), 4 * e.lanes))
         self.y_step = e.mul(width, w.word(ConvField.Y_COLUMN))
-        self.x_block, self.x_row, self.y_block, self.y_row = (
-            w.word(f) for f in (ConvField.X_BLOCK, ConvField.X_ROW, ConvField.Y_BLOCK, ConvField.Y_ROW)
+        self.x_block, self.x_row, self.x_first, self.y_block, self.y_row, self.y_first = (
+            w.word(f)
+            for f in (
+                ConvField.X_BLOCK,
+                ConvField.X_ROW,
+                ConvField.X_FIRST,
+                ConvField.Y_BLOCK,
+                ConvField.Y_ROW,
+                ConvField.Y_FIRST,
+            )
         )
 
-    def call(self, unit: Node, x: Node, y: Node, arguments: Any) -> None:
-        """Calls ``function(*arguments(x, y, ahead, tile))`` for the tiles of the unit-th image row of all blocks.
+    def call(self, block: Node, row: Node, x: Node, y: Node, arguments: Any) -> None:
+        """Calls ``function(*arguments(x, y, ahead, tile))`` for the tiles of an image row of a block.
 
         ``ahead`` is the distance from what a tile reads to what the next one does, perhaps in the next image row.
         """
         e = self.e
-        block = e.div(unit, self.height)
-        row = e.sub(unit, e.mul(block, self.height))
-        x_row = e.add(x, e.mul(block, self.x_block), e.mul(row, self.x_row))
-        y_row = e.add(y, e.mul(block, self.y_block), e.mul(row, self.y_row))
+        x_row = e.add(x, self.x_first, e.mul(block, self.x_block), e.mul(row, self.x_row))
+        y_row = e.add(y, self.y_first, e.mul(block, self.y_block), e.mul(row, self.y_row))
 
         def at(t: Node, ahead: Node) -> list[Node]:
             found = [e.add(x_row, e.mul(t, self.x_step)), e.add(y_row, e.mul(t, self.y_step))]
@@ -264,17 +275,35 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
 
 
 def _multiply(module: ir.Module, lanes: int, products: dict[tuple[int, int], ir.Function]) -> None:
-    """Members take image rows."""
+    """Members take image rows, those of all phases that lie side by side."""
     made = function(module, "multiply_share", [PTR] + [I64] * 7, exported=False)
     description, values, x, y, bias, blocks, part, team = made.args
     e = Emitter(made, lanes)
-    w = _Layout(e, description)
-    tiles = _Tiles(e, w, w.chosen(products, [PTR] * 5 + [I64]))
-    low, high = _share(e, e.mul(blocks, tiles.height), part, team)
-    values_at, bias_at = (e.at.inttoptr(a, PTR) for a in (values, bias))
+    first = _Layout(e, description)
+    height, phases, size = (first.word(f) for f in (ConvField.HEIGHT, ConvField.PHASES, ConvField.WORDS))
+    low, high = _share(e, e.mul(blocks, height), part, team)
+    bias_at = e.at.inttoptr(bias, PTR)
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
-        tiles.call(u, x, y, lambda x_tile, y_tile, ahead, _: [description, values_at, x_tile, y_tile, bias_at, ahead])
+        block = e.div(u, height)
+        row = e.sub(u, e.mul(block, height))
+
+        def phase(i: Node, _: list[Node]) -> list[Node]:
+            mine = e.element(description, e.mul(i, size), I64)
+            w = _Layout(e, mine)
+            with e.at.if_then(e.less(row, w.word(ConvField.HEIGHT))):
+                tiles = _Tiles(e, w, w.chosen(products, [PTR] * 5 + [I64]))
+                values_at = e.at.inttoptr(e.add(values, w.word(ConvField.VALUES_FIRST)), PTR)
+                tiles.call(
+                    block,
+                    row,
+                    x,
+                    y,
+                    lambda x_tile, y_tile, ahead, _: [mine, values_at, x_tile, y_tile, bias_at, ahead],
+                )
+            return []
+
+        e.loop(0, phases, phase)
         return []
 
     e.loop(low, high, unit)
@@ -362,8 +391,10 @@ def _weigh(module: ir.Module, lanes: int, dots: dict[tuple[int, int], ir.Functio
     sums_at = e.at.inttoptr(sums, PTR)
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
+        block = e.div(u, tiles.height)
         tiles.call(
-            u,
+            block,
+            e.sub(u, e.mul(block, tiles.height)),
             x,
             dy,
             lambda x_tile, dy_tile, ahead, t: [description, x_tile, dy_tile, sums_at, low, high, e.add(u, t), ahead],
