@@ -133,6 +133,16 @@ class LiveConvolution(CompiledProduct):
         )
         return sums.index_select(0, self._slots)
 
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        orders = [phase.order for products in (self._forward, self._backward) for phase in products.phases]
+        return (
+            sum(order.resident_bytes for order in orders)
+            + self._slots.nbytes
+            + sum(prepared.resident_bytes for prepared in self._prepared.values())
+        )
+
     def _multiply(
         self, products: _Products, values: Tensor, x: Blocks, y: Blocks, stride: Pair, bias: Tensor | None
     ) -> None:
@@ -220,6 +230,11 @@ class _Prepared:
         assert len(made) == size * len(numbers)
         self._arrays = (made, *tables)
         self.address: int = made.ctypes.data
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        return sum(array.nbytes for array in self._arrays)
 
 
 @final
@@ -317,6 +332,11 @@ class _Order:
         first = np.minimum(np.arange(self.chunks + 1) * self.step, self.rows)
         cells = first[:-1, None] * self.panels + np.arange(self.panels) * np.diff(first)[:, None]
         self.cells: Array = begins[np.append(cells.ravel(), segments)].astype(np.int64)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        return sum(a.nbytes for a in (self.order, self.counts, self.cells, self.places, self._column))
 
     def reach(self, outputs: Pair, stride: Pair, size: Pair) -> Pair:
         """Rows and columns before and after planes of a size that so many outputs read."""

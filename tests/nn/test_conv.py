@@ -97,7 +97,11 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(
     exact, dx, dvalues, dbias = exact_of(layer, x, dy)
     assert off(layer(x), exact) < 1e-5
     assert off(x.grad, dx) < 1e-5
-    assert off(layer.values.grad, dvalues) < 1e-5
+    # One weight's gradient may cancel: the inputs' scale decides what is exact.
+    scale = float(dvalues.abs().max().clamp(min=dy.numel() ** 0.5 / shape[0])) if dvalues.numel() else 1.0
+    assert layer.values.grad is not None and torch.allclose(
+        layer.values.grad.double(), dvalues, rtol=0, atol=1e-5 * scale
+    )
     if layer.bias is not None:
         assert off(layer.bias.grad, dbias) < 1e-5
 
