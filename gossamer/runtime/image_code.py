@@ -259,10 +259,10 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
         later = [e.wide(order, e.add(e.mul(e.add(g, AHEAD), rows), r), I32) for r in range(rows)]
         with e.at.if_then(waiting):
             for i in later:
-                _fetch(e, e.element(sums_at, e.mul(i, sums_line), F32), width, near=True)
+                _fetch(e, e.element(sums_at, e.mul(i, sums_line), F32), width, nearest=True)
         with e.at.if_then(adding):
             for i in later:
-                _fetch(e, e.element(residual, e.mul(i, r_line), F32), width, near=True)
+                _fetch(e, e.element(residual, e.mul(i, r_line), F32), width, nearest=True)
 
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at, channel = carried
