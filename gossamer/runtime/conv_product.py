@@ -19,6 +19,7 @@ from gossamer.runtime.group_code import Way, height
 from gossamer.runtime.kernels import ConvolutionKernels, PackKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import Packed, count_nonzeros, pack
+from gossamer.runtime.places import Places
 from gossamer.runtime.slabs import Slabs, empty
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP
@@ -142,6 +143,10 @@ class PlaneProduct(CompiledProduct):
         """Writes f(W ⊛ X + b + R) into y; blocks have ``x_tile`` and ``y_tile`` positions."""
         raise NotImplementedError
 
+    def forget(self) -> None:
+        """Drops tables of image sizes that were met; they are made anew when needed."""
+        raise NotImplementedError
+
     @property
     def nonzeros(self) -> int:
         """Weights that are not zero."""
@@ -221,7 +226,7 @@ class ConvolutionProduct(PlaneProduct):
         bounds[-1] = self.rows
         width, tall = self.panel * geometry.taps, height(way, self._lanes)
         made = pack(packers, way, flat, width=width, bounds=bounds, tall=tall, narrow=False)
-        self._columns = made.index
+        self.places = Places(made.index)
         self._weights = (
             made.starts,
             made.counts,
@@ -276,7 +281,7 @@ class ConvolutionProduct(PlaneProduct):
         panel, known = self.panel, self._widths
         made = plan(self.geometry, size, self.channels, panel, self._nonzeros, lanes, known, x_tile, run=run)
         starts, counts, order, values, bias, bounds = self._weights
-        index = made.distances.astype(np.uint16)[self._columns]
+        index = self.places.at(made.distances)
         tables: tuple[Array, ...] = (
             starts,
             counts,
@@ -357,7 +362,7 @@ class ConvolutionProduct(PlaneProduct):
     def packed(self) -> Packed:
         """The weight as kernels read it; indices count from the start of the panel, tap by tap."""
         starts, counts, order, values, _, _ = self._weights
-        return Packed(starts, counts, order, self._columns, values)
+        return Packed(starts, counts, order, self.places.columns(), values)
 
     @property
     def bias(self) -> Array:
@@ -400,6 +405,11 @@ class ConvolutionProduct(PlaneProduct):
         made._all_channels, made._all_rows = channels, rows
         return made
 
+    def forget(self) -> None:
+        """Drops tables of image sizes that were met; they are made anew when needed."""
+        self._prepared.clear()
+        self.places.release()
+
     def _copied(self) -> Self:
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
@@ -419,8 +429,7 @@ class ConvolutionProduct(PlaneProduct):
     @property
     def resident_bytes(self) -> int:
         """Bytes held for the weight: values, indices, counts and order; without the bias."""
-        indices = self._columns.nbytes * max(1, len(self._prepared))
-        return indices + sum(array.nbytes for array in self._weights[:4])
+        return self.places.nbytes + sum(array.nbytes for array in self._weights[:4])
 
 
 @final
@@ -457,6 +466,11 @@ class GroupedProduct(PlaneProduct):
     ) -> None:
         for part in self.parts:
             part._run(x, y, residual, size, images, x_tile, y_tile)
+
+    def forget(self) -> None:
+        """Drops tables of image sizes that were met; they are made anew when needed."""
+        for part in self.parts:
+            part.forget()
 
     @property
     def nonzeros(self) -> int:

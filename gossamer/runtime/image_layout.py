@@ -127,10 +127,10 @@ class AlongImages:
     lanes: int
 
     def bytes_of(self, name: str) -> int:
-        """Bytes held for the weight of a layer, with the indices of either form."""
+        """Bytes held for the weight of a layer."""
         layer = self.network.get_submodule(name)
         assert isinstance(layer, SparseConv)
-        return layer.resident_bytes + 2 * layer.product.nonzeros
+        return layer.resident_bytes
 
 
 def along_images(

@@ -193,7 +193,7 @@ class ImageProduct(CompiledProduct):
         distances = (channel + tap_row + np.arange(geometry.kernel[1]) * (across * lanes)).ravel() // lanes
         if distances.max() > _LARGEST_DISTANCE:
             raise PlanError(f"blocks of images: found rows of {x.size[1]} columns, expected shorter ones")
-        index = distances.astype(np.uint16)[packed.index]
+        index = part.places.at(distances)
         tables = (packed.starts, packed.counts, packed.order, index, packed.values, part.bias)
         start = tuple(x.frame - p for p in geometry.padding)
         streamed = not y.frame and 4 * y.data.numel() >= STREAMED_FROM

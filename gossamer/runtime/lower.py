@@ -311,6 +311,8 @@ def _fastest(case: _Case, form: _Form) -> Lowered:
             layout = "feature-major" if choice.layer in inside else f"module replacement: {outside}"
         choices.append(replace(choice, layout=layout))
     fastest = None if best == "module replacement" else forms[best]
+    if fastest is not None:
+        _forget_sizes(form.network)
     return Lowered(form.network, choices, Parameters(case.dense), fastest)
 
 
@@ -331,6 +333,7 @@ def _by_batch(case: _Case, form: _Form, along: AlongImages, times: Mapping[str, 
     planes = times.get("fused convolutions", times["module replacement"]) / count
     worth = times[_ALONG_IMAGES] / -(-count // along.lanes) / planes
     network = ByBatch(along.images, along.planes, case.arguments, along.lanes, worth)
+    _forget_sizes(along.network, along.planes)
     choices = []
     for choice in form.choices:
         inside = choice.layer in along.layers
@@ -338,6 +341,14 @@ def _by_batch(case: _Case, form: _Form, along: AlongImages, times: Mapping[str, 
         layout = _ALONG_IMAGES if inside else choice.layout
         choices.append(replace(choice, kernel="sliced" if inside else choice.kernel, bytes=held, layout=layout))
     return Lowered(along.network, choices, Parameters(case.dense), network)
+
+
+def _forget_sizes(*networks: nn.Module) -> None:
+    """Frees indices of convolutions that do not run as long as inputs are like the example."""
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, SparseConv):
+                module.product.forget()
 
 
 def _taken_back(choice: Choice) -> Choice:
