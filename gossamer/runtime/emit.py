@@ -136,6 +136,13 @@ class Emitter:
             known = ir.Function(self.made.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}")
         return self.at.call(known, [a, b, c])
 
+    def fence(self, value: Node) -> Node:
+        """The same floats, of which the compiler knows no more where they come from: they are not loaded again."""
+        kind = value.type
+        name = f"llvm.arithmetic.fence.v{kind.count}f32"
+        known = self.made.module.globals.get(name)
+        return self.at.call(known or ir.Function(self.made.module, ir.FunctionType(kind, [kind]), name), [value])
+
     def at_least(self, value: Node, floor: Node) -> Node:
         """max(value, floor) per lane; NaN stays NaN."""
         return self.at.select(self.at.fcmp_ordered("<", value, floor), floor, value)

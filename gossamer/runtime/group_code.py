@@ -352,9 +352,22 @@ class Group:
             found.append(self.e.at.zext(self.e.at.trunc(part, self.index_type), I64))
         return found
 
-    def weight(self, at: Node) -> Node:
-        """Value number ``at`` in every lane."""
-        return self.e.spread(self.e.read(self.values, at, F32))
+    @property
+    def quads(self) -> bool:
+        """Whether four weights are better loaded at once and spread from there, than each by a load of its own.
+
+        Where a vector holds few floats, loads and operations per multiply-add are what limits these loops.
+        """
+        return self.e.lanes <= 8
+
+    def weights(self, at: Node, count: int) -> list[Node]:
+        """So many values from number ``at`` on, each in every lane."""
+        if not self.quads or count != 4:
+            return [self.e.spread(self.e.read(self.values, self.e.add(at, k), F32)) for k in range(count)]
+        four = self.e.at.load(self.e.element(self.values, at, F32), align=4, typ=ir.VectorType(F32, 4))
+        again = self.e.lanes // 4
+        held = self.e.fence(self.e.shuffle(four, four, [*range(4)] * again))
+        return [self.e.shuffle(held, held, [4 * i + k for i in range(again) for _ in range(4)]) for k in range(count)]
 
     def vector(self, address: Node, v: int) -> Node:
         """Vector ``v`` of a row of X."""
@@ -412,13 +425,13 @@ def _two_pairs(
         w, *flat = carried
         out = list(flat)
         e.prefetch(group.values, e.add(w, _AHEAD), F32)  # loads are not what limits these steps
+        weights = group.weights(w, 4)
         for k, pair in enumerate(pairing):
             x_row = group.inputs(e.add(p, k))
             vectors = [group.vector(x_row, v) for v in range(inner)]
             for i, r in enumerate(pair):
-                weight = group.weight(e.add(w, 2 * k + i))
                 for v in range(inner):
-                    out[r * inner + v] = e.fma(weight, vectors[v], flat[r * inner + v])
+                    out[r * inner + v] = e.fma(weights[2 * k + i], vectors[v], flat[r * inner + v])
         return [e.add(w, 4), *out]
 
     value_at, *flat = e.loop(at, end, step, [value_at, *(s for row in sums for s in row)], step=2)
@@ -432,16 +445,22 @@ def _side_by_side(
     e, rows, inner = group.e, len(sums), len(sums[0])
     end = e.add(at, e.mul(steps, rows))
 
-    def step(p: Node, carried: list[Node]) -> list[Node]:
-        out: list[Node] = []
+    def several(p: Node, carried: list[Node], count: int) -> list[Node]:
+        """So many weights, row after row, step after step."""
+        out = list(carried)
         w = p if isinstance(shift, int) else e.add(p, shift)
-        for r, column in enumerate(group.columns(p, rows)):
-            x_row = group.row(column)
-            weight = group.weight(e.add(w, r))
-            out += [e.fma(weight, group.vector(x_row, v), carried[r * inner + v]) for v in range(inner)]
+        for i, (column, weight) in enumerate(zip(group.columns(p, count), group.weights(w, count), strict=True)):
+            x_row, first = group.row(column), i % rows * inner
+            for v in range(inner):
+                out[first + v] = e.fma(weight, group.vector(x_row, v), out[first + v])
         return out
 
-    flat = e.loop(at, end, step, [s for row in sums for s in row], step=rows)
+    flat = [s for row in sums for s in row]
+    begin = at
+    if group.quads and rows < 4:
+        begin = e.add(at, e.mul(e.div(e.sub(end, at), 4), 4))
+        flat = e.loop(at, begin, partial(several, count=4), flat, step=4)
+    flat = e.loop(begin, end, partial(several, count=rows), flat, step=rows)
     return [flat[r * inner : (r + 1) * inner] for r in range(rows)], end
 
 
@@ -464,8 +483,7 @@ def pattern_steps(
                 x_row = group.inputs(p)
                 vectors = [group.vector(x_row, v) for v in range(inner)]
                 out: list[Node] = []
-                for k in range(len(members)):
-                    weight = group.weight(e.add(w, k))
+                for k, weight in enumerate(group.weights(w, len(members))):
                     out += [e.fma(weight, vectors[v], flat[k * inner + v]) for v in range(inner)]
                 return [e.add(w, len(members)), *out]
 
