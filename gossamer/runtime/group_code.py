@@ -61,8 +61,8 @@ PATTERNS = tuple(sorted(range(1, 16), key=lambda mask: (mask.bit_count(), mask))
 PAIRINGS = (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2)))
 """The ways in which four rows make two pairs."""
 
-_BATCH = 8
-"""Vectors of tokens that go through a block of weights before the next block is read from memory."""
+_BATCH = 128
+"""Tokens that go through a block of weights before the next block is read from memory."""
 
 
 _AHEAD = 256
@@ -167,7 +167,7 @@ def _walk(
     chunk_from, chunk_to = share(chunks, by_chunks)
     tile_from, tile_to = share(tiles, e.at.not_(by_chunks))
     tile_bytes = 4 * lanes * vectors
-    batch = _BATCH // vectors
+    batch = _BATCH // (lanes * vectors)
 
     def some_tiles(t: Node, _: list[Node]) -> list[Node]:
         t_end = e.least(e.add(t, batch), tile_to)
@@ -245,9 +245,18 @@ def _product(
         offset = e.mul(h, inner * lanes)
         x_half, y_half, r_half = (e.element(base, offset, F32) for base in (x_panel, y, residual))
 
-        def group(g: Node, carried: list[Node]) -> list[Node]:
+        def fetch(g: Node) -> None:
+            """Sums of a group on their way to the first-level cache."""
+            for r in range(rows):
+                row = e.mul(e.wide(order, e.add(e.mul(g, rows), r), I32), tile)
+                for v in range(0, inner, max(1, 16 // lanes)):
+                    e.prefetch(y_half, e.add(row, lanes * v))
+
+        def group(g: Node, carried: list[Node], end: Node) -> list[Node]:
             at, value_at, ready, source = carried
             ready, source = floats(value_at, ready, source)
+            if lanes <= 8:  # their second-level caches are small, and so are the vectors that hide waiting for it
+                fetch(e.least(e.add(g, 1), e.sub(end, 1)))
             ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
             outs = [e.element(y_half, e.mul(i, tile), F32) for i in ids]
 
@@ -293,7 +302,7 @@ def _product(
         def chunk(c: Node, _: list[Node]) -> list[Node]:
             entry = e.mul(e.add(e.mul(panel, chunks), c), 3)
             begin, at, value_at, end = (e.read(starts, e.add(entry, i), I64) for i in range(4))
-            e.loop(begin, end, group, [at, value_at, expanded, values])
+            e.loop(begin, end, partial(group, end=end), [at, value_at, expanded, values])
             return []
 
         e.loop(first, last, chunk)

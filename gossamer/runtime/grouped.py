@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
+from gossamer.runtime.cpu import first_level_cache
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Field, Way, height
 from gossamer.runtime.kernels import PackKernels, TileKernels
@@ -23,6 +24,9 @@ __all__ = ["GroupedProduct", "describe", "panel_width"]
 
 _WORTH_A_TEAM = 120_000
 """Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
+
+_AVX512_CACHE = 49152
+"""Bytes of the first-level cache of the processors for which panels were measured with vectors of 16 floats."""
 
 _NARROW = 256
 """Columns per panel up to which indices take one byte."""
@@ -109,7 +113,7 @@ class GroupedProduct(CompiledProduct):
         if grid is not None:
             width = max(1, min(grid.width(width), columns))
         panels = max(1, -(-columns // width))
-        bounds, step = _chunks(rows, 256 if way is Way.PAIRS else 128)
+        bounds, step = _chunks(rows, 256 if way is Way.PAIRS else 128, 768 if lanes > 8 else 256)
         narrow = width <= _NARROW
         tall = height(way, lanes)
         carried, entries = carriers(stored, weight, grid)
@@ -193,16 +197,17 @@ def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
 
 def panel_width(columns: int, lanes: int, density: float, way: Way) -> int:
     """Columns per panel: a panel of X should stay in the first-level cache, and a group's rows should not get short."""
-    # The rest of 48 kB is for weights and sums; of 32 kB it is too much. Patterns have fifteen loops to end.
-    width = (49152 if way is Way.PATTERNS else 40960) // (4 * lanes * TILES[-1])
+    # The rest of the cache is for weights and sums. Patterns have fifteen loops to end.
+    cache = _AVX512_CACHE if lanes > 8 else first_level_cache()
+    width = (cache if way is Way.PATTERNS else cache * 5 // 6) // (4 * lanes * TILES[-1])
     while width < 1 << 13 and width * density < 10:
         width = width * 3 // 2
     panels = max(1, round(columns / width))
     return -(-columns // panels)
 
 
-def _chunks(rows: int, about: int) -> tuple[Array, int]:
-    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 768 rows.
+def _chunks(rows: int, about: int, block: int) -> tuple[Array, int]:
+    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about so many rows.
 
     Rows are sorted by length and matched within a chunk: large ones have long runs of equal lengths, and better
     partners. Threads divide chunks.
@@ -210,4 +215,4 @@ def _chunks(rows: int, about: int) -> tuple[Array, int]:
     count = max(1, min(16, rows // about))
     bounds = np.minimum((np.arange(count + 1) * rows // count + 3) // 4 * 4, rows).astype(np.int64)
     bounds[-1] = rows
-    return bounds, max(1, 768 * count // max(1, rows))
+    return bounds, max(1, block * count // max(1, rows))
