@@ -113,7 +113,7 @@ class GroupedProduct(CompiledProduct):
         if grid is not None:
             width = max(1, min(grid.width(width), columns))
         panels = max(1, -(-columns // width))
-        bounds, step = _chunks(rows, 256 if way is Way.PAIRS else 128, 768 if lanes > 8 else 256)
+        bounds, step = _chunks(rows, 256 if way is Way.PAIRS else 128)
         narrow = width <= _NARROW
         tall = height(way, lanes)
         carried, entries = carriers(stored, weight, grid)
@@ -206,8 +206,8 @@ def panel_width(columns: int, lanes: int, density: float, way: Way) -> int:
     return -(-columns // panels)
 
 
-def _chunks(rows: int, about: int, block: int) -> tuple[Array, int]:
-    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about so many rows.
+def _chunks(rows: int, about: int) -> tuple[Array, int]:
+    """Where rows are cut into chunks, at multiples of four, and how many chunks make a block of about 768 rows.
 
     Rows are sorted by length and matched within a chunk: large ones have long runs of equal lengths, and better
     partners. Threads divide chunks.
@@ -215,4 +215,4 @@ def _chunks(rows: int, about: int, block: int) -> tuple[Array, int]:
     count = max(1, min(16, rows // about))
     bounds = np.minimum((np.arange(count + 1) * rows // count + 3) // 4 * 4, rows).astype(np.int64)
     bounds[-1] = rows
-    return bounds, max(1, block * count // max(1, rows))
+    return bounds, max(1, 768 * count // max(1, rows))
