@@ -25,6 +25,7 @@ from gossamer.runtime.vector_values import Storage, StoredValues, smallest_exact
 
 __all__ = [
     "FEW",
+    "GROUPED",
     "WORTH_TRYING",
     "density_of",
     "fastest",
@@ -52,6 +53,8 @@ _VALUES = {
 }
 FEW = 8  # tokens up to which kernels for few vectors are tried; up to half of them, nothing else is
 _SOME = ("sparse", "sliced")  # what can win beside them
+GROUPED = ("sliced", "pairs", "pairings", "patterns", "blocks")
+"""How names of a Linear layer's candidates begin that take tiles."""
 OVERLAPPING = 0.12  # density from which on four rows share columns often enough to gain from it
 
 

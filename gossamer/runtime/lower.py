@@ -143,7 +143,7 @@ def _lowered(
         return Lowered(dense, form.choices, Parameters(dense))
     best = _fastest(case, form)
     if tiles and best.captured is None:  # layers were chosen for a layout that they do not have
-        best = _fastest(case, _layer_by_layer(case, tiled=False))
+        best = _fastest(case, _layer_by_layer(case, tiled=False, before=form.choices))
     return best
 
 
@@ -199,9 +199,9 @@ class _Form:
     choices: tuple[Choice, ...]
 
 
-def _layer_by_layer(case: _Case, *, tiled: bool) -> _Form:
-    """Every layer replaced by its fastest candidate."""
-    network = _start(case)
+def _layer_by_layer(case: _Case, *, tiled: bool, before: Sequence[Choice] = ()) -> _Form:
+    """Every layer replaced by its fastest candidate; ``before`` is what was chosen on tiles, if that has been tried."""
+    network, earlier = _start(case), {choice.layer: choice.kernel for choice in before}
     choices: dict[str, Choice] = {}
     replaced: list[tuple[tuple[str, ...], nn.Module]] = []
     for names, tree in case.weights:
@@ -216,7 +216,9 @@ def _layer_by_layer(case: _Case, *, tiled: bool) -> _Form:
         if isinstance(layer, (nn.LSTM, nn.GRU)):
             chosen, choices[name] = choose_recurrent(case.tuner, name, layer, case.seen[name])
         else:
-            chosen, choices[name] = case.tuner.choose(name, layer, tree, case.seen[name], tiled=tiled)
+            chosen, choices[name] = case.tuner.choose(
+                name, layer, tree, case.seen[name], tiled=tiled, before=earlier.get(name)
+            )
         if chosen is not layer:
             replaced.append((names, layer))
             network = _put(network, names, chosen)

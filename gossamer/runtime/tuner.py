@@ -13,6 +13,7 @@ from gossamer.encoding.node import Encoding
 from gossamer.measure.race import raced
 from gossamer.runtime.arguments import tensors_in
 from gossamer.runtime.candidates import (
+    GROUPED,
     WORTH_TRYING,
     density_of,
     fastest,
@@ -62,7 +63,7 @@ class Tuner:
         self._built: dict[tuple[str, str], nn.Module] = {}
 
     def choose(
-        self, name: str, layer: nn.Module, tree: Encoding, inputs: Tensor, *, tiled: bool
+        self, name: str, layer: nn.Module, tree: Encoding, inputs: Tensor, *, tiled: bool, before: str | None = None
     ) -> tuple[nn.Module, Choice]:
         """The fastest candidate for a layer.
 
@@ -72,11 +73,15 @@ class Tuner:
             tree: of its weight.
             inputs: that reach it.
             tiled: whether its neighbours will hand on tiles.
+            before: what was chosen when they did: of kernels that take tiles, which pay the same for changes of layout
+                when they do not, only that is tried.
         """
         plain = kept_dense(name, layer, "")
         offers = offers_for(layer, tree, plain.density, inputs, jit=self.jit)
         if len(offers) == 1:
             return layer, replace(plain, reason=_no_candidate(layer, tree, plain.density, inputs, jit=self.jit))
+        if before is not None and isinstance(layer, nn.Linear) and tokens_of(inputs) >= TILES_FROM:
+            offers = {kind: make for kind, make in offers.items() if kind == before or not kind.startswith(GROUPED)}
         tiled = tiled and tokens_of(inputs) >= TILES_FROM
 
         def build(kind: str) -> nn.Module:

@@ -165,6 +165,17 @@ def test_every_layer_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     assert choices["2"].kernel == "dense"
 
 
+def test_where_tiles_lose_as_a_whole_only_their_best_kernel_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = Recording("sliced")  # and networks with their layers replaced, rather than feature-major ones
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", recording)
+    made = gs.compress(mlp(), [gs.prune.Magnitude(sparsity=0.9, only="0.weight")])
+    choices = {c.layer: c.kernel for c in made.lower(torch.randn(32, 64)).explain()}
+    layers = [names for names in recording.offered if "sliced" in names]
+    assert layers[0] > layers[1] == {"dense", "sparse", "sliced"}
+    assert len(layers) == 2
+    assert choices["0"] == "sliced"
+
+
 def test_a_module_with_zeros_is_lowered_without_a_recipe() -> None:
     model = mlp()
     with torch.no_grad():
