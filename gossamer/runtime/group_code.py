@@ -464,12 +464,9 @@ def _side_by_side(
                 out[first + v] = e.fma(weight, group.vector(x_row, v), out[first + v])
         return out
 
-    flat = [s for row in sums for s in row]
-    begin = at
-    if group.quads and rows < 4:
-        begin = e.add(at, e.mul(e.div(e.sub(end, at), 4), 4))
-        flat = e.loop(at, begin, partial(several, count=4), flat, step=4)
-    flat = e.loop(begin, end, partial(several, count=rows), flat, step=rows)
+    # Groups with fewer than four rows have so many steps that they take whole quads of weights.
+    count = 4 if group.quads else rows
+    flat = e.loop(at, end, partial(several, count=count), [s for row in sums for s in row], step=count)
     return [flat[r * inner : (r + 1) * inner] for r in range(rows)], end
 
 

@@ -113,7 +113,7 @@ class GroupedProduct(CompiledProduct):
         if grid is not None:
             width = max(1, min(grid.width(width), columns))
         panels = max(1, -(-columns // width))
-        bounds, step = _chunks(rows, 256 if way is Way.PAIRS else 128)
+        bounds, step = _chunks(rows, 256 if way is Way.PAIRS or lanes <= 8 else 128)
         narrow = width <= _NARROW
         tall = height(way, lanes)
         carried, entries = carriers(stored, weight, grid)

@@ -14,7 +14,7 @@ from gossamer.runtime.kernels import PackKernels
 from gossamer.runtime.matching_code import matching_bytes
 from gossamer.runtime.pack_parts import scratch_bytes
 
-__all__ = ["Packed", "count_nonzeros", "even_steps", "pack", "pack_rows"]
+__all__ = ["Packed", "count_nonzeros", "even_steps", "pack", "pack_rows", "whole_quads"]
 
 Array = npt.NDArray[Any]
 
@@ -81,7 +81,7 @@ def pack(
     order = order[: begins[-1]].copy()
     if way is Way.SLICED:
         of_panel = np.repeat(np.arange(panels), np.diff(begins[::chunks]))
-        counts = have[of_panel, order[:, 0]]
+        counts = whole_quads(have[of_panel, order[:, 0]], tall)
         indices = values = _sums(counts, tall)
     elif way is Way.PAIRINGS:
         of_panel = np.repeat(np.arange(panels), np.diff(begins[::chunks]))
@@ -182,6 +182,12 @@ def _pack_patterns(kernels: PackKernels, weight: Array, width: int, bounds: Arra
     begin = (np.arange(panels)[:, None] * groups + (bounds[None, :-1] + 3) // 4).ravel()
     begin = np.append(begin, panels * groups)
     return Packed(np.stack([begin, indices[begin], values[begin]], axis=1), counts, order, *made)
+
+
+def whole_quads(steps: Array, tall: int) -> Array:
+    """Steps of sliced groups, so that these hold a multiple of four weights: kernels load four at once, and no rest."""
+    each = max(1, 4 // tall)
+    return (-(-steps.astype(np.int64) // each) * each).astype(np.uint16)
 
 
 def even_steps(possible: Array, lengths: Array, of_panel: Array, panels: int) -> Array:

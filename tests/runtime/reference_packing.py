@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.runtime.group_code import PAIRINGS, PATTERNS
-from gossamer.runtime.packing import Packed, even_steps
+from gossamer.runtime.packing import Packed, even_steps, whole_quads
 
 __all__ = ["pack_pairings", "pack_pairs", "pack_patterns", "pack_sliced"]
 
@@ -35,7 +35,7 @@ def pack_sliced(
     panel = column // width
     counts = np.bincount(row * panels + panel, minlength=rows * panels).reshape(rows, panels)
     order, group_panel, begins = _sorted_groups(counts, bounds, tall)
-    step = counts[order[:, 0], group_panel]
+    step = whole_quads(counts[order[:, 0], group_panel], tall).astype(np.int64)
     first = np.concatenate([[0], np.cumsum(step * tall)])  # index of each group's first entry
     # Where every row of a panel lies: its group's beginning plus its place among the rows of the group.
     begin, length = np.zeros((2, rows, panels), np.int64)
