@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gossamer.errors import PlanError
-from gossamer.runtime.cpu import Level, host, levels
+from gossamer.runtime.cpu import Level, first_level_cache, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
-from gossamer.runtime.grouped import GroupedProduct
+from gossamer.runtime.grouped import GroupedProduct, panel_width
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import PackKernels, TileKernels, load
 from gossamer.runtime.threads import OpenMP, openmp
@@ -203,6 +203,11 @@ def test_a_weight_without_rows_or_columns_gives_the_bias(way: Way, shape: tuple[
     bias = torch.randn(shape[0])
     y = packed(torch.zeros(shape), bias, way=way)(random_tiles(2, shape[1], "native", 1))
     assert torch.equal(y, bias[None, :, None].expand_as(y))
+
+
+@pytest.mark.parametrize("columns", [768, 1024, 3072, 4096])
+def test_a_panel_of_activations_fits_the_first_level_cache_at_avx2(columns: int) -> None:
+    assert 32 * panel_width(columns, 8, 0.5, Way.SLICED) * 4 <= first_level_cache()
 
 
 def test_a_tenth_of_the_weights_takes_less_than_14_percent_of_the_memory() -> None:

@@ -24,8 +24,8 @@ _OBJECTS: dict[Processor, bytes] = {}
 
 
 @cache
-def _neon_tiles() -> str:
-    return assembly(Processor.neon(), TILES)
+def _text_of_tiles(processor: Processor) -> str:
+    return assembly(processor, TILES)
 
 
 @pytest.fixture
@@ -146,6 +146,18 @@ def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
     assert text.count("product_") and "bl\tfmaf" not in text
 
 
+@pytest.mark.parametrize("kernel", ["sliced_8_4", "sliced_16_4", "pairs_8_4", "pairings_8_4"])
+def test_avx2_code_loads_four_weights_at_once_and_spills_no_sum_in_its_loops(kernel: str) -> None:
+    processor = Processor("x86_64-unknown-linux-gnu", "x86-64-v3", "", 8)
+    found = re.search(rf"^{kernel}:$.*?^\.Lfunc_end", _text_of_tiles(processor), re.MULTILINE | re.DOTALL)
+    assert found is not None
+    blocks = re.split(r"^\.LBB\d+_\d+:", found.group(), flags=re.MULTILINE)
+    loops = [block for block in blocks if "vbroadcastf128" in block and "vfmadd" in block]
+    assert len(loops) == {"sliced": 1, "pairs": 2, "pairings": 4}[kernel.split("_")[0]]
+    assert not any(re.search(r"vmov[au]ps.*\(%rsp\)", block) for block in loops)
+    assert not any("vbroadcastss" in block for block in loops)
+
+
 @pytest.mark.parametrize(
     ("kernel", "wanted"),
     [
@@ -165,7 +177,7 @@ def test_neon_code_multiplies_and_adds_whole_vectors() -> None:
     ],
 )
 def test_neon_code_for_tiles_is_vector_code_in_every_kernel(kernel: str, wanted: str) -> None:
-    found = re.search(rf"^{kernel}:$.*?^\.Lfunc_end", _neon_tiles(), re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^{kernel}:$.*?^\.Lfunc_end", _text_of_tiles(Processor.neon()), re.MULTILINE | re.DOTALL)
     assert found is not None
     assert re.search(rf"\b({wanted})\tv\d+\.\d+[sd]", found.group())
     assert not re.search(r"\bbl\t(fmaf|expf|erff|sqrtf)", found.group())

@@ -183,3 +183,20 @@ def test_weights_of_other_types_or_strides_are_refused() -> None:
 def test_packers_compile_for_neon() -> None:
     text = assembly(Processor.neon(), PACKERS)
     assert "fcmeq\tv" in text and "pairs_16" in text
+
+
+@pytest.mark.parametrize("tall", [1, 2, 4])
+def test_sliced_groups_hold_whole_quads_of_weights_and_add_up_to_the_weight(tall: int) -> None:
+    draw = np.random.default_rng(5)
+    weight = draw.standard_normal((37, 90), np.float32) * (draw.random((37, 90)) < 0.2)
+    packers = load(PackKernels, host("native"), cache_directory())
+    made = pack(packers, Way.SLICED, weight, width=90, bounds=np.array([0, 37]), tall=tall, narrow=True)
+    assert not np.any(made.counts.astype(int) * tall % 4)
+    total = np.zeros_like(weight)
+    at = 0
+    for rows, steps in zip(made.order, made.counts, strict=True):
+        for _ in range(int(steps)):
+            for r, row in enumerate(rows):
+                total[row, made.index[at + r]] += made.values[at + r]
+            at += tall
+    assert np.array_equal(total, weight)
