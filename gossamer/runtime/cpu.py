@@ -129,9 +129,9 @@ def first_level_cache() -> int:
         >>> 1 << 13 <= first_level_cache() <= 1 << 20
         True
     """
-    for cache in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
+    for place in sorted(Path("/sys/devices/system/cpu/cpu0/cache").glob("index*")):
         try:
-            level, kind, size = ((cache / name).read_text().strip() for name in ("level", "type", "size"))
+            level, kind, size = ((place / name).read_text().strip() for name in ("level", "type", "size"))
         except OSError:
             continue
         if level == "1" and kind == "Data" and size.endswith("K") and size[:-1].isdecimal():
