@@ -433,7 +433,6 @@ class GradualMagnitude(_Sparse):
     until: float = 0.6
     drop: DropScore = Magnitude()  # noqa: RUF009
     across_layers: bool = False
-    allocation: Allocation = Uniform()  # noqa: RUF009
     rescale: bool | None = False
 
     def parts(self) -> Parts:
