@@ -226,14 +226,14 @@ def _matching(model: nn.Module, only: str | tuple[str, ...], skip: str | tuple[s
         listed.setdefault(id(module), ([], module))[0].append(name)
         if isinstance(module, nn.MultiheadAttention):
             inside |= {id(child) for child in module.modules()}
-    found, reasons = [], []
+    found, reasons, others = [], [], []
     for names, module in listed.values():
         kind = next((k for k in LAYERS if k.accepts(module)), None)
         if kind is None:
             continue
         keys = [key for name in names for key in (name, _tensor_name(name))]
         if matches(keys, skip) or (only and not matches(keys, only)):
-            reasons.append(f"{names[0]}: not meant by only={only!r}, skip={skip!r}")
+            others.append(f"{names[0]}: not meant by only={only!r}, skip={skip!r}")
             continue
         reason = _refused(module, inside, owners)
         if reason:
@@ -241,7 +241,7 @@ def _matching(model: nn.Module, only: str | tuple[str, ...], skip: str | tuple[s
             continue
         found.append(_Found(tuple(names), module, kind))
     if not found:
-        why = reasons[0] if reasons else "it has no Linear layer"
+        why = [*reasons, *others, "it has no Linear layer"][0]
         raise PlanError(f"sparsify: found no layer to make sparse, expected at least one: {why}")
     return found
 

@@ -124,9 +124,9 @@ class SparseTraining(ABC):
         Raises:
             PlanError: says which.
         """
+        self.parts()
         if not 0 <= self.final_sparsity < 1:
             raise PlanError(f"{type(self).__name__}: found sparsity {self.final_sparsity}, expected 0 to 1, 1 excluded")
-        self.parts()
 
     def mean_density(self, steps: int) -> float:
         """Mean share of weights that live over ``steps`` steps: what arithmetic is in proportion to."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 from train.every_method import every_method
 from train.nets import batch, live, mlp, positions, started, train_step
+from train.rank import AGREE
 
 import gossamer as gs
 from gossamer.errors import CompositionError, DataError, PlanError
@@ -60,7 +64,7 @@ from gossamer.train.allocation import Uniform
         ),
         (
             lambda: Parts(schedule=schedule.Cubic(every=1, end=9), structure=structure.NofM(1, 2)),
-            "constant density and PerLayer",
+            "constant density, PerLayer",
         ),
         (
             lambda: Parts(
@@ -158,9 +162,11 @@ def test_rescaled_starts_keep_the_variance_of_outputs() -> None:
     x = torch.randn(500, 400)
     for sparsity in (0.5, 0.95):
         layer = sparsify(copy.deepcopy(dense), Static(sparsity=sparsity))
-        assert 0.95 < float(layer(x).std() / dense(x).std()) < 1.05
+        with torch.no_grad():
+            assert 0.95 < float(layer(x).std() / dense(x).std()) < 1.05
         kept = sparsify(copy.deepcopy(dense), Static(sparsity=sparsity, rescale=False))
-        assert float(kept(x).std() / dense(x).std()) == pytest.approx((1 - sparsity) ** 0.5, rel=0.05)
+        with torch.no_grad():
+            assert float(kept(x).std() / dense(x).std()) == pytest.approx((1 - sparsity) ** 0.5, rel=0.05)
 
 
 def test_training_starts_from_a_pruning_method_or_from_masks() -> None:
@@ -185,7 +191,7 @@ def test_training_starts_from_a_pruning_method_or_from_masks() -> None:
         with pytest.raises(PlanError, match=message):
             sparsify(mlp(), Static(sparsity=0.1), start=masks)
     with pytest.raises(PlanError, match="does not allow"):
-        sparsify(mlp(), NofM(n=1, m=4, steps=100), start={"2": mask})
+        sparsify(mlp(), NofM(n=1, m=4, steps=1000), start={"2": mask})
 
 
 @pytest.mark.parametrize("name", ["rigl", "n of m", "srigl", "topkast"])
@@ -205,7 +211,7 @@ def test_a_harvest_is_exact_and_is_saved_loaded_inspected_and_run(name: str, tmp
     x = torch.randn(5, 20)
     torch.testing.assert_close(again.dense()(x), model.eval()(x))
     torch.testing.assert_close(again.lower(x)(x), model(x), rtol=1e-4, atol=1e-5)
-    assert again.ledger().total > 0
+    assert again.ledger().ratio > 1
     before = positions(model)
     assert all(torch.equal(before[n], p) for n, p in positions(model).items())
     with pytest.raises(CompositionError, match="no sparse layer"):
@@ -271,66 +277,50 @@ def test_a_writer_hears_density_changes_overlap_and_loss() -> None:
     assert heard.told["explored"][10] == pytest.approx(sparsifier.explored)
 
 
-def _rank(rank: int, name: str, folder: str, same_seed: bool) -> None:
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
-    method = every_method(40, 3, seed=0 if same_seed else rank)[name]
-    model = mlp()
-    sparsify(model, every_method(40, 3)[name])
-    wrapped = nn.parallel.DistributedDataParallel(model)
-    optimizer = torch.optim.SGD(wrapped.parameters(), 0.05, momentum=0.9)
-    try:
-        sparsifier = Sparsifier(wrapped, optimizer, method)
-        found = []
-        for step in range(16):
-            x, y = batch(2 * step + rank)  # each rank its own data
-            optimizer.zero_grad()
-            F.cross_entropy(wrapped(x), y).backward()
-            optimizer.step()
-            sparsifier.step()
-            found.append(positions(model))
-        torch.save((found, dict(model.state_dict())), f"{folder}/{rank}.pt")
-    except (PlanError, DataError) as error:
-        Path(f"{folder}/{rank}.error").write_text(str(error))
-    distributed.destroy_process_group()
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two processes left behind that trained together over gloo."""
+    folder = tmp_path_factory.mktemp("ranks")
+    here = Path(__file__).parent
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(here.parent), *filter(None, sys.path)])}
+    command = [sys.executable, str(here / "rank.py")]
+    running = [subprocess.Popen([*command, str(r), str(folder)], env=env) for r in (0, 1)]
+    assert [process.wait(timeout=600) for process in running] == [0, 0]
+    return folder
 
 
-def ranks(name: str, folder: Path, *, same_seed: bool = True) -> None:
-    multiprocessing.start_processes(  # type: ignore[no-untyped-call]
-        _rank, (name, str(folder), same_seed), nprocs=2, start_method="spawn"
-    )
-
-
-@pytest.mark.parametrize("name", ["rigl", "set", "n of m"])
-def test_ranks_of_a_distributed_run_agree_on_every_topology(name: str, tmp_path: Path) -> None:
-    ranks(name, tmp_path)
-    (first, weights), (second, others) = (torch.load(tmp_path / f"{r}.pt", weights_only=True) for r in (0, 1))
+@pytest.mark.parametrize("name", AGREE)
+def test_ranks_of_a_distributed_run_agree_on_every_topology(name: str, ranks: Path) -> None:
+    (first, weights), (second, others) = (torch.load(ranks / f"{name}.{r}.pt", weights_only=True) for r in (0, 1))
     changes = 0
     for step, (mine, theirs) in enumerate(zip(first, second, strict=True)):
         assert all(torch.equal(mine[n], theirs[n]) for n in mine)
         changes += step > 0 and any(not torch.equal(mine[n], first[step - 1][n]) for n in mine)
     assert changes == 5
     assert all(torch.equal(weights[n], others[n]) for n in weights)
-    if name == "rigl":  # and it is the topology of one process with both batches
-        method = every_method(40, 3)[name]
-        model, optimizer = sparsify(mlp(), method), None
-        optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-        sparsifier = Sparsifier(model, optimizer, method)
-        for step in range(3):
-            x, y = (torch.cat(pair) for pair in zip(batch(2 * step), batch(2 * step + 1), strict=True))
-            optimizer.zero_grad()
-            F.cross_entropy(model(x), y).backward()
-            optimizer.step()
-            sparsifier.step()
-        for n, found in positions(model).items():
-            assert int((~torch.isin(found, first[2][n])).sum()) <= 0.01 * len(found)
 
 
-def test_ranks_that_disagree_or_whose_layers_change_size_are_stopped(tmp_path: Path) -> None:
-    for folder, name, same_seed, message in (("a", "set", False, "another rank"), ("b", "dsr", True, "fixed sizes")):
-        (tmp_path / folder).mkdir()
-        ranks(name, tmp_path / folder, same_seed=same_seed)
-        assert all(message in (tmp_path / folder / f"{r}.error").read_text() for r in (0, 1))
+def test_ranks_choose_what_one_process_with_all_their_data_would(ranks: Path) -> None:
+    found, _ = torch.load(ranks / "rigl.0.pt", weights_only=True)
+    method = every_method(40, 3)["rigl"]
+    model = sparsify(mlp(), method)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    sparsifier = Sparsifier(model, optimizer, method)
+    start = positions(model)
+    for step in range(3):
+        x, y = (torch.cat(pair) for pair in zip(batch(2 * step), batch(2 * step + 1), strict=True))
+        optimizer.zero_grad()
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        sparsifier.step()
+    for n, mine in positions(model).items():
+        assert not torch.equal(mine, start[n])
+        assert int((~torch.isin(mine, found[2][n])).sum()) <= 0.01 * len(mine)  # sums in another order
+
+
+def test_ranks_that_disagree_or_whose_layers_change_size_are_stopped(ranks: Path) -> None:
+    for name, message in (("set", "another rank"), ("dsr", "fixed sizes")):
+        assert all(message in (ranks / f"{name}.{r}.error").read_text() for r in (0, 1))
 
 
 def test_two_methods_share_a_network() -> None:

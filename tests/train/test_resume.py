@@ -92,7 +92,8 @@ def run_until(path: Path, steps: int, kill_at: int | None = None) -> dict[str, A
 def test_a_run_killed_with_sigkill_and_resumed_equals_one_that_was_not(tmp_path: Path) -> None:
     path = tmp_path / "run.safetensors"
     code = (
-        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2]); import torch; torch.set_num_threads(1)\n"
+        "import sys; from pathlib import Path; sys.path.insert(0, sys.argv[2])\n"
+        "import torch; torch.set_num_threads(1)\n"
         "from train.test_resume import run_until; run_until(Path(sys.argv[1]), 40, kill_at=27)"
     )
     tests = str(Path(__file__).parents[1])
@@ -146,9 +147,7 @@ def test_a_state_of_another_network_is_refused() -> None:
     other = Sparsifier(model, torch.optim.SGD(model.parameters(), 0.1), method)
     with pytest.raises(DataError, match="expected"):
         other.load_state_dict(first.state_dict())
-    dsr = every_method(100, 1)["dsr"]
-    model, optimizer, moved = started(every_method(100, 1)["movement"])
-    del dsr
+    _, _, moved = started(every_method(100, 1)["movement"])
     state = moved.state_dict()
     state["layers"]["0"]["memory"]["summed"] = torch.zeros(3)
     with pytest.raises(DataError, match="load the network's state first"):
