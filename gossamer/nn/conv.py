@@ -16,7 +16,7 @@ from gossamer.nn.topology import Topology
 from gossamer.runtime.conv_plan import Geometry
 from gossamer.runtime.live_conv import LiveConvolution
 from gossamer.runtime.live_conv_code import STRIDES
-from gossamer.runtime.live_planes import Blocks, planes_math
+from gossamer.runtime.live_planes import Blocks, interleaved, planes_math
 
 __all__ = ["SparseConv2d"]
 
@@ -28,7 +28,7 @@ class SparseConv2d(SparseLayer):
     """Y = W ⊛ X + b, W live at the positions of a topology and zero elsewhere; float32 values [live] are what trains.
 
     Under autocast inputs are cast to float32, arithmetic and the output are float32: the kernels know no other type,
-    and what follows casts its own inputs.
+    and what follows casts its own inputs. Outputs have channels last in memory if inputs have.
 
     Args:
         in_channels: C.
@@ -199,7 +199,8 @@ class _Convolution(torch.autograd.Function):
         size = (x.shape[2], x.shape[3])
         x_frame, ctx.frame = live.frames(size)
         blocks = live.math.pack(x.resolve_neg(), x_frame)
-        y = live.math.unpack(live.product(values, blocks, bias))
+        ctx.last = interleaved(x)
+        y = live.math.unpack(live.product(values, blocks, bias), last=ctx.last)
         kept = ctx.needs_input_grad[1] or layer.watching
         ctx.save_for_backward(values, blocks.data if kept else None)
         ctx.live, ctx.layer, ctx.size = live, layer, size
@@ -213,7 +214,7 @@ class _Convolution(torch.autograd.Function):
         live, layer, size = ctx.live, ctx.layer, ctx.size
         needs_x, needs_values, needs_bias, *_ = ctx.needs_input_grad
         blocks = live.math.pack(dy.resolve_neg(), ctx.frame)
-        dx = live.math.unpack(live.input_gradient(values, blocks, size)) if needs_x else None
+        dx = live.math.unpack(live.input_gradient(values, blocks, size), last=ctx.last) if needs_x else None
         dvalues = None
         if x_data is not None:
             x = Blocks(x_data, len(dy), layer.in_channels, size, live.frames(size)[0], live.math.lanes)

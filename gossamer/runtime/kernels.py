@@ -277,6 +277,8 @@ class LiveConvolutionKernels(KernelSet):
         self.weigh = self._engine.function("weigh", 6)
         self.pack = self._engine.function("pack", 7)
         self.unpack = self._engine.function("unpack", 7)
+        self.pack_last = self._engine.function("pack_last", 7)
+        self.unpack_last = self._engine.function("unpack_last", 7)
 
 
 Kind = TypeVar("Kind", bound=KernelSet)

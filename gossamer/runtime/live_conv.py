@@ -16,14 +16,15 @@ from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_plan import Geometry
 from gossamer.runtime.live_conv_code import STRIDES, WIDEST, ConvField
 from gossamer.runtime.live_planes import Blocks, PlanesMath, described
+from gossamer.runtime.threads import OpenMP
 
 __all__ = ["LiveConvolution"]
 
 _WORTH_A_TEAM = 120_000
 """Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
-_CACHE = 28672
-"""Bytes of a panel of activations that stay in the first-level cache."""
+_CACHE = 14336
+"""Bytes of a panel of activations that stay in the first-level cache, beside outputs and weights that pass through."""
 
 _FARTHEST = (1 << 32) - 1
 """Bytes that an index can reach."""
@@ -50,7 +51,7 @@ class LiveConvolution(CompiledProduct):
     Raises:
         PlanError: there is no kernel for such strides, or there are 2³¹ live values or more.
 
-    Cost: 8 bytes per live value, for its place in W and in Wᵀ, and 8 more per shape of images in use; a product takes
+    Cost: 16 bytes per live value, for its place in W and in Wᵀ, and 8 more per shape of images in use; a product takes
         as many multiply-adds per output position as there are live values.
     Exact: each result is one sum in float32 in an order that depends on the places and the number of images, not on the
         number of threads.
@@ -73,21 +74,27 @@ class LiveConvolution(CompiledProduct):
             [(i * d - p) for i, d, p in zip(_taps(geometry), geometry.dilation, geometry.padding, strict=True)]
         )
         width = _panel(channels, offsets, geometry.stride[1], density, math.lanes)
-        self._forward = _Order((rows, channels), (row, channel, tap, place), offsets, width)
+        order = _Order((rows, channels), (row, channel, tap, place), offsets, width)
+        self._forward = _Products([_Phase((0, 0), order)])
+        slots = np.empty(self.live, np.int32)
+        slots[order.places] = np.arange(self.live)
+        self._slots = torch.from_numpy(slots)  # the other way round: faster than to scatter
         by_channel = np.argsort(channel.astype(np.uint16) if channels <= 1 << 16 else channel, kind="stable")
         turned = (channel[by_channel], row[by_channel], tap[by_channel], by_channel)
-        self._backward = [
-            _Phase(start, _transposed((channels, rows), turned, geometry, start, density, math.lanes))
-            for start in np.ndindex(geometry.stride)
-        ]
-        self._prepared: dict[tuple[Any, ...], tuple[Array, Array]] = {}
+        self._backward = _Products(
+            [
+                _Phase(start, _transposed((channels, rows), turned, geometry, start, density, math.lanes))
+                for start in np.ndindex(geometry.stride)
+            ]
+        )
+        self._prepared: dict[tuple[Any, ...], _Prepared] = {}
 
     def frames(self, size: Pair) -> tuple[Pair, Pair]:
         """Rows and columns of zeros that must surround inputs of a size, and gradients of the outputs."""
         outputs, stride = self.geometry.outputs(size), self.geometry.stride
-        x = self._forward.reach(outputs, stride, size)
+        x = self._forward.phases[0].order.reach(outputs, stride, size)
         dy = (0, 0)
-        for phase in self._backward:
+        for phase in self._backward.phases:
             mine = phase.order.reach(phase.size(size, stride), (1, 1), outputs)
             dy = (max(dy[0], mine[0]), max(dy[1], mine[1]))
         return x, dy
@@ -102,7 +109,7 @@ class LiveConvolution(CompiledProduct):
         """
         size = self.geometry.outputs(x.size)
         y = Blocks.empty(self.math.memory, x.images, self.shape[0], size, (0, 0), x.lanes)
-        self._multiply(self._forward, values, x, y, _View(size, (0, 0), (1, 1), self.geometry.stride), bias)
+        self._multiply(self._forward, values, x, y, (1, 1), bias)
         return y
 
     def input_gradient(self, values: Tensor, dy: Blocks, size: Pair) -> Blocks:
@@ -113,63 +120,63 @@ class LiveConvolution(CompiledProduct):
             dy: of M channels, in its frame.
             size: rows and columns.
         """
-        stride = self.geometry.stride
         dx = Blocks.empty(self.math.memory, dy.images, self.shape[1], size, (0, 0), dy.lanes)
-        for phase in self._backward:
-            view = _View(phase.size(size, stride), phase.start, stride, (1, 1))
-            if min(view.size) > 0:
-                self._multiply(phase.order, values, dy, dx, view, None)
+        self._multiply(self._backward, values, dy, dx, self.geometry.stride, None)
         return dx
 
     def gradient(self, x: Blocks, dy: Blocks) -> Tensor:
         """The gradient of the live values, float32 [live]."""
-        order = self._forward
-        made = torch.empty(self.live)
         sums = torch.empty(self.live)
-        size = dy.size
-        view = _View(size, (0, 0), (1, 1), self.geometry.stride)
-        description = self._description(order, x, dy, view)
-        threads = self._threads(order, x.blocks * prod(size))
+        prepared = self._prepared_for(self._forward, x, dy, (1, 1))
         self.math.kernels.weigh(
-            description.ctypes.data,
-            x.address + order.start(x),
-            dy.address,
-            sums.data_ptr(),
-            x.blocks,
-            threads,
+            prepared.address, x.address, dy.address, sums.data_ptr(), x.blocks, self._threads(x.blocks * prod(dy.size))
         )
-        made[order.places] = sums
-        return made
+        return sums.index_select(0, self._slots)
 
-    def _multiply(self, order: _Order, values: Tensor, x: Blocks, y: Blocks, view: _View, bias: Tensor | None) -> None:
-        description = self._description(order, x, y, view)
-        ordered = values.index_select(0, order.places)
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        orders = [phase.order for products in (self._forward, self._backward) for phase in products.phases]
+        return (
+            sum(order.resident_bytes for order in orders)
+            + self._slots.nbytes
+            + sum(prepared.resident_bytes for prepared in self._prepared.values())
+        )
+
+    def _multiply(
+        self, products: _Products, values: Tensor, x: Blocks, y: Blocks, stride: Pair, bias: Tensor | None
+    ) -> None:
+        prepared = self._prepared_for(products, x, y, stride)
+        ordered = values.index_select(0, products.places)
         self.math.kernels.multiply(
-            description.ctypes.data,
+            prepared.address,
             ordered.data_ptr(),
-            x.address + order.start(x),
-            y.address + 4 * (view.start[0] * y.row + view.start[1] * y.lanes),
+            x.address,
+            y.address,
             0 if bias is None else bias.data_ptr(),
             x.blocks,
-            self._threads(order, x.blocks * prod(view.size)),
+            self._threads(x.blocks * min(prod(x.size), prod(y.size))),
         )
 
-    def _threads(self, order: _Order, vectors: int) -> int:
-        return 1 if len(order.places) * vectors < _WORTH_A_TEAM else self.math.openmp.threads()
+    def _threads(self, vectors: int) -> int:
+        return 1 if self.live * vectors < _WORTH_A_TEAM else self.math.openmp.threads()
 
-    def _description(self, order: _Order, x: Blocks, y: Blocks, view: _View) -> Array:
-        key = (id(order), x.size, x.frame, y.size, y.frame, view)
+    def _prepared_for(self, products: _Products, x: Blocks, y: Blocks, stride: Pair) -> _Prepared:
+        """Tables for images of some sizes; outputs of a phase lie a stride apart."""
+        key = (products is self._forward, x.size, x.frame, y.size, y.frame)
         found = self._prepared.get(key)
         if found is None:
-            found = self._prepare(order, x, y, view)
-            limit = _KEPT * (2 + len(self._backward))
-            for old in list(self._prepared)[: max(0, len(self._prepared) - limit + 1)]:
+            reading = self.geometry.stride if products is self._forward else (1, 1)
+            views = [(p, _View(p.size(y.size, stride), p.start, stride, reading)) for p in products.phases]
+            made = [self._prepare(p, x, y, view) for p, view in views if min(view.size) > 0]
+            found = _Prepared([numbers for numbers, _ in made], [index for _, index in made], self.math.openmp)
+            for old in list(self._prepared)[: max(0, len(self._prepared) - 3 * _KEPT + 1)]:
                 self._prepared.pop(old, None)
             self._prepared[key] = found
-        return found[0]
+        return found
 
-    def _prepare(self, order: _Order, x: Blocks, y: Blocks, view: _View) -> tuple[Array, Array]:
-        index = order.index(x)
+    def _prepare(self, phase: _Phase, x: Blocks, y: Blocks, view: _View) -> tuple[dict[int, int], Array]:
+        order, index = phase.order, phase.order.index(x)
         columns = view.size[1]
         tiles = -(-columns // WIDEST)
         width = -(-columns // tiles)
@@ -194,10 +201,40 @@ class LiveConvolution(CompiledProduct):
             ConvField.Y_BLOCK: 4 * y.block,
             ConvField.Y_ROW: 4 * view.stride[0] * y.row,
             ConvField.Y_LINE: 4 * y.line,
+            ConvField.X_LINE: 4 * x.line,
+            ConvField.X_FRESH: 4 * order.rows_read * x.row,
+            ConvField.X_FIRST: order.start(x),
             ConvField.Y_COLUMN: 4 * view.stride[1] * y.lanes,
+            ConvField.Y_FIRST: 4 * (view.start[0] * y.row + view.start[1] * y.lanes),
+            ConvField.VALUES_FIRST: 4 * phase.first_value,
         }
-        known = {int(field): number for field, number in numbers.items()}
-        return described(known, self.math.openmp), index
+        return {int(field): number for field, number in numbers.items()}, index
+
+
+@final
+class _Prepared:
+    """Descriptions for images of some sizes, one after the other, and the tables that they point to.
+
+    Args:
+        numbers: of each description, by their places in it.
+        tables: kept alive.
+        pool: where threads come from.
+    """
+
+    __slots__ = ("_arrays", "address")
+
+    def __init__(self, numbers: list[dict[int, int]], tables: list[Array], pool: OpenMP) -> None:
+        size = max(ConvField) + 1
+        common = {int(ConvField.PHASES): len(numbers), int(ConvField.WORDS): size}
+        made = np.concatenate([described(one | common, pool) for one in numbers])
+        assert len(made) == size * len(numbers)
+        self._arrays = (made, *tables)
+        self.address: int = made.ctypes.data
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        return sum(array.nbytes for array in self._arrays)
 
 
 @final
@@ -219,22 +256,45 @@ class _View:
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class _Phase:
-    """The places of an input that lie equally between the steps of a convolution.
+    """The places of an output that lie equally between steps.
 
     Args:
         start: the first one.
-        order: the weights that connect them with outputs.
+        order: the weights that connect them with inputs.
+        first_value: of the ordered values of all phases.
     """
 
     start: Pair
     order: _Order
+    first_value: int = 0
 
     def size(self, size: Pair, stride: Pair) -> Pair:
-        """How many rows and columns of them an input has."""
+        """How many rows and columns of them planes of a size have."""
         a, b = (-(-(n - first) // s) for n, first, s in zip(size, self.start, stride, strict=True))
         return a, b
+
+
+@final
+class _Products:
+    """Products that one call computes.
+
+    Args:
+        phases: their outputs lie side by side; the first one's image rows are not fewer than another's.
+    """
+
+    def __init__(self, phases: list[_Phase]) -> None:
+        first = 0
+        for phase in phases:
+            phase.first_value = first
+            first += len(phase.order.places)
+        self.phases = phases
+        places = np.concatenate([phase.order.places for phase in phases])
+        for phase in phases:
+            phase.order.places = places[phase.first_value :][: len(phase.order.places)]
+        self.places = torch.from_numpy(places)
+        """int32: which value comes where in the order of the kernels."""
 
 
 @final
@@ -251,6 +311,7 @@ class _Order:
     def __init__(self, shape: Pair, entries: tuple[Array, Array, Array, Array], offsets: Array, width: int) -> None:
         (self.rows, channels), self.width, self.offsets = shape, width, offsets
         row, channel, tap, place = entries
+        self.rows_read = int(np.ptp(offsets[0])) if offsets.size else 0
         self.panels, self.step = max(1, -(-channels // width)), _step(self.rows)
         self.chunks = max(1, -(-self.rows // self.step))
         segments = self.rows * self.panels
@@ -263,7 +324,7 @@ class _Order:
         begins = np.concatenate([[0], np.cumsum(counts)])
         # Non-zeros of a segment are neighbours in the entries.
         entry = np.repeat(sources[turn] - begins[:-1], counts) + np.arange(len(row))
-        self.places = torch.from_numpy(place[entry].astype(np.int32))
+        self.places: Array = place[entry].astype(np.int32)
         taps = max(1, offsets.shape[1])
         self._column = (channel % width * taps + tap)[entry].astype(np.uint16 if width * taps <= 1 << 16 else np.uint32)
         self.order: Array = np.concatenate([rows[turn], np.zeros(8, np.int64)]).astype(np.uint32)
@@ -271,6 +332,11 @@ class _Order:
         first = np.minimum(np.arange(self.chunks + 1) * self.step, self.rows)
         cells = first[:-1, None] * self.panels + np.arange(self.panels) * np.diff(first)[:, None]
         self.cells: Array = begins[np.append(cells.ravel(), segments)].astype(np.int64)
+
+    @property
+    def resident_bytes(self) -> int:
+        """Bytes held."""
+        return sum(a.nbytes for a in (self.order, self.counts, self.cells, self.places, self._column))
 
     def reach(self, outputs: Pair, stride: Pair, size: Pair) -> Pair:
         """Rows and columns before and after planes of a size that so many outputs read."""

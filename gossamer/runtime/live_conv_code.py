@@ -71,6 +71,13 @@ class ConvField(IntEnum):
     Y_ROW = 21
     Y_LINE = 22  # from channel to channel
     Y_COLUMN = 23
+    X_LINE = 24  # from channel to channel
+    X_FRESH = 25  # from what the first tap reads to the last image row that any tap reads
+    X_FIRST = 26  # what the first tap of the first output reads
+    Y_FIRST = 27  # the first output
+    VALUES_FIRST = 28  # of the ordered values
+    PHASES = 29  # products that one call computes, which are described one after the other; of this size:
+    WORDS = 30
 
 
 def live_conv_kernels(lanes: int) -> str:
@@ -114,6 +121,13 @@ class _Layout:
         """An array."""
         return self.e.read(self.description, int(field), PTR)
 
+    def fetch(self, x_panel: Node, ahead: Node, channel: Node, vectors: int) -> None:
+        """Asks for what the next tile reads of a channel and no tile before it has read."""
+        e = self.e
+        distance = e.add(ahead, self.word(ConvField.X_FRESH), e.mul(channel, self.word(ConvField.X_LINE)))
+        for byte in range(0, vectors * 4 * e.lanes, _LINE):
+            e.prefetch(x_panel, e.add(distance, byte), I8, near=False)
+
     def cell(self, c: Node, panel: Node) -> tuple[Node, Node, Node]:
         """Of a cell: number of the first segment, how many there are, and the first non-zero."""
         e = self.e
@@ -144,28 +158,37 @@ class _Tiles:
         width = w.word(ConvField.WIDTH)
         self.x_step = e.mul(width, e.mul(w.word(ConvField.STRIDE), 4 * e.lanes))
         self.y_step = e.mul(width, w.word(ConvField.Y_COLUMN))
-        self.x_block, self.x_row, self.y_block, self.y_row = (
-            w.word(f) for f in (ConvField.X_BLOCK, ConvField.X_ROW, ConvField.Y_BLOCK, ConvField.Y_ROW)
+        self.x_block, self.x_row, self.x_first, self.y_block, self.y_row, self.y_first = (
+            w.word(f)
+            for f in (
+                ConvField.X_BLOCK,
+                ConvField.X_ROW,
+                ConvField.X_FIRST,
+                ConvField.Y_BLOCK,
+                ConvField.Y_ROW,
+                ConvField.Y_FIRST,
+            )
         )
 
-    def call(self, unit: Node, x: Node, y: Node, arguments: Any) -> None:
-        """Calls ``function(*arguments(x, y, tile))`` for the tiles of the unit-th image row of all blocks."""
-        e = self.e
-        block = e.div(unit, self.height)
-        row = e.sub(unit, e.mul(block, self.height))
-        x_row = e.add(x, e.mul(block, self.x_block), e.mul(row, self.x_row))
-        y_row = e.add(y, e.mul(block, self.y_block), e.mul(row, self.y_row))
+    def call(self, block: Node, row: Node, x: Node, y: Node, arguments: Any) -> None:
+        """Calls ``function(*arguments(x, y, ahead, tile))`` for the tiles of an image row of a block.
 
-        def at(t: Node) -> list[Node]:
+        ``ahead`` is the distance from what a tile reads to what the next one does, perhaps in the next image row.
+        """
+        e = self.e
+        x_row = e.add(x, self.x_first, e.mul(block, self.x_block), e.mul(row, self.x_row))
+        y_row = e.add(y, self.y_first, e.mul(block, self.y_block), e.mul(row, self.y_row))
+
+        def at(t: Node, ahead: Node) -> list[Node]:
             found = [e.add(x_row, e.mul(t, self.x_step)), e.add(y_row, e.mul(t, self.y_step))]
-            return list(arguments(*(e.at.inttoptr(a, PTR) for a in found), t))
+            return list(arguments(*(e.at.inttoptr(a, PTR) for a in found), ahead, t))
 
         def tile(t: Node, _: list[Node]) -> list[Node]:
-            e.at.call(self.functions[0], at(t))
+            e.at.call(self.functions[0], at(t, self.x_step))
             return []
 
         e.loop(0, self.last, tile)
-        e.at.call(self.functions[1], at(self.last))
+        e.at.call(self.functions[1], at(self.last, e.sub(self.x_row, e.mul(self.last, self.x_step))))
 
 
 def _share(e: Emitter, whole: Node, part: Node, team: Node) -> tuple[Node, Node]:
@@ -180,8 +203,8 @@ def _bytes(e: Emitter, base: Node, distance: Node) -> Node:
 
 def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function:
     """All rows of one tile."""
-    made = function(module, f"product_{stride}_{width}", [PTR] * 5, exported=False)
-    description, values, x, y, bias = made.args
+    made = function(module, f"product_{stride}_{width}", [PTR] * 5 + [I64], exported=False)
+    description, values, x, y, bias, ahead = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     align = lanes * 4
@@ -204,6 +227,7 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
                 later = _bytes(e, y, e.mul(e.wide(order, e.add(s, _AHEAD), I32), line))
                 for v in range(0, width * align, _LINE):
                     e.prefetch(later, v, I8)
+                w.fetch(x_panel, ahead, e.add(e.mul(c, w.step), e.sub(s, segment)), width * stride)
                 outs, out = [], _bytes(e, y, e.mul(r, line))
                 for _v in range(width):
                     outs.append(out)
@@ -251,17 +275,35 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
 
 
 def _multiply(module: ir.Module, lanes: int, products: dict[tuple[int, int], ir.Function]) -> None:
-    """Members take image rows."""
+    """Members take image rows, those of all phases that lie side by side."""
     made = function(module, "multiply_share", [PTR] + [I64] * 7, exported=False)
     description, values, x, y, bias, blocks, part, team = made.args
     e = Emitter(made, lanes)
-    w = _Layout(e, description)
-    tiles = _Tiles(e, w, w.chosen(products, [PTR] * 5))
-    low, high = _share(e, e.mul(blocks, tiles.height), part, team)
-    values_at, bias_at = (e.at.inttoptr(a, PTR) for a in (values, bias))
+    first = _Layout(e, description)
+    height, phases, size = (first.word(f) for f in (ConvField.HEIGHT, ConvField.PHASES, ConvField.WORDS))
+    low, high = _share(e, e.mul(blocks, height), part, team)
+    bias_at = e.at.inttoptr(bias, PTR)
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
-        tiles.call(u, x, y, lambda x_tile, y_tile, _: [description, values_at, x_tile, y_tile, bias_at])
+        block = e.div(u, height)
+        row = e.sub(u, e.mul(block, height))
+
+        def phase(i: Node, _: list[Node]) -> list[Node]:
+            mine = e.element(description, e.mul(i, size), I64)
+            w = _Layout(e, mine)
+            with e.at.if_then(e.less(row, w.word(ConvField.HEIGHT))):
+                tiles = _Tiles(e, w, w.chosen(products, [PTR] * 5 + [I64]))
+                values_at = e.at.inttoptr(e.add(values, w.word(ConvField.VALUES_FIRST)), PTR)
+                tiles.call(
+                    block,
+                    row,
+                    x,
+                    y,
+                    lambda x_tile, y_tile, ahead, _: [mine, values_at, x_tile, y_tile, bias_at, ahead],
+                )
+            return []
+
+        e.loop(0, phases, phase)
         return []
 
     e.loop(low, high, unit)
@@ -271,8 +313,8 @@ def _multiply(module: ir.Module, lanes: int, products: dict[tuple[int, int], ir.
 
 def _dots(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function:
     """Dot products of rows of dY with X at the live places of the cells [low, high), for one tile."""
-    made = function(module, f"dots_{stride}_{width}", [PTR] * 4 + [I64] * 3, exported=False)
-    description, x, dy, sums, low, high, more = made.args
+    made = function(module, f"dots_{stride}_{width}", [PTR] * 4 + [I64] * 4, exported=False)
+    description, x, dy, sums, low, high, more, ahead = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     align = lanes * 4
@@ -291,6 +333,7 @@ def _dots(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function
             later = _bytes(e, dy, e.mul(e.wide(order, e.add(s, _AHEAD), I32), line))
             for v in range(0, width * align, _LINE):
                 e.prefetch(later, v, I8)
+            w.fetch(x_panel, ahead, e.add(e.mul(c, w.step), e.sub(s, segment)), width * stride)
             dy_row = _bytes(e, dy, e.mul(e.wide(order, s, I32), line))
             held = [e.load(dy_row, lanes * v, align) for v in range(width)]
             count = e.wide(counts, s, I32)
@@ -343,12 +386,19 @@ def _weigh(module: ir.Module, lanes: int, dots: dict[tuple[int, int], ir.Functio
     description, x, dy, sums, blocks, part, team = made.args
     e = Emitter(made, lanes)
     w = _Layout(e, description)
-    tiles = _Tiles(e, w, w.chosen(dots, [PTR] * 4 + [I64] * 3))
+    tiles = _Tiles(e, w, w.chosen(dots, [PTR] * 4 + [I64] * 4))
     low, high = _share(e, e.mul(w.chunks, w.panels), part, team)
     sums_at = e.at.inttoptr(sums, PTR)
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
-        tiles.call(u, x, dy, lambda x_tile, dy_tile, t: [description, x_tile, dy_tile, sums_at, low, high, e.add(u, t)])
+        block = e.div(u, tiles.height)
+        tiles.call(
+            block,
+            e.sub(u, e.mul(block, tiles.height)),
+            x,
+            dy,
+            lambda x_tile, dy_tile, ahead, t: [description, x_tile, dy_tile, sums_at, low, high, e.add(u, t), ahead],
+        )
         return []
 
     e.loop(0, e.mul(blocks, tiles.height), unit)

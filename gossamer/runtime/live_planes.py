@@ -8,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from torch import Tensor
 
 from gossamer.runtime.compiled import CompiledProduct
@@ -19,7 +20,7 @@ from gossamer.runtime.live_planes_code import PlanesField
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import OpenMP, openmp
 
-__all__ = ["Blocks", "PlanesMath", "described", "planes_math"]
+__all__ = ["Blocks", "PlanesMath", "described", "interleaved", "planes_math"]
 
 _WORTH_COPYING_TOGETHER = 1 << 16
 """Floats from which on a change of layout is worth a team."""
@@ -126,29 +127,47 @@ class PlanesMath(CompiledProduct):
         self.lanes = kernels.processor.lanes
 
     def pack(self, x: Tensor, frame: tuple[int, int]) -> Blocks:
-        """float32 [N, C, rows, columns] → blocks within a frame of zeros."""
+        """float32 [N, C, rows, columns], contiguous or channels last → blocks within a frame of zeros.
+
+        Others are copied first, unless only images or planes lie apart.
+        """
         images, channels, high, wide = x.shape
-        if x.stride(3) != 1 or x.stride(2) != wide:
+        last = interleaved(x)
+        if not last and (x.stride(3) != 1 or x.stride(2) != wide):
             x = x.contiguous()
         made = Blocks.empty(self.memory, images, channels, (high, wide), frame, self.lanes)
         whole = made.data[: made.blocks * made.block].view(made.blocks, -1)
         whole[:, : frame[0] * made.row].zero_()
         made.data[made.blocks * made.block :].zero_()
-        description, _table = _description(made, self.openmp)
-        self._run(self.kernels.pack, description, x, made)
+        kernels = self.kernels
+        self._run(kernels.pack_last if last else kernels.pack, x, made, channels if last else x.stride(1))
         return made
 
-    def unpack(self, x: Blocks) -> Tensor:
-        """Blocks → float32 [N, C, rows, columns], contiguous."""
+    def unpack(self, x: Blocks, *, last: bool = False) -> Tensor:
+        """Blocks → float32 [N, C, rows, columns].
+
+        Args:
+            x: what is read.
+            last: whether the result's memory has channels last; it is contiguous else.
+        """
+        if last:
+            made = self.memory.empty(x.images, *x.size, x.channels).permute(0, 3, 1, 2)
+            self._run(self.kernels.unpack_last, made, x, x.channels)
+            return made
         made = self.memory.empty(x.images, x.channels, *x.size)
-        description, _table = _description(x, self.openmp)
-        self._run(self.kernels.unpack, description, made, x)
+        self._run(self.kernels.unpack, made, x, made.stride(1))
         return made
 
-    def _run(self, kernel: Any, description: Array, planes: Tensor, blocks: Blocks) -> None:
-        image, channel, *_ = planes.stride()
+    def _run(self, kernel: Any, planes: Tensor, blocks: Blocks, step: int) -> None:
+        description, _table = _description(blocks, self.openmp)
         threads = 1 if planes.numel() < _WORTH_COPYING_TOGETHER else self.openmp.threads()
-        kernel(description.ctypes.data, planes.data_ptr(), image, channel, blocks.address, blocks.images, threads)
+        place = description.ctypes.data
+        kernel(place, planes.data_ptr(), planes.stride(0), step, blocks.address, blocks.images, threads)
+
+
+def interleaved(x: Tensor) -> bool:
+    """Whether planes lie interleaved in memory and not one after the other."""
+    return x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
 
 
 def _description(x: Blocks, pool: OpenMP) -> tuple[Array, Array]:
@@ -163,6 +182,7 @@ def _description(x: Blocks, pool: OpenMP) -> tuple[Array, Array]:
         PlanesField.HEIGHT: x.size[0],
         PlanesField.ROW: 4 * x.row,
         PlanesField.FRAME: x.frame[1],
+        PlanesField.WIDTH: x.size[1],
     }
     return described({int(field): number for field, number in numbers.items()}, pool), table
 

@@ -1,9 +1,9 @@
-"""Planes [images, channels, rows · columns] to blocks with one image per lane and back, as LLVM IR."""
+"""Planes of images, one after the other or interleaved, to blocks with one image per lane and back, as LLVM IR."""
 
 from __future__ import annotations
 
 from enum import IntEnum
-from typing import Any
+from typing import Any, final
 
 from llvmlite import ir
 
@@ -26,41 +26,49 @@ class PlanesField(IntEnum):
     HEIGHT = 5
     ROW = 6
     FRAME = 7  # columns of zeros before each line
+    WIDTH = 8  # columns of a plane
 
 
 def add_planes(module: ir.Module, lanes: int) -> None:
-    """Adds ``pack`` and ``unpack``, (description, planes, image, channel, blocks, images, threads).
+    """Adds ``pack``, ``unpack``, ``pack_last`` and ``unpack_last``, all (description, planes, …, images, threads).
 
-    ``image`` and ``channel`` are distances in floats between planes. Lanes beyond the last image become zero in blocks.
-    Columns of zeros are written before each line. Members of a team take planes.
+    The first two know planes that lie one after the other, (…, image, channel, blocks, …) with distances in floats
+    between images and between planes; the others interleaved planes, (…, image, position, blocks, …). Lanes beyond the
+    last image become zero in blocks. Columns of zeros are written before each line. Members of a team take planes, or
+    image rows.
 
     Args:
         module: gets the entry points.
         lanes: floats per vector register.
     """
     for packing in (True, False):
-        _change(module, lanes, packing=packing)
+        name = "pack" if packing else "unpack"
+        _change(module, lanes, name, _plane(module, lanes, packing=packing), PlanesField.CHANNELS, PlanesField.LINE)
+        row = _interleaved_row(module, lanes, packing=packing)
+        _change(module, lanes, f"{name}_last", row, PlanesField.HEIGHT, PlanesField.ROW)
 
 
-def _change(module: ir.Module, lanes: int, *, packing: bool) -> None:
-    name = "pack" if packing else "unpack"
-    plane = _plane(module, lanes, packing=packing)
+def _change(
+    module: ir.Module, lanes: int, name: str, one: ir.Function, pieces: PlanesField, distance: PlanesField
+) -> None:
+    """Members take pieces of blocks: so many per block, so far apart in it."""
     made = function(module, f"{name}_share", [PTR] + [I64] * 7, exported=False)
-    description, planes, image, channel, blocks, images, part, team = made.args
+    description, planes, image, step, blocks, images, part, team = made.args
     e = Emitter(made, lanes)
-    channels, line, block = (
-        e.read(description, int(f), I64) for f in (PlanesField.CHANNELS, PlanesField.LINE, PlanesField.BLOCK)
+    per_block, apart, block, width = (
+        e.read(description, int(f), I64) for f in (pieces, distance, PlanesField.BLOCK, PlanesField.WIDTH)
     )
     count = e.div(e.add(images, lanes - 1), lanes)
-    low, high = (e.div(e.mul(e.add(part, i), e.mul(count, channels)), team) for i in range(2))
+    low, high = (e.div(e.mul(e.add(part, i), e.mul(count, per_block)), team) for i in range(2))
+    outside = e.mul(step, width) if pieces is PlanesField.HEIGHT else step
 
     def unit(u: Node, _: list[Node]) -> list[Node]:
-        b = e.div(u, channels)
-        c = e.sub(u, e.mul(b, channels))
-        there = e.add(planes, e.mul(4, e.add(e.mul(e.mul(b, lanes), image), e.mul(c, channel))))
-        here = e.add(blocks, e.mul(b, block), e.mul(c, line))
+        b = e.div(u, per_block)
+        i = e.sub(u, e.mul(b, per_block))
+        there = e.add(planes, e.mul(4, e.add(e.mul(e.mul(b, lanes), image), e.mul(i, outside))))
+        here = e.add(blocks, e.mul(b, block), e.mul(i, apart))
         left = e.sub(images, e.mul(b, lanes))
-        e.at.call(plane, [description, *(e.at.inttoptr(a, PTR) for a in (there, here)), image, left])
+        e.at.call(one, [description, *(e.at.inttoptr(a, PTR) for a in (there, here)), image, step, left])
         return []
 
     e.loop(low, high, unit)
@@ -68,46 +76,73 @@ def _change(module: ir.Module, lanes: int, *, packing: bool) -> None:
     in_team(module, name, made, 5)
 
 
+@final
+class _Images:
+    """The images of a block: where they are, and which of them there are."""
+
+    def __init__(self, e: Emitter, planes: Node, image: Node, left: Node) -> None:
+        self.e, self.left = e, left
+        # Beyond the last image the last one is read, or written before it is written itself.
+        self.there = [e.element(planes, e.mul(e.least(i, e.sub(left, 1)), image), F32) for i in range(e.lanes)]
+        steps = ir.Constant(ir.VectorType(I32, e.lanes), list(range(e.lanes)))
+        known = e.at.trunc(e.least(left, e.lanes), I32)
+        undefined = ir.Constant(ir.VectorType(I32, e.lanes), ir.Undefined)
+        spread = e.at.insert_element(undefined, known, ir.Constant(I32, 0))
+        self.kept = e.at.icmp_signed("<", steps, e.shuffle(spread, spread, [0] * e.lanes))
+
+    def square(self, p: Node, here: list[Node], *, packing: bool) -> None:
+        """As many numbers of each image from p on as there are images; each has its own vector in the block."""
+        e, align = self.e, self.e.lanes * 4
+        if packing:
+            for vector, target in zip(e.transpose([e.load(source, p) for source in self.there]), here, strict=True):
+                e.store(e.at.select(self.kept, vector, e.number(0)), target, 0, align)
+        else:
+            loaded = e.transpose([e.load(source, 0, align) for source in here])
+            for target, vector in reversed(list(zip(self.there, loaded, strict=True))):
+                e.store(vector, target, p)
+
+    def single(self, p: Node, here: Node, *, packing: bool) -> None:
+        """One number of each image."""
+        e = self.e
+        for i, plane in reversed(list(enumerate(self.there))):
+            if packing:
+                number = e.at.select(e.less(i, self.left), e.read(plane, p, F32), ir.Constant(F32, 0.0))
+                e.write(number, here, i)
+            else:
+                e.write(e.read(here, i, F32), plane, p)
+
+
+def _blank(e: Emitter, description: Node, line: Node) -> None:
+    """Zeros before a line."""
+
+    def one(j: Node, _: list[Node]) -> list[Node]:
+        away = e.mul(e.add(j, 1), -4 * e.lanes)
+        e.store(e.number(0), e.at.gep(line, [away], source_etype=I8), 0, 4 * e.lanes)
+        return []
+
+    e.loop(0, e.read(description, int(PlanesField.FRAME), I64), one)
+
+
 def _plane(module: ir.Module, lanes: int, *, packing: bool) -> ir.Function:
     """One channel of one block: squares of as many positions as there are images."""
     name = "pack_plane" if packing else "unpack_plane"
-    made = function(module, name, [PTR] * 3 + [I64] * 2, exported=False)
-    description, planes, block, image, left = made.args
+    made = function(module, name, [PTR] * 3 + [I64] * 3, exported=False)
+    description, planes, block, image, _step, left = made.args
     e = Emitter(made, lanes)
-    align = lanes * 4
     positions = e.read(description, int(PlanesField.POSITIONS), I64)
     table = e.read(description, int(PlanesField.TABLE), PTR)
-    # Beyond the last image the last one is read, or written before it is written itself.
-    there = [e.element(planes, e.mul(e.least(i, e.sub(left, 1)), image), F32) for i in range(lanes)]
-    steps = ir.Constant(ir.VectorType(I32, lanes), list(range(lanes)))
-    known = e.at.trunc(e.least(left, lanes), I32)
-    undefined = ir.Constant(ir.VectorType(I32, lanes), ir.Undefined)
-    spread = e.at.insert_element(undefined, known, ir.Constant(I32, 0))
-    kept = e.at.icmp_signed("<", steps, e.shuffle(spread, spread, [0] * lanes))
+    images = _Images(e, planes, image, left)
 
     def here(p: Node) -> Node:
         return e.at.gep(block, [e.wide(table, p, I32)], source_etype=I8)
 
-    def square(p: Node) -> None:
-        if packing:
-            for i, vector in enumerate(e.transpose([e.load(source, p) for source in there])):
-                e.store(e.at.select(kept, vector, e.number(0)), here(e.add(p, i)), 0, align)
-        else:
-            loaded = e.transpose([e.load(here(e.add(p, i)), 0, align) for i in range(lanes)])
-            for target, vector in reversed(list(zip(there, loaded, strict=True))):
-                e.store(vector, target, p)
-
     def squares(p: Node, _: list[Node]) -> list[Node]:
-        square(e.least(p, e.sub(positions, lanes)))  # the last one may overlap the one before
+        first = e.least(p, e.sub(positions, lanes))  # the last one may overlap the one before
+        images.square(first, [here(e.add(first, i)) for i in range(lanes)], packing=packing)
         return []
 
     def single(p: Node, _: list[Node]) -> list[Node]:
-        for i, plane in reversed(list(enumerate(there))):
-            if packing:
-                number = e.at.select(e.less(i, left), e.read(plane, p, F32), ir.Constant(F32, 0.0))
-                e.write(number, here(p), i)
-            else:
-                e.write(e.read(here(p), i, F32), plane, p)
+        images.single(p, here(p), packing=packing)
         return []
 
     with e.at.if_else(e.less(positions, lanes)) as (few, many):
@@ -116,19 +151,61 @@ def _plane(module: ir.Module, lanes: int, *, packing: bool) -> ir.Function:
         with many:
             e.loop(0, positions, squares, step=lanes)
     if packing:
-        height, row, frame = (
-            e.read(description, int(f), I64) for f in (PlanesField.HEIGHT, PlanesField.ROW, PlanesField.FRAME)
-        )
+        height, row = (e.read(description, int(f), I64) for f in (PlanesField.HEIGHT, PlanesField.ROW))
 
         def before(h: Node, _: list[Node]) -> list[Node]:
-            def blank(j: Node, _: list[Node]) -> list[Node]:
-                away = e.sub(e.mul(h, row), e.mul(e.add(j, 1), align))
-                e.store(e.number(0), e.at.gep(block, [away], source_etype=I8), 0, align)
-                return []
-
-            e.loop(0, frame, blank)
+            _blank(e, description, e.at.gep(block, [e.mul(h, row)], source_etype=I8))
             return []
 
         e.loop(0, height, before)
+    e.at.ret_void()
+    return made
+
+
+def _interleaved_row(module: ir.Module, lanes: int, *, packing: bool) -> ir.Function:
+    """One image row of one block: squares of as many channels as there are images."""
+    name = "pack_row" if packing else "unpack_row"
+    made = function(module, name, [PTR] * 3 + [I64] * 3, exported=False)
+    description, planes, block, image, step, left = made.args
+    e = Emitter(made, lanes)
+    channels, line, width = (
+        e.read(description, int(f), I64) for f in (PlanesField.CHANNELS, PlanesField.LINE, PlanesField.WIDTH)
+    )
+    images = _Images(e, planes, image, left)
+
+    def here(c: Node, w: Node) -> Node:
+        return e.at.gep(block, [e.add(e.mul(c, line), e.mul(w, 4 * lanes))], source_etype=I8)
+
+    def squares(c: Node, _: list[Node]) -> list[Node]:
+        first = e.least(c, e.sub(channels, lanes))  # the last one may overlap the one before
+
+        def position(w: Node, _: list[Node]) -> list[Node]:
+            vectors = [here(e.add(first, i), w) for i in range(lanes)]
+            images.square(e.add(e.mul(w, step), first), vectors, packing=packing)
+            return []
+
+        e.loop(0, width, position)
+        return []
+
+    def single(c: Node, _: list[Node]) -> list[Node]:
+        def position(w: Node, _: list[Node]) -> list[Node]:
+            images.single(e.add(e.mul(w, step), c), here(c, w), packing=packing)
+            return []
+
+        e.loop(0, width, position)
+        return []
+
+    with e.at.if_else(e.less(channels, lanes)) as (few, many):
+        with few:
+            e.loop(0, channels, single)
+        with many:
+            e.loop(0, channels, squares, step=lanes)
+    if packing:
+
+        def before(c: Node, _: list[Node]) -> list[Node]:
+            _blank(e, description, here(c, e.constant(0)))
+            return []
+
+        e.loop(0, channels, before)
     e.at.ret_void()
     return made
