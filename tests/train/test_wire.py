@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -102,36 +101,45 @@ def topology_moves(rank: int) -> dict[str, Tensor]:
     return {"follows": follows, "expected": torch.where(before.mask() & mask, dense.view(16, 12), 0)[mask]}
 
 
-def _process(rank: int, folder: str, work: Callable[[int], dict[str, Tensor]]) -> None:
+WORK = {f.__name__: f for f in (plain, everything_sent, a_tenth_sent, topology_moves)}
+
+
+def _process(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     try:
-        save_file({n: t.contiguous() for n, t in work(rank).items()}, Path(folder) / f"{rank}.safetensors")
+        for name, work in WORK.items():
+            save_file({n: t.contiguous() for n, t in work(rank).items()}, Path(folder) / f"{name}-{rank}.safetensors")
     finally:
         dist.destroy_process_group()
 
 
-def both(work: Callable[[int], dict[str, Tensor]], folder: Path) -> list[dict[str, Tensor]]:
-    folder.mkdir()
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[str, Tensor]]]:
+    """What two processes found, by the name of the work; they are started once."""
+    folder = tmp_path_factory.mktemp("wire")
     context = multiprocessing.get_context("spawn")
-    running = [context.Process(target=_process, args=(rank, str(folder), work)) for rank in range(2)]
+    running = [context.Process(target=_process, args=(rank, str(folder))) for rank in range(2)]
     for process in running:
         process.start()
     for process in running:
-        process.join(120)
+        process.join(300)
         assert process.exitcode == 0
-    return [load_file(folder / f"{rank}.safetensors") for rank in range(2)]
+    return {name: [load_file(folder / f"{name}-{rank}.safetensors") for rank in range(2)] for name in WORK}
 
 
-def test_with_everything_sent_training_is_that_of_plain_ddp_bit_for_bit(tmp_path: Path) -> None:
-    expected, found = both(plain, tmp_path / "plain"), both(everything_sent, tmp_path / "sent")
+Both = dict[str, list[dict[str, Tensor]]]
+
+
+def test_with_everything_sent_training_is_that_of_plain_ddp_bit_for_bit(both: Both) -> None:
+    expected, found = both["plain"], both["everything_sent"]
     for rank in range(2):
         assert all(torch.equal(found[rank][n], expected[0][n]) for n in expected[0])
     assert not torch.equal(found[0]["2.weight"], network().get_parameter("2.weight"))
 
 
-def test_what_came_and_what_is_kept_is_the_sum_of_gradients_and_bytes_are_counted(tmp_path: Path) -> None:
-    one, other = both(a_tenth_sent, tmp_path / "tenth")
+def test_what_came_and_what_is_kept_is_the_sum_of_gradients_and_bytes_are_counted(both: Both) -> None:
+    one, other = both["a_tenth_sent"]
     for name in (n.removeprefix("came.") for n in one if n.startswith("came.")):
         assert torch.equal(one[f"came.{name}"], other[f"came.{name}"])
         kept = (one[f"kept.{name}"] + other[f"kept.{name}"]).view_as(one[f"came.{name}"])
@@ -142,8 +150,8 @@ def test_what_came_and_what_is_kept_is_the_sum_of_gradients_and_bytes_are_counte
     assert dense == STEPS * numbers * 4
 
 
-def test_what_is_kept_follows_the_live_weights(tmp_path: Path) -> None:
-    for found in both(topology_moves, tmp_path / "moves"):
+def test_what_is_kept_follows_the_live_weights(both: Both) -> None:
+    for found in both["topology_moves"]:
         assert torch.equal(found["follows"], found["expected"])
         assert bool(found["follows"].any())
 
