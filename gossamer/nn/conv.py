@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gossamer.errors import PlanError
 from gossamer.nn.dead import SeenPlanes
+from gossamer.nn.laid_out import compiled
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
 from gossamer.runtime.conv_plan import Geometry
@@ -21,6 +22,9 @@ from gossamer.runtime.live_planes import Blocks, interleaved, planes_math
 __all__ = ["SparseConv2d"]
 
 Pair = int | tuple[int, int]
+
+_DENSE_LEAD = 2.5
+"""How many times as many multiply-adds per second PyTorch's dense convolutions do, changes of layout counted."""
 
 
 @final
@@ -45,7 +49,10 @@ class SparseConv2d(SparseLayer):
     Raises:
         PlanError: shapes do not fit.
 
-    Cost: live multiply-adds per output position forward, and as many for each of the two gradients.
+    Cost: live multiply-adds per output position forward, and as many for each of the two gradients. Weights of which
+        more than some 40% are live, and batches that fill only a small part of a vector, are faster in dense
+        convolutions of PyTorch; the dense weight then exists for a while.
+    Exact: sums in float32; in kernels, their order depends on the topology and the number of images alone.
 
     Example:
         >>> topology = Topology((1, 2, 1, 2), torch.tensor([0, 3], dtype=torch.int32))
@@ -175,8 +182,15 @@ class SparseConv2d(SparseLayer):
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
         return LiveConvolution(shape, geometry, positions.numpy(), planes_math())
 
+    def _pays(self, images: int) -> bool:
+        """Whether sparse kernels beat dense convolutions: they compute whole vectors of images."""
+        lanes = planes_math().lanes if compiled() else 1
+        computed = -(-images // lanes) * lanes * self.values.numel()
+        return computed * _DENSE_LEAD <= images * self.topology.size
+
     def _apply_to(self, x: Tensor) -> Tensor:
-        live = self.live_convolution() if x.dtype is torch.float32 and x.is_cpu and x.numel() else None
+        kernels = x.dtype is torch.float32 and x.is_cpu and x.numel() and self._pays(len(x))
+        live = self.live_convolution() if kernels else None
         if live is None:
             y: Tensor = _PlainConvolution.apply(x, self.values, self.bias, self)  # type: ignore[no-untyped-call]
         else:

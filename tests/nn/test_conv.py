@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import gossamer as gs
 from gossamer.errors import PlanError
 from gossamer.nn import SparseConv2d, Topology
+from gossamer.runtime.cpu import unavailable
 
 
 def off(found: Tensor | None, exact: Tensor | None) -> float:
@@ -47,6 +48,7 @@ def layer_of(
 
 @pytest.fixture(params=[True, False], ids=["compiled", "plain"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    monkeypatch.setattr("gossamer.nn.conv._DENSE_LEAD", 0.0)
     if not request.param:
         monkeypatch.setattr("gossamer.nn.layer.compiled", lambda: False)
     return bool(request.param)
@@ -104,6 +106,14 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(
     )
     if layer.bias is not None:
         assert off(layer.bias.grad, dbias) < 1e-5
+
+
+@pytest.mark.parametrize(("density", "images", "sparse"), [(0.1, 64, True), (0.1, 1, False), (0.9, 64, False)])
+def test_kernels_compute_where_they_pay(density: float, images: int, sparse: bool) -> None:
+    layer = layer_of((20, 16, 3, 3), density)
+    node = layer(torch.randn(images, 16, 6, 6)).grad_fn
+    assert node is not None
+    assert node.name() == ("_ConvolutionBackward" if sparse and unavailable() is None else "_PlainConvolutionBackward")
 
 
 def test_inputs_of_any_strides_are_taken(kernels: bool) -> None:
