@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import final
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.grad import conv2d_weight
@@ -18,6 +19,9 @@ __all__ = ["Seen", "SeenPlanes", "SeenTokens", "gradient_at", "largest_dead"]
 
 _TILE = 1 << 19
 """Elements of the dense gradient that exist at a time."""
+
+_SAMPLE = 1 << 17
+"""Elements of it from which the size of the k-th largest is guessed."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +48,8 @@ class Seen(ABC):
             raise DataError("watched step: found activations overwritten in place, expected them as in the backward")
 
     @abstractmethod
-    def add_to(self, tile: Tensor, first: int) -> None:
-        """Adds the dense gradient's rows from ``first`` on to ``tile``, [some rows, K]."""
+    def add_to(self, tile: Tensor, first: int, every: int) -> None:
+        """Adds every so many of the dense gradient's rows, from ``first`` on, to ``tile``, [some rows, K]."""
 
 
 @final
@@ -55,10 +59,10 @@ class SeenTokens(Seen):
     dW += Σ dYₜ·Xₜᵀ.
     """
 
-    def add_to(self, tile: Tensor, first: int) -> None:
+    def add_to(self, tile: Tensor, first: int, every: int) -> None:
         """Adds rows of Σ dYₜ·Xₜᵀ."""
         for x, dy in zip(self.x, self.dy, strict=True):
-            tile.addmm_(dy[first : first + len(tile)], x.T)  # [rows, tokens] · [tokens, K]
+            tile.addmm_(dy[first : first + len(tile) * every : every], x.T)  # [rows, tokens] · [tokens, K]
 
 
 @final
@@ -78,23 +82,23 @@ class SeenPlanes(Seen):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    def add_to(self, tile: Tensor, first: int) -> None:
+    def add_to(self, tile: Tensor, first: int, every: int) -> None:
         """Adds the gradient of some output channels' weights."""
-        dy = self.dy[:, first : first + len(tile)]
+        dy = self.dy[:, first : first + len(tile) * every : every]
         shape = [len(tile), self.x.shape[1], *self.kernel]
         made = conv2d_weight(self.x, shape, dy, self.stride, self.padding, self.dilation)  # type: ignore[no-untyped-call]
         tile += made.reshape(tile.shape)
 
 
-def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int, Tensor]]:
-    """The dense gradient in blocks of whole rows: (first row, [some rows, K])."""
+def _tiles(seen: Sequence[Seen], rows: int, columns: int, every: int = 1) -> Iterator[tuple[int, Tensor]]:
+    """The dense gradient in blocks of whole rows, or every so many rows: (first row, [some rows, K])."""
     for one in seen:
         one.check()
     step = max(1, _TILE // max(1, columns))
-    for first in range(0, rows, step):
-        tile = seen[0].x.new_zeros(min(step, rows - first), columns)
+    for first in range(0, rows, step * every):
+        tile = seen[0].x.new_zeros(len(range(first, min(rows, first + step * every), every)), columns)
         for one in seen:
-            one.add_to(tile, first)
+            one.add_to(tile, first, every)
         yield first, tile
 
 
@@ -113,43 +117,57 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int) -> tuple[Tens
 
     Cost: that of a dense weight gradient in time, half a million floats in memory.
     """
+    k = min(k, topology.size - topology.live)
+    if k <= 0:
+        return topology.positions.new_zeros(0), seen[0].x.new_zeros(0)
+    found, gradients = _above(seen, topology, _guess(seen, topology, k))
+    if len(found) < k:  # the sample was not like the rest
+        found, gradients = _above(seen, topology, -1.0)
+    sizes = _size(gradients)
+    if len(found) > k:
+        least = float(np.partition(sizes.cpu().numpy(), len(sizes) - k)[len(sizes) - k])
+        above = sizes > least
+        equal = np.flatnonzero((sizes == least).cpu().numpy())[: k - int(above.sum())]
+        above[torch.from_numpy(equal)] = True
+        keep = torch.from_numpy(np.flatnonzero(above.cpu().numpy())).to(found.device)
+        found, gradients, sizes = found[keep], gradients[keep], sizes[keep]
+    order = sizes.sort(descending=True, stable=True).indices
+    return found[order].to(index_dtype(topology.shape)), gradients[order]
+
+
+def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
+    """A size that a little more than k dead gradients reach, judged by a sample of rows; -1: everything does."""
+    rows, columns = topology.shape
+    if topology.size <= _SAMPLE or 2 * k >= topology.size:
+        return -1.0
+    every = max(1, topology.size // _SAMPLE)
+    sizes = _size(next(_tiles(seen, rows, columns, every))[1].reshape(-1))  # live ones too: they only lower the guess
+    at = len(sizes) - int(1.15 * k / topology.size * len(sizes)) - 64
+    return float(np.partition(sizes.cpu().numpy(), at)[at]) if at > 0 else -1.0
+
+
+def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tensor, Tensor]:
+    """Dead positions, ascending, whose gradients are larger than ``size``, and these gradients."""
     rows, columns = topology.shape
     device = topology.positions.device
-    best = torch.zeros(0, dtype=torch.int64, device=device)
-    gradients = torch.zeros(0, device=device)
-    k = min(k, topology.size - topology.live)
-    threshold = -1.0
-    edges = torch.arange(rows + 1, device=device) * columns
-    starts = torch.searchsorted(topology.positions.long(), edges).tolist() if topology.live else [0] * (rows + 1)
-    for first, tile in _tiles(seen, rows, columns) if k > 0 else ():
+    edges = torch.arange(rows + 1, dtype=topology.positions.dtype, device=device) * columns
+    starts = torch.searchsorted(topology.positions, edges).tolist()
+    places, gradients = [], []
+    for first, tile in _tiles(seen, rows, columns):
         flat = tile.reshape(-1)
-        sizes = flat.abs().nan_to_num_(nan=float("inf"), posinf=float("inf"))
-        live = topology.positions[starts[first] : starts[first + len(tile)]].long() - first * columns
-        sizes[live] = -1.0
-        found = (sizes > threshold).nonzero().squeeze(1)
-        if not found.numel():
-            continue
-        best = torch.cat([best, found + first * columns])
-        gradients = torch.cat([gradients, flat[found]])
-        if best.numel() >= k:
-            keep, threshold = _top(gradients, k)
-            best, gradients = best[keep], gradients[keep]
-    order = _size(gradients).sort(descending=True, stable=True).indices
-    return best[order].to(index_dtype(topology.shape)), gradients[order]
+        sizes = _size(flat)
+        sizes[topology.positions[starts[first] : starts[first + len(tile)]].long() - first * columns] = -1.0
+        here = torch.from_numpy(np.flatnonzero((sizes > size).cpu().numpy())).to(device)
+        places.append(here + first * columns)
+        gradients.append(flat[here])
+    return torch.cat(places), torch.cat(gradients)
 
 
 def _size(gradients: Tensor) -> Tensor:
-    return gradients.abs().nan_to_num_(nan=float("inf"), posinf=float("inf"))
-
-
-def _top(gradients: Tensor, k: int) -> tuple[Tensor, float]:
-    """Indices of the k largest in their order, the first ones of those that equal the least; and the least."""
-    sizes = _size(gradients)
-    least = sizes.topk(k, sorted=False).values.min()
-    above = sizes > least
-    equal = (sizes == least).nonzero().squeeze(1)
-    above[equal[: k - int(above.sum())]] = True
-    return above.nonzero().squeeze(1), float(least)
+    """|dW|; what is not a number counts as infinite."""
+    sizes = gradients.abs()
+    # One pass more only where it is needed: a maximum that is NaN.
+    return sizes if bool(sizes.sum().isfinite()) else sizes.nan_to_num_(nan=float("inf"), posinf=float("inf"))
 
 
 @torch.no_grad()
