@@ -278,7 +278,8 @@ def test_deep_rewiring_drops_exactly_what_would_change_its_sign() -> None:
         for n, layer in sparse_layers(model).items():
             assert update.layers[n].dropped <= expected[n]
             sign = sparsifier.state_dict()["layers"][n]["memory"]["sign"]
-            assert bool((layer.values * sign >= 0).all())
+            # Of a layer in which all would go, one stays: layers do not become empty.
+            assert int((layer.values * sign < 0).sum()) == int(expected[n] == layer.topology.live)
     assert flips > 20
 
 
