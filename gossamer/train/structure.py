@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -83,7 +84,8 @@ class Free(Structure):
 def _best_of_rows(scores: Tensor, count: int) -> Tensor:
     """Flat positions of the ``count`` highest of each row, ascending; of equal ones the first."""
     # A stable sort of whole rows would do the same and take ten times as long.
-    least = scores.kthvalue(scores.shape[1] - count + 1, dim=1, keepdim=True).values
+    at = scores.shape[1] - count
+    least = torch.from_numpy(np.partition(scores.numpy(), at, axis=1)[:, at : at + 1])
     taken = scores >= least
     more = taken.sum(1) - count
     ties = places(more != 0)

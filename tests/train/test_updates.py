@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 from train.every_method import NAMES, every_method
@@ -42,11 +42,10 @@ IN_TOTAL = {"snfs", "snfs window", "dsr", "global rigl", "global set"}
 
 
 @pytest.mark.parametrize("name", sorted(PER_LAYER | IN_TOTAL))
-@settings(max_examples=2)
-@given(seed=st.integers(0, 1000), sparsity=st.floats(0.55, 0.95))
-def test_the_number_of_live_weights_stays_exactly_the_same_over_hundreds_of_updates(
-    name: str, seed: int, sparsity: float
-) -> None:
+def test_the_number_of_live_weights_stays_exactly_the_same_over_hundreds_of_updates(name: str) -> None:
+    # Another seed and sparsity for each method, the same on every run.
+    seed = zlib.crc32(name.encode())
+    sparsity = 0.55 + seed % 41 / 100
     method = every_method(201, 1, seed, sparsity)[name]
     model, optimizer, sparsifier = started(method)
     at_first, updates, moved = live(model), 0, 0
@@ -262,7 +261,7 @@ def test_only_the_forward_set_of_top_kast_makes_the_output_and_all_of_b_gets_gra
 
 
 def test_deep_rewiring_drops_exactly_what_would_change_its_sign() -> None:
-    method = DeepR(sparsity=0.7, steps=200, l1=0.5, allocation=Uniform())
+    method = DeepR(sparsity=0.7, steps=200, l1=0.02, allocation=Uniform())
     model, optimizer, sparsifier = started(method, adam=False, lr=0.05)
     flips = 0
     for step in range(50):
@@ -270,7 +269,7 @@ def test_deep_rewiring_drops_exactly_what_would_change_its_sign() -> None:
         signs = {n: s["memory"]["sign"].clone() for n, s in sparsifier.state_dict()["layers"].items()}
         expected = {}
         for n, layer in sparse_layers(model).items():
-            walked = layer.values.detach() - 0.05 * 0.5 * signs[n]
+            walked = layer.values.detach() - 0.05 * 0.02 * signs[n]
             expected[n] = int((walked * signs[n] < 0).sum())
         update = sparsifier.step()
         assert update is not None

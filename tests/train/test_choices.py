@@ -1,0 +1,102 @@
+"""Choosing: exact numbers, exact sums, equal chances."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossamer.train import chance
+from gossamer.train.allocation import ErdosRenyi, Uniform
+from gossamer.train.choose import highest, joined
+from gossamer.train.share import shared_out
+from gossamer.train.structure import _best_of_rows
+
+
+@given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 1000)), min_size=1, max_size=8), st.floats(0, 1))
+def test_shares_add_up_exactly_and_none_is_above_its_capacity(parts: list[tuple[float, int]], share: float) -> None:
+    weights, capacities = [w for w, _ in parts], [c for _, c in parts]
+    total = round(share * sum(capacities))
+    shares = shared_out(total, weights, capacities)
+    assert sum(shares) == total
+    assert all(0 <= s <= c for s, c in zip(shares, capacities, strict=True))
+
+
+def test_more_than_fits_is_refused() -> None:
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        shared_out(4, [1.0, 1.0], [1, 2])
+
+
+@given(st.floats(0.01, 1.0), st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=5))
+def test_allocations_meet_the_total_and_keep_their_ratios(density: float, shapes: list[tuple[int, int]]) -> None:
+    sizes = [a * b for a, b in shapes]
+    live = round(density * sum(sizes))
+    for allocation in (Uniform(), ErdosRenyi()):
+        counts = allocation.counts(shapes, live)
+        assert sum(counts) == live
+        free = [i for i, n in enumerate(sizes) if counts[i] < n]
+        per_ratio = [counts[i] / sizes[i] / allocation.ratio(shapes[i]) for i in free]
+        slack = [2 / sizes[i] / allocation.ratio(shapes[i]) for i in free]
+        assert not free or max(per_ratio) - min(per_ratio) <= sum(slack) + 1e-9
+
+
+@given(st.lists(st.sampled_from([0.0, 1.0, 2.0, -1.0, float("-inf")]), max_size=40), st.integers(0, 45))
+def test_the_highest_are_those_of_a_stable_sort(values: list[float], count: int) -> None:
+    scores = torch.tensor(values)
+    order = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
+    expected = [i for i in sorted(order) if values[i] > float("-inf")]
+    assert highest(scores, count).nonzero().squeeze(1).tolist() == expected
+
+
+@given(st.integers(1, 9), st.integers(1, 12), st.data())
+def test_the_best_of_rows_are_those_of_a_stable_sort(rows: int, columns: int, data: st.DataObject) -> None:
+    count = data.draw(st.integers(1, columns))
+    flat = data.draw(
+        st.lists(st.sampled_from([0.0, 1.0, 2.0, float("inf")]), min_size=rows * columns, max_size=rows * columns)
+    )
+    scores = torch.tensor(flat).view(rows, columns)
+    expected = scores.argsort(dim=1, descending=True, stable=True)[:, :count] + torch.arange(rows)[:, None] * columns
+    assert _best_of_rows(scores, count).tolist() == sorted(expected.flatten().tolist())
+
+
+@given(st.sets(st.integers(0, 1000)), st.sets(st.integers(1001, 2000)))
+def test_sets_of_positions_are_joined_in_order(first: set[int], second: set[int]) -> None:
+    ascending = torch.tensor(sorted(first), dtype=torch.int64)
+    others = torch.tensor(list(second), dtype=torch.int64)
+    assert joined(ascending, others).tolist() == sorted(first | second)
+
+
+@given(st.integers(0, 2**63), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
+def test_dead_positions_are_distinct_dead_and_as_many_as_asked(
+    key: int, size: int, density: float, share: float
+) -> None:
+    live = chance.chosen(key ^ 5, round(density * size), size)
+    assert len(live) == len(live.unique()) == round(density * size)
+    count = round(share * (size - len(live)))
+    found = chance.dead(key, count, live, size)
+    assert len(found) == count
+    assert bool((found[1:] > found[:-1]).all())
+    assert not bool(torch.isin(found, live).any())
+    assert not count or 0 <= int(found.min()) <= int(found.max()) < size
+
+
+@pytest.mark.parametrize(("count", "size"), [(3, 60), (40, 60)])
+def test_every_dead_position_is_equally_likely(count: int, size: int) -> None:
+    live = torch.arange(0, size, 7)
+    seen = torch.zeros(size)
+    for key in range(4000):
+        seen[chance.dead(key * 7919, count, live, size)] += 1
+    assert bool((seen[live] == 0).all())
+    dead = seen[torch.isin(torch.arange(size), live, invert=True)]
+    p = count / len(dead)
+    sigma = (4000 * p * (1 - p)) ** 0.5
+    assert float((dead - 4000 * p).abs().max()) < 4.5 * sigma
+
+
+def test_noise_is_standard_normal() -> None:
+    noise = chance.normal(7, 100_001)
+    assert len(noise) == 100_001
+    assert abs(float(noise.mean())) < 0.015
+    assert abs(float(noise.std()) - 1) < 0.01
+    assert abs(float((noise.abs() < 1).float().mean()) - 0.6827) < 0.01
