@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -21,9 +22,11 @@ def main() -> None:
     tables |= _families(families) | _presets(families)
     if (RESULTS / "runtime.json").is_file():
         tables |= _runtime(json.loads((RESULTS / "runtime.json").read_text(encoding="utf-8")))
+    if (RESULTS / "training.json").is_file():
+        tables |= _training(json.loads((RESULTS / "training.json").read_text(encoding="utf-8")))
     for file in (
         ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("which-method", "presets", "runtime")),
+        *(ROOT / "docs" / f"{name}.md" for name in ("which-method", "presets", "runtime", "training")),
     ):
         text = file.read_text(encoding="utf-8")
         for name, table in tables.items():
@@ -103,6 +106,41 @@ def _runtime(document: dict[str, Any]) -> dict[str, str]:
         "runtime_layers": _table(titles, cells, words=2),
         "runtime_vectors": _table(("kernel", *(f"{s:.0%}: speed-up, weights" for s in levels)), lines, words=1),
     }
+
+
+def _training(document: dict[str, Any]) -> dict[str, str]:
+    """Steps beside dense PyTorch and SparseLab; accuracies of whole runs, means and standard errors over seeds."""
+
+    def ms(value: float | None) -> str:
+        return "–" if value is None else f"{value:.3g}"
+
+    head = ("network", "zeros", "threads", "ours, ms", "dense PyTorch", "SparseLab", "speed-up", "state", "peak memory")
+    steps = [
+        (
+            row["network"],
+            f"{row['sparsity']:.0%}",
+            str(row["threads"]),
+            f"**{ms(row['ms'])}**",
+            ms(row["dense_ms"]),
+            ms(row["sparselab_ms"]),
+            f"**{row['dense_ms'] / row['ms']:.1f}x**",
+            f"{row['state_bytes'] / row['dense_state_bytes']:.3f}",
+            f"{row['peak_bytes'] / row['dense_peak_bytes']:.2f}",
+        )
+        for row in document["steps"]
+    ]
+    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
+    for row in document["runs"]:
+        groups.setdefault((row["network"], row["sparsity"], row["method"]), []).append(row)
+    lines = []
+    for (network, sparsity, method), found in groups.items():
+        accuracies = [row["accuracy"] for row in found]
+        error = f" ± {stdev(accuracies) / len(found) ** 0.5:.2%}" if len(found) > 1 else ""
+        gap = mean(row["train_accuracy"] - row["accuracy"] for row in found)
+        cells = (f"{mean(accuracies):.2%}{error}", f"{gap:.2%}", f"{mean(row['seconds'] for row in found):.0f}")
+        lines.append((network, method, f"{sparsity:.0%}", str(len(found)), *cells))
+    titles = ("network", "method", "zeros", "seeds", "test accuracy", "train − test", "seconds")
+    return {"training_steps": _table(head, steps, words=1), "training_runs": _table(titles, lines, words=2)}
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
