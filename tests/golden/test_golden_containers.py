@@ -6,11 +6,15 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import torch
 from contract.test_every_encoding import same_bits, same_trees
 from golden.make import GOLDEN, HERE, VERSION, main, specs_of
 
 from gossamer.encoding.serial import KINDS
 from gossamer.store import read_container, write_container
+
+_SUMMED = ("predicted",)
+"""Products of factors that are no short binary fractions: processors add them up in orders of their own."""
 
 every = pytest.mark.parametrize("name", GOLDEN)
 
@@ -21,7 +25,11 @@ def test_golden_files_are_read_to_the_tensors_of_their_day(name: str) -> None:
     expected = safetensors.torch.load_file(HERE / f"{name}.v1.safetensors")
     assert found.trees.keys() == expected.keys()
     for tensor, dense in expected.items():
-        assert same_bits(found.trees[tensor].to_dense(), dense), tensor
+        now = found.trees[tensor].to_dense()
+        if tensor in _SUMMED:
+            torch.testing.assert_close(now, dense, rtol=1e-6, atol=1e-6)
+        else:
+            assert same_bits(now, dense), tensor
     assert found.notes == {"made by": "tests/golden/make.py"}
 
 
