@@ -22,7 +22,7 @@ from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError
 from gossamer.measure.ledger import Ledger, ledger_of
 from gossamer.network.attach import attach, harvest, hold_statistics
-from gossamer.network.inspect import specs
+from gossamer.network.inspect import refuse_live_only, specs
 from gossamer.network.rebuild import materialise
 from gossamer.store.container import read_container
 from gossamer.store.weights import read_weights
@@ -172,6 +172,7 @@ def compress(
         >>> int((small.dense().weight != 0).sum())
         16
     """
+    refuse_live_only(model, "compress")
     state = run(model, recipe, data=data, tune=tune, loss=loss, progress=progress or NoProgress())
     notes = {"plan": state.plans}
     small = Compressed(state.specs, state.trees, state.model, notes=notes, skipped=state.skipped)

@@ -14,6 +14,7 @@ from gossamer.encoding.node import Encoding, computable
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat, View
+from gossamer.errors import CompositionError
 
 __all__ = [
     "assign",
@@ -22,6 +23,7 @@ __all__ = [
     "is_transformers_conv1d",
     "owner_of",
     "plain_tree",
+    "refuse_live_only",
     "specs",
     "tensors",
 ]
@@ -30,6 +32,24 @@ _GATES: tuple[tuple[type[nn.Module], int], ...] = (
     *((nn.LSTM, 4), (nn.LSTMCell, 4), (nn.GRU, 3), (nn.GRUCell, 3), (nn.RNN, 1), (nn.RNNCell, 1)),
 )
 _NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def refuse_live_only(model: nn.Module, what: str) -> None:
+    """Refuse layers of sparse training, whose weights are not where everything else looks for them.
+
+    Args:
+        model: any network.
+        what: the caller's name.
+
+    Raises:
+        CompositionError: the network has such layers.
+    """
+    for name, module in model.named_modules():
+        if getattr(type(module), "live_values_only", False):
+            found = f"found {name or 'the network'}, a {type(module).__name__} that holds its live weights only"
+            raise CompositionError(
+                f"{what}: {found}, expected gs.train.harvest(network) first: it has lower() and dense()"
+            )
 
 
 def owner_of(name: str) -> tuple[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +34,8 @@ class SparseLayer(nn.Module, ABC):
     Raises:
         PlanError: there are not as many values as positions, or they are not float32.
     """
+
+    live_values_only: ClassVar[bool] = True  # what looks for dense weights asks for it
 
     values: nn.Parameter
     positions: Tensor

@@ -25,7 +25,7 @@ from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.errors import CompositionError, DataError
 from gossamer.network.explicit import spell_out
-from gossamer.network.inspect import owner_of
+from gossamer.network.inspect import owner_of, refuse_live_only
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
 from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh, other_sizes, untouched
@@ -115,9 +115,11 @@ def lower(
 
     Raises:
         DataError: inputs that the network rejects.
+        CompositionError: the network has attached weights, or layers of sparse training.
     """
     if any(parametrize.is_parametrized(module) for module in model.modules()):
         raise CompositionError("lower: found a network with attached weights, expected harvest(net) first, then lower")
+    refuse_live_only(model, "lower")
     loan = Loan(model)
     made = _lowered(loan.copy().eval(), example_inputs, specs, trees)
     loan.settle(made)

@@ -128,7 +128,11 @@ def sparsify(
     """
     training = method if isinstance(method, SparseTraining) else None
     if training is None:
-        assert isinstance(method, Method)
+        if not isinstance(method, Method):
+            expected = (
+                "a method of gs.train such as RigL, or of gs.prune; those of gs.train.from_dense go to its prepare()"
+            )
+            raise PlanError(f"sparsify: found {type(method).__name__}, expected {expected}")
         if start is not None:
             raise PlanError(f"start: found one beside {type(method).__name__}, expected a method of sparse training")
         start = method

@@ -106,6 +106,9 @@ def prepare(model: nn.Module, method: DenseMethod) -> nn.Module:
         >>> sorted(relaxed(model))
         ['0.weight']
     """
+    if not isinstance(method, DenseMethod):
+        found = f"found {type(method).__name__}, expected a method of gs.train.from_dense such as Feedback"
+        raise PlanError(f"prepare: {found}; RigL and the like go to gs.train.sparsify()")
     if relaxed(model):
         raise PlanError(f"{type(method).__name__}: found a network that was prepared already, expected a plain one")
     held = tensors(model)
