@@ -94,6 +94,8 @@ def built(contender: str, network: Network, sparsity: float) -> tuple[nn.Module,
             return made
 
         made = replaced(model, network.dense, of_ours)
+        if any(isinstance(m, nn.Conv2d) for m in made.modules()):  # the stem's layout is handed on
+            made = made.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return made, str(getattr(gossamer, "__version__", "this"))
     if any(isinstance(m, nn.Conv2d) for m in model.modules()):
         model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
