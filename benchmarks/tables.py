@@ -140,7 +140,8 @@ def _training(document: dict[str, Any]) -> dict[str, str]:
         cells = (f"{mean(accuracies):.2%}{error}", f"{gap:.2%}", f"{mean(row['seconds'] for row in found):.0f}")
         lines.append((network, method, f"{sparsity:.0%}", str(len(found)), *cells))
     titles = ("network", "method", "zeros", "seeds", "test accuracy", "train − test", "seconds")
-    return {"training_steps": _table(head, steps, words=1), "training_runs": _table(titles, lines, words=2)}
+    tables = {"training_steps": _table(head, steps, words=1)}
+    return tables | ({"training_runs": _table(titles, lines, words=2)} if lines else {})
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

@@ -26,3 +26,18 @@ def test_a_benchmark_that_was_not_run_yet_has_no_rows_and_no_table(tmp_path: Pat
     assert tables._presets(rows) == tables._families(rows) == {}
     document = tables.ROOT / "docs" / "presets.md"
     assert "<!-- presets -->\n" in document.read_text(encoding="utf-8")
+
+
+def test_training_steps_stand_beside_dense_ones_and_runs_have_means_over_seeds() -> None:
+    step = {"network": "mlp", "sparsity": 0.9, "threads": 1, "ms": 20.0, "dense_ms": 100.0, "sparselab_ms": None}
+    sizes = {"state_bytes": 1, "dense_state_bytes": 8, "peak_bytes": 3, "dense_peak_bytes": 4}
+    assert tables._training({"steps": [step | sizes], "runs": []}) == {
+        "training_steps": "| network | zeros | threads | ours, ms | dense PyTorch | SparseLab | speed-up | state |"
+        " peak memory |\n"
+        "| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
+        "| mlp | 90% | 1 | **20** | 100 | – | **5.0x** | 0.125 | 0.75 |\n"
+    }
+    run = {"network": "mlp", "method": "rigl", "sparsity": 0.9, "train_accuracy": 0.95, "seconds": 10.0}
+    runs = [run | {"accuracy": value} for value in (0.88, 0.92)]
+    line = tables._training({"steps": [], "runs": runs})["training_runs"].splitlines()[2]
+    assert line == "| mlp | rigl | 90% | 2 | 90.00% ± 2.00% | 5.00% | 10 |"
