@@ -112,7 +112,7 @@ def _training(document: dict[str, Any]) -> dict[str, str]:
     """Steps beside dense PyTorch and SparseLab; accuracies of whole runs, means and standard errors over seeds."""
 
     def ms(value: float | None) -> str:
-        return "–" if value is None else f"{value:.3g}"
+        return "–" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
 
     head = ("network", "zeros", "threads", "ours, ms", "dense PyTorch", "SparseLab", "speed-up", "state", "peak memory")
     steps = [
