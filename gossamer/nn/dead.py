@@ -51,6 +51,10 @@ class Seen(ABC):
     def add_to(self, tile: Tensor, first: int, every: int) -> None:
         """Adds every so many of the dense gradient's rows, from ``first`` on, to ``tile``, [some rows, K]."""
 
+    @abstractmethod
+    def sample(self, every: int) -> Tensor:
+        """About one in so many of the dense gradient's elements, a matrix."""
+
 
 @final
 class SeenTokens(Seen):
@@ -63,6 +67,15 @@ class SeenTokens(Seen):
         """Adds rows of Σ dYₜ·Xₜᵀ."""
         for x, dy in zip(self.x, self.dy, strict=True):
             tile.addmm_(dy[first : first + len(tile) * every : every], x.T)  # [rows, tokens] · [tokens, K]
+
+    def sample(self, every: int) -> Tensor:
+        """Some of the rows at some of the columns: rows alone differ too much from one another."""
+        down = max(1, round(every**0.5))
+        across = max(1, every // down)
+        total = self.x.new_zeros(len(range(0, self.dy.shape[1], down)), len(range(0, self.x.shape[1], across)))
+        for x, dy in zip(self.x, self.dy, strict=True):
+            total.addmm_(dy[::down], x[::across].T)  # [rows, tokens] · [tokens, columns]
+        return total
 
 
 @final
@@ -89,16 +102,23 @@ class SeenPlanes(Seen):
         made = conv2d_weight(self.x, shape, dy, self.stride, self.padding, self.dilation)  # type: ignore[no-untyped-call]
         tile += made.reshape(tile.shape)
 
+    def sample(self, every: int) -> Tensor:
+        """Some of the rows."""
+        rows, columns = self.dy.shape[1], self.x.shape[1] * self.kernel[0] * self.kernel[1]
+        tile = self.x.new_zeros(-(-rows // every), columns)
+        self.add_to(tile, 0, every)
+        return tile
 
-def _tiles(seen: Sequence[Seen], rows: int, columns: int, every: int = 1) -> Iterator[tuple[int, Tensor]]:
-    """The dense gradient in blocks of whole rows, or every so many rows: (first row, [some rows, K])."""
+
+def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int, Tensor]]:
+    """The dense gradient in blocks of whole rows: (first row, [some rows, K])."""
     for one in seen:
         one.check()
     step = max(1, _TILE // max(1, columns))
-    for first in range(0, rows, step * every):
-        tile = seen[0].x.new_zeros(len(range(first, min(rows, first + step * every), every)), columns)
+    for first in range(0, rows, step):
+        tile = seen[0].x.new_zeros(min(step, rows - first), columns)
         for one in seen:
-            one.add_to(tile, first, every)
+            one.add_to(tile, first, 1)
         yield first, tile
 
 
@@ -136,13 +156,16 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int) -> tuple[Tens
 
 
 def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
-    """A size that a little more than k dead gradients reach, judged by a sample of rows; -1: everything does."""
-    rows, columns = topology.shape
+    """A size that more than k dead gradients reach, judged by a sample; -1: everything does."""
     if topology.size <= _SAMPLE or 2 * k >= topology.size:
         return -1.0
     every = max(1, topology.size // _SAMPLE)
-    sizes = _size(next(_tiles(seen, rows, columns, every))[1].reshape(-1))  # live ones too: they only lower the guess
-    at = len(sizes) - int(1.15 * k / topology.size * len(sizes)) - 64
+    total = seen[0].sample(every)
+    for one in seen[1:]:
+        total = total + one.sample(every)
+    sizes = _size(total.reshape(-1))  # live ones too
+    # A quarter more than is wanted of the dead, and as if all live ones were among the largest.
+    at = len(sizes) - int((1.25 * k + topology.live) / topology.size * len(sizes)) - 64
     return float(np.partition(sizes.cpu().numpy(), at)[at]) if at > 0 else -1.0
 
 
