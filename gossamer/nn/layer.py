@@ -82,12 +82,22 @@ class SparseLayer(nn.Module, ABC):
             if values.numel() == self.values.numel():
                 self.values.copy_(values)
             else:
-                self.values.data = values.detach().to(self.values.device, copy=True)
+                self._store(values.detach().to(self.values.device, copy=True))
         self.values.grad = None
         self.positions = topology.positions.to(self.positions.device)
         self._topology = topology if self.positions is topology.positions else Topology(topology.shape, self.positions)
         self._laid_out = None
         self.watch(None)
+
+    def _store(self, values: Tensor) -> None:
+        """Another number of values in the same Parameter; its gradient is dropped.
+
+        The graph of a loss that is still at hand keeps the node that accumulates gradients, and with it the old size;
+        PyTorch makes a new node where the dtype changes.
+        """
+        self.values.grad = None
+        self.values.data = torch.zeros(0, dtype=torch.float64)
+        self.values.data = values
 
     def watch(self, k: int | None) -> None:
         """From now on passes are kept, for `dead_gradient` to look through; None ends this and forgets them.
@@ -197,8 +207,7 @@ class SparseLayer(nn.Module, ABC):
             found = f"found {tuple(values.shape)} values, {tuple(positions.shape)} positions"
             raise FormatError(f"{prefix}values: {found}, expected as many of one as of the other")
         if topology.live != self.values.numel():
-            self.values.data = self.values.data.new_zeros(topology.live)
-            self.values.grad = None
+            self._store(self.values.data.new_zeros(topology.live))
         # A new buffer: the old one may be part of a Topology that somebody else holds.
         self.positions = topology.positions.to(self.positions.device, copy=True)
         self._topology = Topology(self.weight_shape, self.positions)

@@ -82,13 +82,7 @@ def relocate(
         for what, remembered in layer.memory.items():
             layer.memory[what] = carried(remembered)
             layer.memory[what][at] = newborn(what, grown)
-        moved = carried(values.detach())
-        if new.live != old.live:
-            # The graph of a loss that is still at hand keeps the node that accumulates gradients, and with it the old
-            # size; PyTorch makes a new node where the dtype changes.
-            values.grad = None
-            values.data = torch.zeros(0, dtype=torch.float64)
-        layer.layer.set_topology(new, moved)
+        layer.layer.set_topology(new, carried(values.detach()))
     return Moved(old.live - len(from_old), grown, new.live)
 
 

@@ -34,3 +34,8 @@ def test_methods_of_the_other_kind_are_refused_by_name() -> None:
         gs.train.sparsify(model, dense.SoftThreshold())  # type: ignore[attr-defined]
     with pytest.raises(PlanError, match=r"prepare: found RigL"):
         dense.prepare(model, gs.train.RigL(sparsity=0.5, steps=1000))  # type: ignore[attr-defined]
+
+
+def test_a_structure_is_not_taken_for_a_method() -> None:
+    with pytest.raises(PlanError, match=r"Feedback: prune: found NofM, expected a method"):
+        gs.train.from_dense.Feedback(prune=gs.prune.NofM(2, 4))  # type: ignore[attr-defined]

@@ -300,3 +300,15 @@ def test_fresh_values_keep_the_variance_of_the_outputs() -> None:
     dense = nn.Linear(400, 300, bias=False)(x).var()
     sparse = SparseLinear(400, 300, False, topology=Topology.of_mask(torch.rand(300, 400) < 0.1))(x).var()
     assert float((sparse / dense).detach()) == pytest.approx(1, abs=0.1)
+
+
+def test_loading_another_number_of_values_does_not_disturb_a_loss_that_is_still_at_hand() -> None:
+    few, many = (SparseLinear.of(nn.Linear(8, 8), torch.rand(8, 8) < density) for density in (0.2, 0.8))
+    x = torch.randn(3, 8)
+    loss = few(x).sum()
+    loss.backward()
+    few.load_state_dict(many.state_dict())
+    again = few(x).sum()
+    again.backward()
+    assert few.values.grad is not None and few.values.grad.shape == many.values.shape
+    assert loss.grad_fn is not None

@@ -143,5 +143,7 @@ def _check(method: DenseMethod, prune: Method, every: int) -> None:
     name = type(method).__name__
     if every < 1:
         raise PlanError(f"{name}: every: found {every}, expected at least 1")
+    if not isinstance(prune, Method):
+        raise PlanError(f"{name}: prune: found {type(prune).__name__}, expected a method such as gs.prune.Magnitude")
     if prune.needs:
         raise PlanError(f"{name}: found {type(prune).__name__}, expected a method that needs no data")
