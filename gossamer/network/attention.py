@@ -12,7 +12,16 @@ from torch.nn import functional as F
 
 from gossamer.network.inspect import is_transformers_conv1d
 
-__all__ = ["AttentionPart", "FewerHeads", "Owned", "additive", "attention_parts", "set_heads"]
+__all__ = [
+    "AttentionPart",
+    "FewerHeads",
+    "Owned",
+    "additive",
+    "attention_parts",
+    "projections",
+    "score_bias",
+    "set_heads",
+]
 
 _QUERY = ("q_proj", "query", "q_lin", "q", "to_q", "wq")
 _KEY = ("k_proj", "key", "k_lin", "k", "to_k", "wk")
@@ -227,7 +236,7 @@ class FewerHeads(nn.MultiheadAttention):
         if not self.batch_first:
             q, k, v = (x.transpose(0, 1) for x in (q, k, v))
         q, k, v = (self._split(x) for x in self._project(q, k, v))
-        bias = self._bias(q, k, key_padding_mask, attn_mask)
+        bias = score_bias(q, k, key_padding_mask, attn_mask)
         p = self.dropout if self.training else 0.0
         weights: Tensor | None = None
         if need_weights:
@@ -244,28 +253,44 @@ class FewerHeads(nn.MultiheadAttention):
         return outputs if self.batch_first else outputs.transpose(0, 1), weights
 
     def _project(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        if self.in_proj_weight is not None:
-            weights = self.in_proj_weight.chunk(3)
-        else:
-            weights = (self.q_proj_weight, self.k_proj_weight, self.v_proj_weight)
-        packed = cast("Tensor | None", self.in_proj_bias)
-        biases = (None, None, None) if packed is None else packed.chunk(3)
-        return tuple(F.linear(x, w, b) for x, w, b in zip((q, k, v), weights, biases, strict=True))
+        return tuple(F.linear(x, w, b) for x, (w, b) in zip((q, k, v), projections(self), strict=True))
 
     def _split(self, x: Tensor) -> Tensor:
         return x.view(*x.shape[:-1], self.num_heads, self.head_dim).transpose(1, 2)  # [B, heads, T, d]
 
-    def _bias(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
-        """What is added to the scores, broadcastable to [B, heads, Q, K], or None."""
-        total: Tensor | None = None
-        if mask is not None:
-            total = additive(mask, q.dtype)
-            if mask.dim() == 3:  # [B · heads of the whole module, Q, K]: the same for every head, or it means a head
-                total = total.view(q.shape[0], -1, *mask.shape[1:])[:, : self.num_heads]
-        if padding is not None:
-            padded = additive(padding, q.dtype).view(-1, 1, 1, k.shape[2])
-            total = padded if total is None else total + padded
-        return total
+
+def projections(module: nn.MultiheadAttention) -> tuple[tuple[Tensor, Tensor | None], ...]:
+    """Weight and bias for queries, keys and values, in this order; parts of one parameter where they are packed."""
+    if module.in_proj_weight is not None:
+        weights = module.in_proj_weight.chunk(3)
+    else:
+        weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
+    packed = cast("Tensor | None", module.in_proj_bias)
+    biases = (None, None, None) if packed is None else packed.chunk(3)
+    return tuple(zip(weights, biases, strict=True))
+
+
+def score_bias(q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """What masks of `nn.MultiheadAttention` add to the scores, broadcastable to [.., heads, Q, K], or None.
+
+    Args:
+        q: queries [B, heads, Q, d], or [heads, Q, d].
+        k: keys, likewise.
+        padding: [B, K] or [K], boolean or additive.
+        mask: [Q, K] or [B · heads of the whole module, Q, K]; of the latter the first heads count.
+    """
+    total: Tensor | None = None
+    if mask is not None:
+        total = additive(mask, q.dtype)
+        if mask.dim() == 3:  # the same for every head, or it means a head
+            batch = q.shape[0] if q.dim() == 4 else 1
+            total = total.view(batch, -1, *mask.shape[1:])[:, : q.shape[-3]]
+            total = total if q.dim() == 4 else total[0]
+    if padding is not None:
+        padded = additive(padding, q.dtype)
+        padded = padded.view(-1, 1, 1, k.shape[-2]) if padding.dim() == 2 else padded.view(1, 1, k.shape[-2])
+        total = padded if total is None else total + padded
+    return total
 
 
 def additive(mask: Tensor, dtype: torch.dtype) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from gossamer.network.attention import FewerHeads, additive
+from gossamer.network.attention import FewerHeads, additive, projections, score_bias
 from gossamer.network.inspect import owner_of
 
 __all__ = ["spell_out"]
@@ -108,13 +108,7 @@ class _Attending(nn.Module):
         self.num_heads = module.num_heads
         self.head_dim = module.head_dim
         self.batch_first = module.batch_first if batch_first is None else batch_first
-        if module.in_proj_weight is not None:
-            weights = module.in_proj_weight.detach().chunk(3)
-        else:
-            weights = (module.q_proj_weight, module.k_proj_weight, module.v_proj_weight)
-        packed = cast("Tensor | None", module.in_proj_bias)
-        biases = (None, None, None) if packed is None else packed.detach().chunk(3)
-        self.q_proj, self.k_proj, self.v_proj = (_linear(w, b) for w, b in zip(weights, biases, strict=True))
+        self.q_proj, self.k_proj, self.v_proj = (_linear(w, b) for w, b in projections(module))
         self.out_proj = _linear(module.out_proj.weight, module.out_proj.bias)
 
     def forward(
@@ -138,7 +132,7 @@ class _Attending(nn.Module):
         q, k, v = self.q_proj(q), self.k_proj(k), self.v_proj(v)
         q, k, v = (x.unflatten(-1, (self.num_heads, self.head_dim)).transpose(-3, -2) for x in (q, k, v))
         causal = is_causal and key_padding_mask is None and not need_weights
-        bias = None if causal else self._bias(q, k, key_padding_mask, attn_mask)
+        bias = None if causal else score_bias(q, k, key_padding_mask, attn_mask)
         weights: Tensor | None = None
         if need_weights:
             scores = q @ k.transpose(-2, -1) * self.head_dim**-0.5  # [.., heads, Q, d] @ [.., heads, d, K]
@@ -151,21 +145,6 @@ class _Attending(nn.Module):
         if weights is not None and average_attn_weights:
             weights = weights.mean(-3)
         return outputs if self.batch_first else outputs.transpose(0, -2), weights
-
-    def _bias(self, q: Tensor, k: Tensor, padding: Tensor | None, mask: Tensor | None) -> Tensor | None:
-        """What is added to the scores, broadcastable to [.., heads, Q, K], or None."""
-        total: Tensor | None = None
-        if mask is not None:
-            total = additive(mask, q.dtype)
-            if mask.dim() == 3:  # [B · heads of the whole module, Q, K]: the same for every head, or it means a head
-                batch = q.shape[0] if q.dim() == 4 else 1
-                total = total.view(batch, -1, *mask.shape[1:])[:, : self.num_heads]
-                total = total if q.dim() == 4 else total[0]
-        if padding is not None:
-            padded = additive(padding, q.dtype)
-            padded = padded.view(-1, 1, 1, k.shape[-2]) if padding.dim() == 2 else padded.view(1, 1, k.shape[-2])
-            total = padded if total is None else total + padded
-        return total
 
 
 class _Block(nn.Module):

@@ -89,6 +89,7 @@ class SparseConv2d(SparseLayer):
         self.in_channels, self.out_channels, self.kernel_size = in_channels, out_channels, kernel
         self.stride, self.padding = _pair("stride", stride, 1), _pair("padding", padding, 0)
         self.dilation = _pair("dilation", dilation, 1)
+        self.geometry = Geometry(kernel, self.stride, self.padding, self.padding, self.dilation)
 
     @classmethod
     def of(cls, conv: nn.Conv2d, mask: Tensor) -> SparseConv2d:
@@ -144,11 +145,7 @@ class SparseConv2d(SparseLayer):
 
     def outputs(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of outputs for planes of a size; not positive if the kernel is larger than a plane."""
-        a, b = (
-            (n + 2 * p - d * (k - 1) - 1) // s + 1
-            for n, p, d, k, s in zip(size, self.padding, self.dilation, self.kernel_size, self.stride, strict=True)
-        )
-        return a, b
+        return self.geometry.outputs(size)
 
     def forward(self, x: Tensor) -> Tensor:
         """W ⊛ X + b.
@@ -178,9 +175,8 @@ class SparseConv2d(SparseLayer):
         return self.laid_out(self._lay_out) if self.stride[1] in STRIDES else None
 
     def _lay_out(self, positions: Tensor) -> LiveConvolution:
-        geometry = Geometry(self.kernel_size, self.stride, self.padding, self.padding, self.dilation)
         shape = (self.out_channels, self.in_channels, *self.kernel_size)
-        return LiveConvolution(shape, geometry, positions.numpy(), planes_math())
+        return LiveConvolution(shape, self.geometry, positions.numpy(), planes_math())
 
     def _pays(self, images: int) -> bool:
         """Whether sparse kernels beat dense convolutions: they compute whole vectors of images."""

@@ -48,8 +48,8 @@ class Seen(ABC):
             raise DataError("watched step: found activations overwritten in place, expected them as in the backward")
 
     @abstractmethod
-    def add_to(self, tile: Tensor, first: int, every: int) -> None:
-        """Adds every so many of the dense gradient's rows, from ``first`` on, to ``tile``, [some rows, K]."""
+    def add_to(self, tile: Tensor, first: int) -> None:
+        """Adds the dense gradient's rows from ``first`` on to ``tile``, [some rows, K]."""
 
     @abstractmethod
     def sample(self, every: int) -> Tensor:
@@ -63,10 +63,10 @@ class SeenTokens(Seen):
     dW += Σ dYₜ·Xₜᵀ.
     """
 
-    def add_to(self, tile: Tensor, first: int, every: int) -> None:
+    def add_to(self, tile: Tensor, first: int) -> None:
         """Adds rows of Σ dYₜ·Xₜᵀ."""
         for x, dy in zip(self.x, self.dy, strict=True):
-            tile.addmm_(dy[first : first + len(tile) * every : every], x.T)  # [rows, tokens] · [tokens, K]
+            tile.addmm_(dy[first : first + len(tile)], x.T)  # [rows, tokens] · [tokens, K]
 
     def sample(self, every: int) -> Tensor:
         """Some of the rows at some of the columns: rows alone differ too much from one another."""
@@ -95,19 +95,19 @@ class SeenPlanes(Seen):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    def add_to(self, tile: Tensor, first: int, every: int) -> None:
+    def add_to(self, tile: Tensor, first: int) -> None:
         """Adds the gradient of some output channels' weights."""
-        dy = self.dy[:, first : first + len(tile) * every : every]
-        shape = [len(tile), self.x.shape[1], *self.kernel]
-        made = conv2d_weight(self.x, shape, dy, self.stride, self.padding, self.dilation)  # type: ignore[no-untyped-call]
-        tile += made.reshape(tile.shape)
+        tile += self._gradient(self.dy[:, first : first + len(tile)])
 
     def sample(self, every: int) -> Tensor:
         """Some of the rows."""
-        rows, columns = self.dy.shape[1], self.x.shape[1] * self.kernel[0] * self.kernel[1]
-        tile = self.x.new_zeros(-(-rows // every), columns)
-        self.add_to(tile, 0, every)
-        return tile
+        return self._gradient(self.dy[:, ::every])
+
+    def _gradient(self, dy: Tensor) -> Tensor:
+        """Of the weights of some output channels, [channels, K]."""
+        shape = [dy.shape[1], self.x.shape[1], *self.kernel]
+        made: Tensor = conv2d_weight(self.x, shape, dy, self.stride, self.padding, self.dilation)  # type: ignore[no-untyped-call]
+        return made.flatten(1)
 
 
 def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int, Tensor]]:
@@ -118,7 +118,7 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int,
     for first in range(0, rows, step):
         tile = seen[0].x.new_zeros(min(step, rows - first), columns)
         for one in seen:
-            one.add_to(tile, first, 1)
+            one.add_to(tile, first)
         yield first, tile
 
 

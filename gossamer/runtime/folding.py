@@ -123,7 +123,7 @@ class FusedGraph:
     memory: Slabs
 
     def copy(self) -> FusedGraph:
-        """Another graph of the same modules, in memory of its own."""
+        """Another graph of the same modules and memory."""
         graph, known = fx.Graph(), dict[fx.Node, fx.Node]()
         graph.output(graph.graph_copy(self.traced.graph, known))
         shapes = {known[node]: shape for node, shape in self.shapes.items() if node in known}
@@ -186,15 +186,16 @@ def fused_graph(network: nn.Module, arguments: tuple[Any, ...]) -> FusedGraph | 
                 node.target = f"planes_{node.name}"
                 traced.add_submodule(node.target, planes)
         elif sparse and pool is not None and PlaneDepthwise.takes(pool) and len(node.args) == 1 and not node.kwargs:
-            _fuse_depthwise(traced, node, sparse[0].product.kernels.processor, memory)
+            _fuse_depthwise(traced, node, modules, sparse[0].product.kernels.processor, memory)
     graph.lint()
     traced.recompile()
     return FusedGraph(traced, shapes, memory)
 
 
-def _fuse_depthwise(traced: fx.GraphModule, node: fx.Node, processor: Processor, memory: Slabs) -> None:
+def _fuse_depthwise(
+    traced: fx.GraphModule, node: fx.Node, modules: Mapping[str, nn.Module], processor: Processor, memory: Slabs
+) -> None:
     """A depthwise convolution, and the activation that alone reads it, become one node."""
-    modules = dict(traced.named_modules())
     layer = cast(nn.Conv2d, modules[str(node.target)])
     user = _only_user(node)
     activation = None if user is None else activation_of(user, modules)
