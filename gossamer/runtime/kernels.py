@@ -14,6 +14,7 @@ from gossamer.runtime import (
     conv_code,
     conv_edge,
     depthwise_code,
+    dot_code,
     emit,
     epilogue,
     gate_code,
@@ -114,13 +115,18 @@ VECTORS = Code(
 )
 """Products with one or a few vectors."""
 
-LIVE = Code("live", live_code.live_kernels, (live_code, live_layout, live_places, brain, emit, layout), vectorise=False)
+LIVE = Code(
+    "live",
+    live_code.live_kernels,
+    (live_code, dot_code, live_layout, live_places, brain, emit, layout),
+    vectorise=False,
+)
 """Products and gradients of layers that train with live weights only."""
 
 LIVE_CONVOLUTIONS = Code(
     "live_convolutions",
     live_conv_code.live_conv_kernels,
-    (live_conv_code, live_planes_code, live_code, brain, emit, layout),
+    (live_conv_code, live_planes_code, dot_code, brain, emit, layout),
     vectorise=False,
 )
 """The same for convolutions."""

@@ -18,12 +18,13 @@ from typing import Any, final
 
 from llvmlite import ir
 
+from gossamer.runtime.dot_code import add_onto, dots_of_segment, row_sum
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_layout import add_changes
 from gossamer.runtime.live_places import add_places
 
-__all__ = ["LiveField", "across", "live_kernels", "most_vectors", "summed"]
+__all__ = ["LiveField", "live_kernels", "most_vectors"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -295,15 +296,6 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     adding = e.at.not_(e.equal(more, 0))
     wanted = e.at.not_(e.equal(e.at.ptrtoint(totals, I64), 0))
 
-    def put(found: Node, target: Node) -> None:
-        """Stores sums of this tile, on top of those of the tiles before."""
-
-        def added() -> list[Node]:
-            return [e.at.fadd(found, e.at.load(target, align=4, typ=found.type))]
-
-        (total,) = e.choose(adding, added, lambda: [found])
-        e.at.store(total, target, align=4)
-
     def panel(p: Node, _: list[Node]) -> list[Node]:
         x_panel = e.element(x, e.mul(p, e.mul(w.width, tile)), F32)
         opening = e.at.and_(wanted, e.equal(p, 0))
@@ -317,36 +309,16 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
             dy_row = e.element(dy, e.mul(r, tile), F32)
             held = [e.load(dy_row, lanes * v, align) for v in range(vectors)]
             with e.at.if_then(opening):
-                put(across(e, [summed(e, held)]), e.element(totals, r, F32))
+                add_onto(e, row_sum(e, held), e.element(totals, r, F32), adding)
             count = e.wide(counts, s, I16)
 
-            def some(k: Node, side: int) -> None:
-                x_rows = [e.element(x_panel, e.mul(e.wide(index, e.add(k, i), I16), tile), F32) for i in range(side)]
-                # Eight sums at a time, for additions not to wait for one another.
-                split = min(vectors, 8 // side)
-                products: list[list[Node]] = [[] for _ in range(side)]
-                for v in range(vectors):
-                    for total, x_row in zip(products, x_rows, strict=True):
-                        loaded = e.load(x_row, lanes * v, align)
-                        if v < split:
-                            total.append(e.at.fmul(held[v], loaded))
-                        else:
-                            total[v % split] = e.fma(held[v], loaded, total[v % split])
-                put(across(e, [summed(e, parts) for parts in products]), e.element(sums, k, F32))
+            def read(k: Node) -> Node:
+                return e.element(x_panel, e.mul(e.wide(index, k, I16), tile), F32)
 
-            fours = e.add(at, e.at.and_(count, e.constant(~3)))
+            def put(found: Node, k: Node) -> None:
+                add_onto(e, found, e.element(sums, k, F32), adding)
 
-            def four(k: Node, _: list[Node]) -> list[Node]:
-                some(k, 4)
-                return []
-
-            e.loop(at, fours, four, step=4)
-            pair = e.at.and_(count, e.constant(2))
-            with e.at.if_then(e.at.not_(e.equal(pair, 0))):
-                some(fours, 2)
-            with e.at.if_then(e.at.not_(e.equal(e.at.and_(count, e.constant(1)), 0))):
-                some(e.add(fours, pair), 1)
-            return [e.add(at, count)]
+            return [dots_of_segment(e, at, count, held, read, put)]
 
         e.loop(segment, e.add(segment, rows), row, [w.begin(c, p)])
         return []
@@ -354,54 +326,6 @@ def _dots(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
     e.loop(0, w.panels, panel)
     e.at.ret_void()
     return made
-
-
-def summed(e: Emitter, terms: list[Node]) -> Node:
-    """The sum of some vectors, of halves at a time."""
-    while len(terms) > 1:
-        half = (len(terms) + 1) // 2
-        pairs = zip(terms, terms[half:], strict=False)
-        terms = [e.at.fadd(a, b) for a, b in pairs] + terms[len(terms) - half : half]
-    return terms[0]
-
-
-def across(e: Emitter, vectors: list[Node]) -> Node:
-    """The sums over the lanes of 1, 2 or 4 vectors, side by side; a single one as a number."""
-
-    def folded(a: Node) -> Node:
-        size = a.type.count
-        while size > 4:
-            size //= 2
-            low, high = e.shuffle(a, a, list(range(size))), e.shuffle(a, a, list(range(size, 2 * size)))
-            a = e.at.fadd(low, high)
-        return a
-
-    lanes = e.lanes
-
-    def mixed(a: Node, b: Node, of_a: tuple[int, int], of_b: tuple[int, int], order: str) -> Node:
-        """Per group of four lanes, two of a's and two of b's."""
-        picked = []
-        for g in range(0, lanes, 4):
-            ab = {"a": [g + i for i in of_a], "b": [lanes + g + i for i in of_b]}
-            picked += [ab[which].pop(0) for which in order]
-        return e.shuffle(a, b, picked)
-
-    if len(vectors) == 1:
-        four = folded(vectors[0])
-        two = e.at.fadd(e.shuffle(four, four, [0, 1]), e.shuffle(four, four, [2, 3]))
-        zero, one = (e.at.extract_element(two, ir.Constant(I32, i)) for i in range(2))
-        return e.at.fadd(zero, one)
-
-    def zipped(a: Node, b: Node) -> Node:
-        """Per group of four lanes a0+a2, b0+b2, a1+a3, b1+b3."""
-        return e.at.fadd(mixed(a, b, (0, 1), (0, 1), "abab"), mixed(a, b, (2, 3), (2, 3), "abab"))
-
-    if len(vectors) == 2:
-        four = folded(zipped(*vectors))
-        return e.at.fadd(e.shuffle(four, four, [0, 1]), e.shuffle(four, four, [2, 3]))
-    ab, cd = zipped(*vectors[:2]), zipped(*vectors[2:])
-    whole = e.at.fadd(mixed(ab, cd, (0, 1), (0, 1), "aabb"), mixed(ab, cd, (2, 3), (2, 3), "aabb"))
-    return folded(whole)
 
 
 def _weigh(module: ir.Module, lanes: int, dots: dict[int, ir.Function], scatter: ir.Function) -> None:

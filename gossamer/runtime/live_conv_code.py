@@ -23,9 +23,9 @@ from typing import Any, final
 
 from llvmlite import ir
 
+from gossamer.runtime.dot_code import add_onto, dots_of_segment
 from gossamer.runtime.emit import F32, I8, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
-from gossamer.runtime.live_code import across, summed
 from gossamer.runtime.live_planes_code import add_planes
 
 __all__ = ["STRIDES", "WIDEST", "ConvField", "live_conv_kernels"]
@@ -338,39 +338,13 @@ def _dots(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Function
             held = [e.load(dy_row, lanes * v, align) for v in range(width)]
             count = e.wide(counts, s, I32)
 
-            def some(k: Node, side: int) -> None:
-                reads = [_bytes(e, x_panel, e.wide(index, e.add(k, i), I32)) for i in range(side)]
-                # Eight sums at a time, for additions not to wait for one another.
-                split = min(width, 8 // side)
-                totals: list[list[Node]] = [[] for _ in range(side)]
-                for v in range(width):
-                    for total, read in zip(totals, reads, strict=True):
-                        loaded = e.load(read, lanes * stride * v, align)
-                        if v < split:
-                            total.append(e.at.fmul(held[v], loaded))
-                        else:
-                            total[v % split] = e.fma(held[v], loaded, total[v % split])
-                found = across(e, [summed(e, parts) for parts in totals])
-                target = e.element(sums, k, F32)
-                kind = found.type
-                (found,) = e.choose(
-                    adding, lambda: [e.at.fadd(found, e.at.load(target, align=4, typ=kind))], lambda: [found]
-                )
-                e.at.store(found, target, align=4)
+            def read(k: Node) -> Node:
+                return _bytes(e, x_panel, e.wide(index, k, I32))
 
-            fours = e.add(at, e.at.and_(count, e.constant(~3)))
+            def put(found: Node, k: Node) -> None:
+                add_onto(e, found, e.element(sums, k, F32), adding)
 
-            def four(k: Node, _: list[Node]) -> list[Node]:
-                some(k, 4)
-                return []
-
-            e.loop(at, fours, four, step=4)
-            pair = e.at.and_(count, e.constant(2))
-            with e.at.if_then(e.at.not_(e.equal(pair, 0))):
-                some(fours, 2)
-            with e.at.if_then(e.at.not_(e.equal(e.at.and_(count, e.constant(1)), 0))):
-                some(e.add(fours, pair), 1)
-            return [e.add(at, count)]
+            return [dots_of_segment(e, at, count, held, read, put, step=stride)]
 
         e.loop(segment, e.add(segment, rows), row, [begin])
         return []
