@@ -14,22 +14,20 @@ from gossamer.runtime.conv_code import AHEAD, widths
 from gossamer.runtime.conv_edge import ConvField
 from gossamer.runtime.conv_plan import Geometry, Plan, plan
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
+from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
 from gossamer.runtime.kernels import ConvolutionKernels, PackKernels
-from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import Packed, count_nonzeros, pack
 from gossamer.runtime.places import Places
+from gossamer.runtime.recent import Recent
 from gossamer.runtime.slabs import Slabs, empty
 from gossamer.runtime.spmm import workspace
-from gossamer.runtime.threads import OpenMP
+from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP
 
 __all__ = ["ConvolutionProduct", "GroupedProduct", "PlaneProduct", "panel_width"]
 
 Array = npt.NDArray[Any]
-
-_WORTH_A_TEAM = 120_000
-"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
 _PANEL_BYTES = 40960
 """What a tile reads of a panel should stay in the first-level cache."""
@@ -203,7 +201,7 @@ class ConvolutionProduct(PlaneProduct):
         way: Way,
         size: tuple[int, int],
         panel: int | None = None,
-        team_from: int = _WORTH_A_TEAM,
+        team_from: int = WORTH_A_TEAM,
     ) -> None:
         if weight.ndim != 4 or weight.shape[2:] != geometry.kernel or 0 in weight.shape:
             expected = f"[M, C, {geometry.kernel[0]}, {geometry.kernel[1]}], nothing empty"
@@ -235,7 +233,7 @@ class ConvolutionProduct(PlaneProduct):
             np.zeros(self.rows, np.float32) if bias is None else np.array(bias, np.float32),
             bounds,
         )
-        self._prepared: dict[tuple[int, int, int, int], _Prepared] = {}
+        self._prepared = Recent[tuple[int, int, int, int], _Prepared](_KEPT)
 
     def _run(
         self,
@@ -251,12 +249,7 @@ class ConvolutionProduct(PlaneProduct):
         if not images:
             return
         key = (*size, x_tile, y_tile)
-        ready = self._prepared.get(key)
-        if ready is None:
-            ready = self._prepare(size, x_tile, y_tile)
-            for old in list(self._prepared)[: max(0, len(self._prepared) - _KEPT + 1)]:
-                self._prepared.pop(old, None)
-            self._prepared[key] = ready
+        ready = self._prepared.get(key, lambda: self._prepare(size, x_tile, y_tile))
         if not ready.plan.copies.size and x.data_ptr() % (4 * self._lanes):
             x = x.clone()
         if residual is not None and residual.data_ptr() % (4 * self._lanes):
@@ -349,13 +342,8 @@ class ConvolutionProduct(PlaneProduct):
             ConvField.SEGMENTS,
             ConvField.SEGMENT_STARTS,
         )
-        description = np.zeros(len(ConvField) + len(Pool), np.int64)
-        for slot, address in zip(Pool, self._openmp.addresses or (0, 0, 0, 0), strict=True):
-            description[slot] = address
-        for field, number in numbers.items():
-            description[field] = number
-        for field, table in zip(addressed, tables, strict=True):
-            description[field] = table.ctypes.data
+        numbers |= {field: table.ctypes.data for field, table in zip(addressed, tables, strict=True)}
+        description = described(ConvField, numbers, self._openmp)
         return _Prepared(made, description, tables, scratch + 16)
 
     @property
@@ -413,7 +401,7 @@ class ConvolutionProduct(PlaneProduct):
     def _copied(self) -> Self:
         made = object.__new__(type(self))
         made.__dict__.update(self.__dict__)
-        made._prepared = {}
+        made._prepared = Recent(_KEPT)
         return made
 
     @property

@@ -14,10 +14,11 @@ from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
 from gossamer.runtime.cpu import Processor
 from gossamer.runtime.depthwise_code import STRIDES, DepthwiseField
+from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import DepthwiseKernels, load
-from gossamer.runtime.layout import Pool
+from gossamer.runtime.recent import Recent
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP
@@ -55,7 +56,7 @@ class Depthwise(CompiledProduct):
         self._weight = np.array(layer.weight.detach().numpy(), np.float32, order="C")
         bias = np.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach().numpy()
         self._bias = np.array(bias, np.float32, order="C")
-        self._prepared: dict[tuple[int, int, int, int], tuple[Array, int, int]] = {}
+        self._prepared = Recent[tuple[int, int, int, int], tuple[Array, int, int]](_KEPT)
 
     def outputs(self, size: tuple[int, int]) -> tuple[int, int]:
         """Rows and columns of outputs."""
@@ -82,13 +83,7 @@ class Depthwise(CompiledProduct):
 
     def _run(self, x: Tensor, y: Tensor, images: int, size: tuple[int, int], x_tile: int, y_tile: int) -> None:
         key = (*size, x_tile, y_tile)
-        ready = self._prepared.get(key)
-        if ready is None:
-            ready = self._prepare(size, x_tile, y_tile)
-            for old in list(self._prepared)[: max(0, len(self._prepared) - _KEPT + 1)]:
-                self._prepared.pop(old, None)
-            self._prepared[key] = ready
-        _, address, floats = ready
+        _, address, floats = self._prepared.get(key, lambda: self._prepare(size, x_tile, y_tile))
         threads = 1 if images * self.channels * size[0] * size[1] < _WORTH_A_TEAM else self._openmp.threads()
         scratch = workspace().address(floats * threads)
         self.kernels.depthwise(address, x.data_ptr(), y.data_ptr(), images, scratch, threads)
@@ -123,11 +118,7 @@ class Depthwise(CompiledProduct):
             DepthwiseField.BIAS: self._bias.ctypes.data,
             DepthwiseField.ACTIVATION: int(self.activation),
         }
-        description = np.zeros(len(DepthwiseField) + len(Pool), np.int64)
-        for slot, address in zip(Pool, self._openmp.addresses or (0, 0, 0, 0), strict=True):
-            description[slot] = address
-        for field, number in numbers.items():
-            description[field] = number
+        description = described(DepthwiseField, numbers, self._openmp)
         return description, description.ctypes.data, line * lines
 
 

@@ -11,19 +11,16 @@ from torch import Tensor
 from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import first_level_cache
+from gossamer.runtime.description import blank
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Field, Way, height
 from gossamer.runtime.kernels import PackKernels, TileKernels
-from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import count_nonzeros, pack
-from gossamer.runtime.threads import OpenMP
+from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP
 from gossamer.runtime.value_code import WORDS, Stored, ValueField
 from gossamer.runtime.value_forms import Grid, carriers, group_values, stored_values
 
 __all__ = ["GroupedProduct", "describe", "panel_width"]
-
-_WORTH_A_TEAM = 120_000
-"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
 _AVX512_CACHE = 49152
 """Bytes of the first-level cache of the processors for which panels were measured with vectors of 16 floats."""
@@ -102,7 +99,7 @@ class GroupedProduct(CompiledProduct):
         width: int | None = None,
         stored: Stored = Stored.FLOATS,
         grid: Grid | None = None,
-        team_from: int = _WORTH_A_TEAM,
+        team_from: int = WORTH_A_TEAM,
     ) -> None:
         if weight.ndim != 2 or (bias is not None and bias.shape != weight.shape[:1]):
             found = f"found {weight.shape} and a bias {None if bias is None else bias.shape}"
@@ -189,10 +186,7 @@ class GroupedProduct(CompiledProduct):
 
 def describe(openmp: OpenMP) -> npt.NDArray[np.int64]:
     """A description that holds the addresses of the OpenMP runtime and nothing else yet."""
-    description = np.zeros(WORDS, np.int64)
-    for slot, address in zip(Pool, openmp.addresses or (0, 0, 0, 0), strict=True):
-        description[slot] = address
-    return description
+    return blank(WORDS, openmp)
 
 
 def panel_width(columns: int, lanes: int, density: float, way: Way) -> int:

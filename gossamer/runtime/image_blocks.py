@@ -5,23 +5,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
-import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
 from gossamer.runtime.compiled import CompiledProduct
+from gossamer.runtime.description import described
 from gossamer.runtime.image_edge_code import EdgeField
 from gossamer.runtime.kernels import ImageKernels
-from gossamer.runtime.layout import Pool
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import OpenMP
 
-__all__ = ["FromImages", "ImageBlocks", "ImageEdges", "ImageMean", "ImagePool", "IntoImages", "Window", "described"]
+__all__ = ["FromImages", "ImageBlocks", "ImageEdges", "ImageMean", "ImagePool", "IntoImages", "Window"]
 
 Array = npt.NDArray[Any]
 
@@ -82,22 +80,6 @@ class ImageBlocks:
     def first(self) -> int:
         """Floats before the first number that is not of the frame."""
         return self.frame * (self.row + self.lanes)
-
-
-def described(length: int, numbers: Mapping[int, int], openmp: OpenMP) -> Array:
-    """A description for kernels: int64, with the addresses of the OpenMP runtime.
-
-    Args:
-        length: of the description.
-        numbers: by their places in it.
-        openmp: where threads come from.
-    """
-    description = np.zeros(length, np.int64)
-    for slot, address in zip(Pool, openmp.addresses or (0, 0, 0, 0), strict=True):
-        description[slot] = address
-    for place, number in numbers.items():
-        description[place] = number
-    return description
 
 
 @final
@@ -208,9 +190,7 @@ class ImageEdges(CompiledProduct):
             EdgeField.FRAME: x.frame,
             EdgeField.IMAGES: x.images,
         }
-        return described(
-            len(EdgeField) + len(Pool), {int(place): number for place, number in numbers.items()}, self._openmp
-        )
+        return described(EdgeField, numbers, self._openmp)
 
 
 @final

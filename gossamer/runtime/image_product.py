@@ -11,15 +11,16 @@ from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_plan import Geometry
 from gossamer.runtime.conv_product import ConvolutionProduct, GroupedProduct, PlaneProduct
+from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.image_blocks import ImageBlocks, described
+from gossamer.runtime.image_blocks import ImageBlocks
 from gossamer.runtime.image_code import STRIDES, WIDEST, ImageField
 from gossamer.runtime.kernels import ImageKernels
-from gossamer.runtime.layout import Pool
+from gossamer.runtime.recent import Recent
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
-from gossamer.runtime.threads import OpenMP
+from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP
 
 __all__ = ["ImageProduct", "frame_of", "image_panel", "tile_width"]
 
@@ -34,9 +35,6 @@ STREAMED_FROM = 10 << 20
 """Bytes of outputs from which on these go past the caches: read first, lines would cost as much again."""
 
 _CACHE_LINE = 64
-
-_WORTH_A_TEAM = 120_000
-"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
 _CLIPS = (Activation.NONE, Activation.RELU, Activation.RELU6)
 """What is applied in registers."""
@@ -140,7 +138,7 @@ class ImageProduct(CompiledProduct):
         openmp: OpenMP,
         memory: Slabs,
         *,
-        team_from: int = _WORTH_A_TEAM,
+        team_from: int = WORTH_A_TEAM,
     ) -> None:
         if reason := _refusal(planes):
             raise PlanError(f"blocks of images: found {reason}")
@@ -149,7 +147,7 @@ class ImageProduct(CompiledProduct):
         self._lanes = kernels.processor.lanes
         found = planes.parts if isinstance(planes, GroupedProduct) else (planes,)
         self._parts = tuple(part for part in found if isinstance(part, ConvolutionProduct))
-        self._prepared: dict[tuple[int, ...], tuple[_Prepared, ...]] = {}
+        self._prepared = Recent[tuple[int, ...], tuple[_Prepared, ...]](_KEPT)
 
     def __call__(self, x: ImageBlocks, residual: ImageBlocks | None, frame: int) -> ImageBlocks:
         """f(W ⊛ X + b + R), with a frame of zeros.
@@ -167,12 +165,7 @@ class ImageProduct(CompiledProduct):
         if not x.images:
             return y
         key = (*x.size, x.frame, frame, -1 if residual is None else residual.frame)
-        ready = self._prepared.get(key)
-        if ready is None:
-            ready = tuple(self._prepare(part, x, y, residual) for part in self._parts)
-            for old in list(self._prepared)[: max(0, len(self._prepared) - _KEPT + 1)]:
-                self._prepared.pop(old, None)
-            self._prepared[key] = ready
+        ready = self._prepared.get(key, lambda: tuple(self._prepare(part, x, y, residual) for part in self._parts))
         scratch = max(one.scratch for one in ready)
         work = self.planes.nonzeros * x.blocks * size[0] * size[1]
         threads = 1 if work < self._team_from else self._openmp.threads()
@@ -242,9 +235,8 @@ class ImageProduct(CompiledProduct):
             ImageField.VALUES,
             ImageField.BIAS,
         )
-        known = {int(field): number for field, number in numbers.items()}
-        known |= {int(field): table.ctypes.data for field, table in zip(addressed, tables, strict=True)}
-        return _Prepared(described(len(ImageField) + len(Pool), known, self._openmp), tables, scratch)
+        numbers |= {field: table.ctypes.data for field, table in zip(addressed, tables, strict=True)}
+        return _Prepared(described(ImageField, numbers, self._openmp), tables, scratch)
 
     def reaches(self, size: tuple[int, int], channels: int) -> bool:
         """Whether distances of 16 bits are enough for images of a size, in the frame that the layer itself needs.

@@ -20,12 +20,9 @@ from gossamer.runtime.kernels import LiveKernels, load
 from gossamer.runtime.live_code import LiveField
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
-from gossamer.runtime.threads import OpenMP, openmp
+from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP, openmp
 
 __all__ = ["Batch", "LiveMath", "LiveMatrix", "live_math"]
-
-_WORTH_A_TEAM = 120_000
-"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
 _WORTH_COPYING_TOGETHER = 1 << 16
 """Floats from which on a change of layout is worth a team."""
@@ -236,7 +233,7 @@ class LiveMatrix(CompiledProduct):
         return made, totals
 
     def _threads(self, vectors: int) -> int:
-        return 1 if self.live * vectors < _WORTH_A_TEAM else self.math.openmp.threads()
+        return 1 if self.live * vectors < WORTH_A_TEAM else self.math.openmp.threads()
 
     @property
     def resident_bytes(self) -> int:

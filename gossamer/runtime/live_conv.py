@@ -14,14 +14,13 @@ from torch import Tensor
 from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_plan import Geometry
+from gossamer.runtime.description import described
 from gossamer.runtime.live_conv_code import STRIDES, WIDEST, ConvField
-from gossamer.runtime.live_planes import Blocks, PlanesMath, described
-from gossamer.runtime.threads import OpenMP
+from gossamer.runtime.live_planes import Blocks, PlanesMath
+from gossamer.runtime.recent import Recent
+from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP
 
 __all__ = ["LiveConvolution"]
-
-_WORTH_A_TEAM = 120_000
-"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
 _CACHE = 14336
 """Bytes of a panel of activations that stay in the first-level cache, beside outputs and weights that pass through."""
@@ -87,7 +86,7 @@ class LiveConvolution(CompiledProduct):
                 for start in np.ndindex(geometry.stride)
             ]
         )
-        self._prepared: dict[tuple[Any, ...], _Prepared] = {}
+        self._prepared = Recent[tuple[Any, ...], _Prepared](3 * _KEPT)  # a product and two gradients of each
 
     def frames(self, size: Pair) -> tuple[Pair, Pair]:
         """Rows and columns of zeros that must surround inputs of a size, and gradients of the outputs."""
@@ -159,29 +158,27 @@ class LiveConvolution(CompiledProduct):
         )
 
     def _threads(self, vectors: int) -> int:
-        return 1 if self.live * vectors < _WORTH_A_TEAM else self.math.openmp.threads()
+        return 1 if self.live * vectors < WORTH_A_TEAM else self.math.openmp.threads()
 
     def _prepared_for(self, products: _Products, x: Blocks, y: Blocks, stride: Pair) -> _Prepared:
         """Tables for images of some sizes; outputs of a phase lie a stride apart."""
         key = (products is self._forward, x.size, x.frame, y.size, y.frame)
-        found = self._prepared.get(key)
-        if found is None:
+
+        def make() -> _Prepared:
             reading = self.geometry.stride if products is self._forward else (1, 1)
             views = [(p, _View(p.size(y.size, stride), p.start, stride, reading)) for p in products.phases]
             made = [self._prepare(p, x, y, view) for p, view in views if min(view.size) > 0]
-            found = _Prepared([numbers for numbers, _ in made], [index for _, index in made], self.math.openmp)
-            for old in list(self._prepared)[: max(0, len(self._prepared) - 3 * _KEPT + 1)]:
-                self._prepared.pop(old, None)
-            self._prepared[key] = found
-        return found
+            return _Prepared([numbers for numbers, _ in made], [index for _, index in made], self.math.openmp)
 
-    def _prepare(self, phase: _Phase, x: Blocks, y: Blocks, view: _View) -> tuple[dict[int, int], Array]:
+        return self._prepared.get(key, make)
+
+    def _prepare(self, phase: _Phase, x: Blocks, y: Blocks, view: _View) -> tuple[dict[ConvField, int], Array]:
         order, index = phase.order, phase.order.index(x)
         columns = view.size[1]
         tiles = -(-columns // WIDEST)
         width = -(-columns // tiles)
         tiles = -(-columns // width)
-        numbers = {
+        numbers: dict[ConvField, int] = {
             ConvField.ROWS: order.rows,
             ConvField.PANELS: order.panels,
             ConvField.CHUNKS: order.chunks,
@@ -208,7 +205,7 @@ class LiveConvolution(CompiledProduct):
             ConvField.Y_FIRST: 4 * (view.start[0] * y.row + view.start[1] * y.lanes),
             ConvField.VALUES_FIRST: 4 * phase.first_value,
         }
-        return {int(field): number for field, number in numbers.items()}, index
+        return numbers, index
 
 
 @final
@@ -223,10 +220,10 @@ class _Prepared:
 
     __slots__ = ("_arrays", "address")
 
-    def __init__(self, numbers: list[dict[int, int]], tables: list[Array], pool: OpenMP) -> None:
+    def __init__(self, numbers: list[dict[ConvField, int]], tables: list[Array], pool: OpenMP) -> None:
         size = max(ConvField) + 1
-        common = {int(ConvField.PHASES): len(numbers), int(ConvField.WORDS): size}
-        made = np.concatenate([described(one | common, pool) for one in numbers])
+        common = {ConvField.PHASES: len(numbers), ConvField.WORDS: size}
+        made = np.concatenate([described(ConvField, one | common, pool) for one in numbers])
         assert len(made) == size * len(numbers)
         self._arrays = (made, *tables)
         self.address: int = made.ctypes.data

@@ -13,14 +13,14 @@ from torch import Tensor
 
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Level, host, wanted_level
+from gossamer.runtime.description import described
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import LiveConvolutionKernels, load
-from gossamer.runtime.layout import Pool
 from gossamer.runtime.live_planes_code import PlanesField
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import OpenMP, openmp
 
-__all__ = ["Blocks", "PlanesMath", "described", "interleaved", "planes_math"]
+__all__ = ["Blocks", "PlanesMath", "interleaved", "planes_math"]
 
 _WORTH_COPYING_TOGETHER = 1 << 16
 """Floats from which on a change of layout is worth a team."""
@@ -97,21 +97,6 @@ class Blocks:
         return inside.permute(0, 4, 3, 1, 2).reshape(-1, self.channels, *self.size)[: self.images]
 
 
-def described(numbers: dict[int, int], pool: OpenMP) -> Array:
-    """A description for kernels: int64, with the addresses of the OpenMP runtime.
-
-    Args:
-        numbers: by their places in it.
-        pool: where threads come from.
-    """
-    made = np.zeros(max(*numbers, *Pool) + 1, np.int64)
-    for slot, address in zip(Pool, pool.addresses or (0, 0, 0, 0), strict=True):
-        made[slot] = address
-    for place, number in numbers.items():
-        made[place] = number
-    return made
-
-
 @final
 class PlanesMath(CompiledProduct):
     """The kernels at one instruction set, and changes of layout.
@@ -184,7 +169,7 @@ def _description(x: Blocks, pool: OpenMP) -> tuple[Array, Array]:
         PlanesField.FRAME: x.frame[1],
         PlanesField.WIDTH: x.size[1],
     }
-    return described({int(field): number for field, number in numbers.items()}, pool), table
+    return described(PlanesField, numbers, pool), table
 
 
 def planes_math(level: Level | None = None) -> PlanesMath:

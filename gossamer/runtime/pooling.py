@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import cast, final
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
+from gossamer.runtime.description import described
 from gossamer.runtime.kernels import ConvolutionKernels
-from gossamer.runtime.layout import Pool
 from gossamer.runtime.pool_code import PoolField
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
@@ -96,11 +95,7 @@ class Pooling(CompiledProduct):
             PoolField.Y_BLOCK: y_tile * channels,
             PoolField.SCRATCH: line,
         }
-        description = np.zeros(len(PoolField) + len(Pool), np.int64)
-        for slot, address in zip(Pool, self._openmp.addresses or (0, 0, 0, 0), strict=True):
-            description[slot] = address
-        for field, number in numbers.items():
-            description[field] = number
+        description = described(PoolField, numbers, self._openmp)
         threads = 1 if images * channels * size[0] * size[1] < _WORTH_A_TEAM else self._openmp.threads()
         scratch = workspace().address(line * threads)
         self.kernels.pool(description.ctypes.data, x.data_ptr(), y.data_ptr(), images, scratch, threads)

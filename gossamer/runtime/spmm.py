@@ -17,12 +17,9 @@ from gossamer.runtime.kernels import PackKernels, RowKernels
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.packing import count_nonzeros, pack_rows
 from gossamer.runtime.slabs import huge_pages
-from gossamer.runtime.threads import OpenMP
+from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP
 
 __all__ = ["SparseProduct", "Workspace", "check_sparse", "workspace"]
-
-_WORTH_A_TEAM = 120_000
-"""Multiply-adds of vectors, about 40 µs of one thread, from which on starting a team of threads saves time."""
 
 _SPARSEST = 64
 """Entries of the matrix per non-zero up to which it is unpacked on the way: compiled packers read matrices."""
@@ -108,7 +105,7 @@ class SparseProduct(CompiledProduct):
         scratch: Workspace | None = None,
         width: int | None = None,
         vectors: int | None = None,
-        team_from: int = _WORTH_A_TEAM,
+        team_from: int = WORTH_A_TEAM,
     ) -> None:
         rows, columns = shape
         check_sparse(rows, columns, positions, values, bias)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from gossamer.errors import PlanError
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
+from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import VectorKernels, load
-from gossamer.runtime.layout import Pool
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.spmm import Workspace, check_sparse, workspace
 from gossamer.runtime.threads import OpenMP, openmp
@@ -153,11 +153,7 @@ class VectorProduct(CompiledProduct):
             Field.BITS: values.kind.bits,
             Field.ACTIVATION: int(activation),
         }
-        description = np.zeros(len(Field) + len(Pool), np.int64)
-        for slot, address in zip(Pool, openmp.addresses or (0, 0, 0, 0), strict=True):
-            description[slot] = address
-        for field, number in {**numbers, **{f: a.ctypes.data for f, a in arrays.items()}}.items():
-            description[field] = number
+        description = described(Field, {**numbers, **{f: a.ctypes.data for f, a in arrays.items()}}, openmp)
         self.rows, self.columns, self.nonzeros = rows, columns, len(positions)
         self.held, self.kind, self.activation = held, values.kind, activation
         self._kernels, self._openmp, self._workspace, self._run = kernels, openmp, scratch or workspace(), run
