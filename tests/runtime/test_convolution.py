@@ -11,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime.clocks import sparse_wins
+from runtime.exactness import error, exact, thinned
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -30,24 +31,6 @@ from gossamer.runtime.slabs import Slabs
 
 LEVELS = levels()
 WAYS = list(Way)
-
-
-def thinned(layer: nn.Conv1d | nn.Conv2d, density: float) -> nn.Conv1d | nn.Conv2d:
-    with torch.no_grad():
-        layer.weight *= torch.rand_like(layer.weight) < density
-    return layer.eval()
-
-
-def error(y: Tensor, exact: Tensor) -> float:
-    assert y.shape == exact.shape and y.dtype == torch.float32
-    largest = float(exact.abs().max()) if exact.numel() else 0.0
-    return float((y.double() - exact).abs().max()) / max(largest, 1e-30) if exact.numel() else 0.0
-
-
-def exact(layer: nn.Module, x: Tensor) -> Tensor:
-    with torch.inference_mode():
-        found: Tensor = copy.deepcopy(layer).double()(x.double())
-        return found
 
 
 @pytest.mark.parametrize("level", LEVELS)

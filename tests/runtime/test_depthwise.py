@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime.clocks import sparse_wins
+from runtime.exactness import error
 from torch import Tensor, fx, nn
 
 import gossamer as gs
@@ -29,11 +30,6 @@ FUNCTIONS: dict[Activation, nn.Module] = {
     Activation.SILU: nn.SiLU(),
     Activation.GELU: nn.GELU(),
 }
-
-
-def error(y: Tensor, expected: Tensor) -> float:
-    assert y.shape == expected.shape and y.dtype == torch.float32
-    return float((y.double() - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
 
 
 def made(layer: nn.Conv2d, activation: Activation, level: Level = "native") -> PlaneDepthwise:

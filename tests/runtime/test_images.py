@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import re
 from functools import cache
 from typing import Any, cast
@@ -12,6 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime.clocks import Recording
+from runtime.exactness import exact, thinned
 from torch import Tensor, nn
 
 import gossamer as gs
@@ -46,18 +46,6 @@ DIRTY = cast(Slabs, Dirty())
 
 def edges_of(level: Level) -> ImageEdges:
     return ImageEdges(load(ImageKernels, host(level), cache_directory()), openmp(), DIRTY)
-
-
-def thinned(layer: nn.Conv2d, density: float) -> nn.Conv2d:
-    with torch.no_grad():
-        layer.weight *= torch.rand_like(layer.weight) < density
-    return layer.eval()
-
-
-def exact(layer: nn.Module, x: Tensor) -> Tensor:
-    with torch.inference_mode():
-        found: Tensor = copy.deepcopy(layer).double()(x.double())
-        return found
 
 
 def error(y: Tensor, expected: Tensor) -> float:

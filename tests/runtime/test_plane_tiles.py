@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from runtime.clocks import sparse_wins
+from runtime.exactness import error, exact, thinned
 from torch import Tensor, fx, nn
 
 import gossamer as gs
@@ -29,23 +30,6 @@ from gossamer.runtime.threads import openmp
 
 LEVELS = levels()
 WAYS = list(Way)
-
-
-def thinned(layer: nn.Conv2d, density: float) -> nn.Conv2d:
-    with torch.no_grad():
-        layer.weight *= torch.rand_like(layer.weight) < density
-    return layer.eval()
-
-
-def exact(layer: nn.Module, x: Tensor) -> Tensor:
-    with torch.inference_mode():
-        found: Tensor = copy.deepcopy(layer).double()(x.double())
-        return found
-
-
-def error(y: Tensor, expected: Tensor) -> float:
-    assert y.shape == expected.shape and y.dtype == torch.float32
-    return float((y.double() - expected).abs().max()) / max(float(expected.abs().max()), 1e-30)
 
 
 @settings(max_examples=60, deadline=None)
