@@ -8,50 +8,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nn.layers import conv_of, off
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cross_entropy
 from torch.nn.grad import conv2d_weight
-from torch.utils.checkpoint import checkpoint
 
 import gossamer as gs
 from gossamer.errors import PlanError
 from gossamer.nn import SparseConv2d, Topology
 from gossamer.runtime.cpu import unavailable
-
-
-def off(found: Tensor | None, exact: Tensor | None) -> float:
-    assert found is not None and exact is not None
-    assert found.shape == exact.shape
-    found, exact = found.detach(), exact.detach()
-    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30)) if exact.numel() else 0.0
-
-
-def layer_of(
-    shape: tuple[int, int, int, int], density: float, seed: int = 0, bias: bool = True, **geometry: int
-) -> SparseConv2d:
-    draw = torch.Generator().manual_seed(seed)
-    mask = torch.rand(shape, generator=draw) < density
-    rows, columns, *kernel = shape
-    made = SparseConv2d(
-        columns,
-        rows,
-        (kernel[0], kernel[1]),
-        bias=bias,
-        topology=Topology.of_mask(mask),
-        **geometry,  # type: ignore[arg-type]
-    )
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw))
-    return made
-
-
-@pytest.fixture(params=[True, False], ids=["compiled", "plain"])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    monkeypatch.setattr("gossamer.nn.conv._DENSE_LEAD", 0.0)
-    if not request.param:
-        monkeypatch.setattr("gossamer.nn.layer.compiled", lambda: False)
-    return bool(request.param)
 
 
 def exact_of(layer: SparseConv2d, x: Tensor, dy: Tensor | None) -> tuple[Tensor, ...]:
@@ -86,7 +51,7 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(
     seed: int,
 ) -> None:
     stride, padding, dilation = geometry
-    layer = layer_of(shape, density, seed, bias, stride=stride, padding=padding, dilation=dilation)
+    layer = conv_of(shape, density, seed, bias, stride=stride, padding=padding, dilation=dilation)
     size = layer.outputs((planes[1], planes[2]))
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(planes[0], shape[1], *planes[1:], generator=draw).to(memory_format=memory).requires_grad_()
@@ -110,14 +75,14 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(
 
 @pytest.mark.parametrize(("density", "images", "sparse"), [(0.1, 64, True), (0.1, 1, False), (0.9, 64, False)])
 def test_kernels_compute_where_they_pay(density: float, images: int, sparse: bool) -> None:
-    layer = layer_of((20, 16, 3, 3), density)
+    layer = conv_of((20, 16, 3, 3), density)
     node = layer(torch.randn(images, 16, 6, 6)).grad_fn
     assert node is not None
     assert node.name() == ("_ConvolutionBackward" if sparse and unavailable() is None else "_PlainConvolutionBackward")
 
 
 def test_inputs_of_any_strides_are_taken(kernels: bool) -> None:
-    layer = layer_of((20, 16, 3, 3), 0.3, padding=1)
+    layer = conv_of((20, 16, 3, 3), 0.3, padding=1)
     x = torch.randn(4, 16, 7, 9)
     exact = exact_of(layer, x, None)
     for strided in (
@@ -140,22 +105,8 @@ def test_inputs_of_any_strides_are_taken(kernels: bool) -> None:
     assert layer(x[:0]).shape == (0, 20, 7, 9)
 
 
-def test_only_what_needs_a_gradient_gets_one(kernels: bool) -> None:
-    layer = layer_of((20, 16, 3, 3), 0.3)
-    x = torch.randn(5, 16, 6, 6)
-    layer(x).sum().backward()
-    assert x.grad is None and layer.values.grad is not None
-    layer.zero_grad()
-    layer.values.requires_grad_(False)
-    x.requires_grad_()
-    layer(x).sum().backward()
-    assert x.grad is not None and layer.values.grad is None
-    with torch.no_grad():
-        assert not layer(x).requires_grad
-
-
 def test_a_layer_that_is_used_twice_sums_its_gradients(kernels: bool) -> None:
-    layer, x = layer_of((16, 16, 3, 3), 0.3, padding=1), torch.randn(5, 16, 6, 6)
+    layer, x = conv_of((16, 16, 3, 3), 0.3, padding=1), torch.randn(5, 16, 6, 6)
     layer(layer(x).relu()).sum().backward()
     weight, bias = layer.dense_weight().detach().double().requires_grad_(), layer.bias
     assert bias is not None
@@ -165,21 +116,8 @@ def test_a_layer_that_is_used_twice_sums_its_gradients(kernels: bool) -> None:
     assert off(layer.values.grad, weight.grad[layer.topology.mask()]) < 1e-5
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_changes_nothing(kernels: bool, reentrant: bool) -> None:
-    layer, x = layer_of((16, 16, 3, 3), 0.3), torch.randn(5, 16, 6, 6, requires_grad=True)
-    layer(x).square().sum().backward()
-    expected = [t.grad for t in (x, *layer.parameters())]
-    x.grad = None
-    layer.zero_grad()
-    checkpoint(lambda t: layer(t).square(), x, use_reentrant=reentrant).sum().backward()
-    assert all(
-        a is not None and torch.equal(a, t.grad) for a, t in zip(expected, (x, *layer.parameters()), strict=True)
-    )
-
-
 def test_under_autocast_arithmetic_is_float32(kernels: bool) -> None:
-    layer, x = layer_of((20, 16, 3, 3), 0.3), torch.randn(5, 16, 6, 6).bfloat16().requires_grad_()
+    layer, x = conv_of((20, 16, 3, 3), 0.3), torch.randn(5, 16, 6, 6).bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
     assert y.dtype is torch.float32
@@ -190,7 +128,7 @@ def test_under_autocast_arithmetic_is_float32(kernels: bool) -> None:
 
 
 def test_gradients_of_double_precision_are_exact() -> None:
-    layer = layer_of((3, 2, 3, 3), 0.5, stride=2, padding=1).double()
+    layer = conv_of((3, 2, 3, 3), 0.5, stride=2, padding=1).double()
     x = torch.randn(2, 2, 5, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, v, b: torch.func.functional_call(layer, {"values": v, "bias": b}, (x,)),
                                     (x, layer.values, layer.bias))  # fmt: skip
@@ -218,7 +156,7 @@ def test_training_with_all_weights_live_is_dense_training(kernels: bool) -> None
 
 
 def test_a_new_topology_computes_with_the_new_weights(kernels: bool) -> None:
-    layer, x = layer_of((20, 16, 3, 3), 0.3), torch.randn(8, 16, 6, 6)
+    layer, x = conv_of((20, 16, 3, 3), 0.3), torch.randn(8, 16, 6, 6)
     parameter = layer.values
     for density in (0.3, 0.1, 0.6):
         layer(x).sum().backward()
@@ -230,7 +168,7 @@ def test_a_new_topology_computes_with_the_new_weights(kernels: bool) -> None:
 
 @pytest.mark.parametrize("stride", [1, 2])
 def test_a_watched_step_finds_the_largest_gradients_of_dead_weights(kernels: bool, stride: int) -> None:
-    layer = layer_of((20, 16, 3, 3), 0.2, stride=stride, padding=1)
+    layer = conv_of((20, 16, 3, 3), 0.2, stride=stride, padding=1)
     x, size = torch.randn(2, 9, 16, 8, 8), layer.outputs((8, 8))
     dy = torch.randn(2, 9, 20, *size)
     layer.watch(30)
@@ -279,7 +217,7 @@ def test_what_it_cannot_do_is_refused(conv: nn.Conv2d, message: str) -> None:
 
 
 def test_sizes_that_do_not_fit_are_named() -> None:
-    layer = layer_of((4, 3, 3, 3), 0.5)
+    layer = conv_of((4, 3, 3, 3), 0.5)
     with pytest.raises(RuntimeError, match=r"found input \(1, 2, 5, 5\), expected \[N, 3"):
         layer(torch.zeros(1, 2, 5, 5))
     with pytest.raises(PlanError, match="stride"):

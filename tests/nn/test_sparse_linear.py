@@ -9,36 +9,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from nn.layers import linear_of, off
+from torch import nn
 from torch.nn.functional import cross_entropy, linear
-from torch.utils.checkpoint import checkpoint
 
 import gossamer as gs
 from gossamer.nn import SparseLinear, Topology
-
-
-def off(found: Tensor | None, exact: Tensor | None) -> float:
-    assert found is not None and exact is not None
-    assert found.shape == exact.shape
-    found, exact = found.detach(), exact.detach()
-    return float((found.double() - exact).abs().max() / exact.abs().max().clamp(min=1e-30)) if exact.numel() else 0.0
-
-
-def layer_of(shape: tuple[int, int], density: float, seed: int = 0, bias: bool = True) -> SparseLinear:
-    draw = torch.Generator().manual_seed(seed)
-    mask = torch.rand(shape, generator=draw) < density
-    made = SparseLinear(shape[1], shape[0], bias, topology=Topology.of_mask(mask))
-    with torch.no_grad():
-        for parameter in made.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=draw))
-    return made
-
-
-@pytest.fixture(params=[True, False], ids=["compiled", "plain"])
-def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
-    if not request.param:
-        monkeypatch.setattr("gossamer.nn.layer.compiled", lambda: False)
-    return bool(request.param)
 
 
 @given(
@@ -52,7 +28,7 @@ def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(
     shape: tuple[int, int], density: float, leading: list[int], bias: bool, seed: int
 ) -> None:
-    layer = layer_of(shape, density, seed, bias)
+    layer = linear_of(shape, density, seed, bias)
     draw = torch.Generator().manual_seed(seed)
     x = torch.randn(*leading, shape[1], generator=draw, requires_grad=True)
     dy = torch.randn(*leading, shape[0], generator=draw)
@@ -71,7 +47,7 @@ def test_outputs_and_gradients_are_those_of_the_masked_dense_layer(
 
 
 def test_inputs_of_any_strides_are_taken(kernels: bool) -> None:
-    layer = layer_of((20, 30), 0.3)
+    layer = linear_of((20, 30), 0.3)
     x = torch.randn(4, 7, 30)
     exact = linear(x, layer.dense_weight(), layer.bias)
     for strided in (
@@ -84,22 +60,8 @@ def test_inputs_of_any_strides_are_taken(kernels: bool) -> None:
     assert off(layer.bias.grad if layer.bias is not None else None, torch.full((20,), 28.0).double()) < 1e-6
 
 
-def test_only_what_needs_a_gradient_gets_one(kernels: bool) -> None:
-    layer = layer_of((20, 30), 0.3)
-    x = torch.randn(5, 30)
-    layer(x).sum().backward()
-    assert x.grad is None and layer.values.grad is not None
-    layer.zero_grad()
-    layer.values.requires_grad_(False)
-    x.requires_grad_()
-    layer(x).sum().backward()
-    assert x.grad is not None and layer.values.grad is None
-    with torch.no_grad():
-        assert not layer(x).requires_grad
-
-
 def test_a_layer_that_is_used_twice_sums_its_gradients(kernels: bool) -> None:
-    layer, x = layer_of((30, 30), 0.3), torch.randn(5, 30)
+    layer, x = linear_of((30, 30), 0.3), torch.randn(5, 30)
     layer(layer(x).relu()).sum().backward()
     weight = layer.dense_weight().detach().double().requires_grad_()
     assert layer.bias is not None
@@ -109,21 +71,8 @@ def test_a_layer_that_is_used_twice_sums_its_gradients(kernels: bool) -> None:
     assert off(layer.values.grad, weight.grad[layer.topology.mask()]) < 1e-5
 
 
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_checkpointing_changes_nothing(kernels: bool, reentrant: bool) -> None:
-    layer, x = layer_of((30, 30), 0.3), torch.randn(5, 30, requires_grad=True)
-    layer(x).square().sum().backward()
-    expected = [t.grad for t in (x, *layer.parameters())]
-    x.grad = None
-    layer.zero_grad()
-    checkpoint(lambda t: layer(t).square(), x, use_reentrant=reentrant).sum().backward()
-    assert all(
-        a is not None and torch.equal(a, t.grad) for a, t in zip(expected, (x, *layer.parameters()), strict=True)
-    )
-
-
 def test_under_autocast_arithmetic_is_float32(kernels: bool) -> None:
-    layer, x = layer_of((20, 30), 0.3), torch.randn(5, 30).bfloat16().requires_grad_()
+    layer, x = linear_of((20, 30), 0.3), torch.randn(5, 30).bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
     assert y.dtype is torch.float32
@@ -134,7 +83,7 @@ def test_under_autocast_arithmetic_is_float32(kernels: bool) -> None:
 
 
 def test_gradients_of_double_precision_are_exact() -> None:
-    layer = layer_of((4, 5), 0.5).double()
+    layer = linear_of((4, 5), 0.5).double()
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x, v, b: torch.func.functional_call(layer, {"values": v, "bias": b}, (x,)),
                                     (x, layer.values, layer.bias))  # fmt: skip
@@ -159,7 +108,7 @@ def test_training_with_all_weights_live_is_dense_training(kernels: bool) -> None
 
 
 def test_live_counts_stay_and_dead_weights_stay_zero(kernels: bool) -> None:
-    layer = layer_of((20, 30), 0.3)
+    layer = linear_of((20, 30), 0.3)
     mask = layer.topology.mask()
     optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, weight_decay=1e-2)
     for _ in range(3):
@@ -171,7 +120,7 @@ def test_live_counts_stay_and_dead_weights_stay_zero(kernels: bool) -> None:
 
 
 def test_a_new_topology_keeps_the_parameter_and_drops_its_gradient(kernels: bool) -> None:
-    layer = layer_of((20, 30), 0.3)
+    layer = linear_of((20, 30), 0.3)
     parameter, x = layer.values, torch.randn(8, 30)
     for density in (0.3, 0.1, 0.6):
         layer(x).sum().backward()
@@ -186,7 +135,7 @@ def test_a_new_topology_keeps_the_parameter_and_drops_its_gradient(kernels: bool
 
 
 def test_positions_that_are_overwritten_in_place_are_noticed() -> None:
-    layer, x = layer_of((20, 30), 0.3), torch.randn(8, 30)
+    layer, x = linear_of((20, 30), 0.3), torch.randn(8, 30)
     layer(x)
     matrix = layer.live_matrix()
     for _ in range(3):  # what DistributedDataParallel does before every forward pass
@@ -201,7 +150,7 @@ def test_positions_that_are_overwritten_in_place_are_noticed() -> None:
 
 @pytest.mark.parametrize("assign", [True, False])
 def test_state_round_trips_into_a_layer_of_another_density(kernels: bool, assign: bool) -> None:
-    layer, other = layer_of((20, 30), 0.3), layer_of((20, 30), 0.1, seed=1)
+    layer, other = linear_of((20, 30), 0.3), linear_of((20, 30), 0.1, seed=1)
     x = torch.randn(8, 30)
     other(x).sum().backward()
     file = io.BytesIO()
@@ -215,9 +164,9 @@ def test_state_round_trips_into_a_layer_of_another_density(kernels: bool, assign
 
 
 def test_a_state_that_is_none_is_refused_and_nothing_changes() -> None:
-    layer = layer_of((20, 30), 0.3)
+    layer = linear_of((20, 30), 0.3)
     before = {name: t.clone() for name, t in layer.state_dict().items()}
-    good = layer_of((20, 30), 0.1, seed=1).state_dict()
+    good = linear_of((20, 30), 0.1, seed=1).state_dict()
     for wrong, said in (
         ({"positions": good["positions"].flip(0)}, "positions: .*out of order"),
         ({"positions": good["positions"] + 590}, r"positions: .*expected them in \[0, 600\)"),
@@ -230,7 +179,7 @@ def test_a_state_that_is_none_is_refused_and_nothing_changes() -> None:
 
 
 def test_copies_are_independent(kernels: bool) -> None:
-    layer, x = layer_of((20, 30), 0.3), torch.randn(8, 30)
+    layer, x = linear_of((20, 30), 0.3), torch.randn(8, 30)
     expected = layer(x)
     layer.watch(3)
     again = copy.deepcopy(layer)
@@ -243,7 +192,7 @@ def test_copies_are_independent(kernels: bool) -> None:
 @given(st.integers(0, 500), st.integers(1, 3), st.integers(0, 9))
 @settings(max_examples=25, deadline=None)
 def test_the_largest_gradients_of_dead_weights_are_found(k: int, passes: int, seed: int) -> None:
-    layer = layer_of((20, 30), 0.3, seed)
+    layer = linear_of((20, 30), 0.3, seed)
     draw = torch.Generator().manual_seed(seed)
     layer.watch(k)
     dense = torch.zeros(20, 30, dtype=torch.float64)
