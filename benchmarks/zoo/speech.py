@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from benchmarks.zoo.place import Zoo
 from gossamer.errors import DataError
 
-__all__ = ["Clips", "load_clips", "nats_per_token"]
+__all__ = ["Clips", "load_clips", "load_sounds", "nats_per_token"]
 
 _RATE, _FRAMES, _BANDS = 16_000, 3000, 80
 _START = ("<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|notimestamps|>")
@@ -71,6 +71,23 @@ def load_clips(zoo: Zoo, count: int, *, evaluate: bool) -> Clips:
     return Clips(found["mel"], found["tokens"], found["lengths"])
 
 
+def load_sounds(zoo: Zoo, count: int, *, evaluate: bool) -> Tensor:
+    """The same sentences as sound at 16 kHz, a second of silence before and after: float32 [count, 131,072].
+
+    Raises:
+        DataError: espeak-ng is not installed.
+    """
+    kept = zoo.cache / f"sound-{'later' if evaluate else 'earlier'}-{count}.safetensors"
+    if not kept.is_file():
+        spoken = [_said(text, number) for number, text in enumerate(_sentences(zoo, count, evaluate))]
+        sounds = torch.stack([F.pad(s, (_RATE, 1 << 17))[: 1 << 17] for s in spoken])
+        zoo.cache.mkdir(parents=True, exist_ok=True)
+        part = kept.with_suffix(".part")
+        save_file({"sounds": sounds}, part)
+        part.replace(kept)
+    return load_file(kept)["sounds"]
+
+
 def _sentences(zoo: Zoo, count: int, evaluate: bool) -> list[str]:
     texts = zoo.path("npm", "@stdlib", "datasets-sotu", "data")
     files = [f for f in sorted(texts.glob("*.txt")) if f.name[:4].isdigit()]
@@ -91,21 +108,23 @@ def _key(text: str) -> str:
 def _spoken(sentences: list[str], tokenizer: Path) -> Clips:
     from tokenizers import Tokenizer
 
-    program = shutil.which("espeak-ng")
-    if program is None:
-        raise DataError("speech: found no espeak-ng, expected the package espeak-ng to be installed")
     words: Any = Tokenizer.from_file(str(tokenizer))
     start = [words.token_to_id(t) for t in _START]
     spectra, tokens = [], []
     for number, sentence in enumerate(sentences):
-        voice = _SPEAKERS[number % len(_SPEAKERS)]
-        sound = subprocess.run(
-            [program, "-v", voice, "-s", "150", "--stdout", sentence], check=True, capture_output=True
-        ).stdout
-        spectra.append(_log_mel(_samples(sound)))
+        spectra.append(_log_mel(_said(sentence, number)))
         tokens.append(torch.tensor(start + words.encode(" " + sentence, add_special_tokens=False).ids))
     lengths = torch.tensor([len(t) for t in tokens])
     return Clips(torch.stack(spectra), nn.utils.rnn.pad_sequence(tokens, batch_first=True), lengths)
+
+
+def _said(sentence: str, number: int) -> Tensor:
+    program = shutil.which("espeak-ng")
+    if program is None:
+        raise DataError("speech: found no espeak-ng, expected the package espeak-ng to be installed")
+    voice = _SPEAKERS[number % len(_SPEAKERS)]
+    command = [program, "-v", voice, "-s", "150", "--stdout", sentence]
+    return _samples(subprocess.run(command, check=True, capture_output=True).stdout)
 
 
 def _samples(sound: bytes) -> Tensor:
