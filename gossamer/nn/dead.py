@@ -14,8 +14,9 @@ from torch.nn.grad import conv2d_weight
 
 from gossamer.errors import DataError
 from gossamer.nn.topology import Topology, index_dtype
+from gossamer.runtime.choice import choice
 
-__all__ = ["Seen", "SeenPlanes", "SeenTokens", "gradient_at", "largest_dead"]
+__all__ = ["Seen", "SeenPlanes", "SeenTokens", "gradient_at", "gradient_everywhere", "largest_dead"]
 
 _TILE = 1 << 19
 """Elements of the dense gradient that exist at a time."""
@@ -48,12 +49,22 @@ class Seen(ABC):
             raise DataError("watched step: found activations overwritten in place, expected them as in the backward")
 
     @abstractmethod
-    def add_to(self, tile: Tensor, first: int) -> None:
-        """Adds the dense gradient's rows from ``first`` on to ``tile``, [some rows, K]."""
+    def flattened(self) -> Seen:
+        """The same in the order that is added up fastest; a copy if need be."""
 
     @abstractmethod
-    def sample(self, every: int) -> Tensor:
-        """About one in so many of the dense gradient's elements, a matrix."""
+    def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
+        """Adds the dense gradient's rows from ``first`` on to ``tile``, [some rows, K], or if opening, puts them there.
+
+        Args:
+            tile: contiguous.
+            first: row.
+            opening: whether the tile is still undefined.
+        """
+
+    @abstractmethod
+    def sample(self, down: int, across: int) -> Tensor:
+        """The dense gradient at each so manieth row and column."""
 
 
 @final
@@ -63,19 +74,26 @@ class SeenTokens(Seen):
     dW += Σ dYₜ·Xₜᵀ.
     """
 
-    def add_to(self, tile: Tensor, first: int) -> None:
-        """Adds rows of Σ dYₜ·Xₜᵀ."""
-        for x, dy in zip(self.x, self.dy, strict=True):
-            tile.addmm_(dy[first : first + len(tile)], x.T)  # [rows, tokens] · [tokens, K]
+    def flattened(self) -> SeenTokens:
+        """One part: each sum is then made at once, in registers."""
+        if len(self.x) == 1:
+            return self
+        x, dy = (t.transpose(0, 1).reshape(1, t.shape[1], -1) for t in (self.x, self.dy))
+        return SeenTokens(x, dy)
 
-    def sample(self, every: int) -> Tensor:
-        """Some of the rows at some of the columns: rows alone differ too much from one another."""
-        down = max(1, round(every**0.5))
-        across = max(1, every // down)
-        total = self.x.new_zeros(len(range(0, self.dy.shape[1], down)), len(range(0, self.x.shape[1], across)))
-        for x, dy in zip(self.x, self.dy, strict=True):
-            total.addmm_(dy[::down], x[::across].T)  # [rows, tokens] · [tokens, columns]
-        return total
+    def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
+        """Adds rows of Σ dYₜ·Xₜᵀ."""
+        for part, (x, dy) in enumerate(zip(self.x, self.dy, strict=True)):
+            rows = dy[first : first + len(tile)]
+            if opening and part == 0:
+                torch.mm(rows, x.T, out=tile)  # [rows, tokens] · [tokens, K]
+            else:
+                tile.addmm_(rows, x.T)
+
+    def sample(self, down: int, across: int) -> Tensor:
+        """As above."""
+        x, dy = self.x[:, ::across], self.dy[:, ::down]
+        return torch.matmul(dy, x.mT).sum(0)  # [parts, rows, tokens] · [parts, tokens, columns]
 
 
 @final
@@ -95,13 +113,21 @@ class SeenPlanes(Seen):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    def add_to(self, tile: Tensor, first: int) -> None:
-        """Adds the gradient of some output channels' weights."""
-        tile += self._gradient(self.dy[:, first : first + len(tile)])
+    def flattened(self) -> SeenPlanes:
+        """As it is."""
+        return self
 
-    def sample(self, every: int) -> Tensor:
-        """Some of the rows."""
-        return self._gradient(self.dy[:, ::every])
+    def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
+        """Adds the gradient of some output channels' weights."""
+        made = self._gradient(self.dy[:, first : first + len(tile)])
+        if opening:
+            tile.copy_(made)
+        else:
+            tile += made
+
+    def sample(self, down: int, across: int) -> Tensor:
+        """As above; columns cost nothing less alone."""
+        return self._gradient(self.dy[:, ::down])[:, ::across]
 
     def _gradient(self, dy: Tensor) -> Tensor:
         """Of the weights of some output channels, [channels, K]."""
@@ -110,79 +136,139 @@ class SeenPlanes(Seen):
         return made.flatten(1)
 
 
-def _tiles(seen: Sequence[Seen], rows: int, columns: int) -> Iterator[tuple[int, Tensor]]:
-    """The dense gradient in blocks of whole rows: (first row, [some rows, K])."""
-    for one in seen:
-        one.check()
-    step = max(1, _TILE // max(1, columns))
+def _tiles(seen: Sequence[Seen], rows: int, columns: int, floats: int = _TILE) -> Iterator[tuple[int, Tensor]]:
+    """The dense gradient in blocks of whole rows: (first row, [some rows, K]); a tile's memory becomes the next one's.
+
+    Args:
+        seen: flattened.
+        rows: M.
+        columns: K.
+        floats: of a tile.
+    """
+    step = max(1, floats // max(1, columns))
+    memory = seen[0].x.new_empty(min(step, rows), columns)
     for first in range(0, rows, step):
-        tile = seen[0].x.new_zeros(min(step, rows - first), columns)
-        for one in seen:
-            one.add_to(tile, first)
+        tile = memory[: min(step, rows - first)]
+        for i, one in enumerate(seen):
+            one.add_to(tile, first, opening=i == 0)
         yield first, tile
 
 
+def _flattened(seen: Sequence[Seen]) -> list[Seen]:
+    for one in seen:
+        one.check()
+    return [one.flattened() for one in seen]
+
+
 @torch.no_grad()
-def largest_dead(seen: Sequence[Seen], topology: Topology, k: int) -> tuple[Tensor, Tensor]:
+def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
     """The k dead positions with the largest |dW|, dW summed over all passes.
 
     Args:
         seen: the passes, at least one.
         topology: of the weight, as [M, K].
         k: how many; all dead positions if there are fewer.
+        ordered: by size; else by position.
 
     Returns:
         positions int32 or int64 and gradients float32, largest magnitude first; of equal ones the lowest position.
         NaN counts as larger than everything.
 
-    Cost: that of a dense weight gradient in time, half a million floats in memory.
+    Cost: that of a dense weight gradient in time; in memory half a million floats and a copy of the activations.
     """
     k = min(k, topology.size - topology.live)
     if k <= 0:
         return topology.positions.new_zeros(0), seen[0].x.new_zeros(0)
-    found, gradients = _above(seen, topology, _guess(seen, topology, k))
-    if len(found) < k:  # the sample was not like the rest
-        found, gradients = _above(seen, topology, -1.0)
+    flat = _flattened(seen)
+    guess = _guess(flat, topology, k)
+    found, gradients = _above(flat, topology, guess)
+    if len(found) < k and guess >= 0:  # the sample was not like the rest
+        found, gradients = _above(flat, topology, -1.0)
     sizes = _size(gradients)
     if len(found) > k:
-        least = float(np.partition(sizes.cpu().numpy(), len(sizes) - k)[len(sizes) - k])
-        above = sizes > least
-        equal = np.flatnonzero((sizes == least).cpu().numpy())[: k - int(above.sum())]
-        above[torch.from_numpy(equal)] = True
-        keep = torch.from_numpy(np.flatnonzero(above.cpu().numpy())).to(found.device)
+        keep = _largest(sizes, k)
         found, gradients, sizes = found[keep], gradients[keep], sizes[keep]
-    order = sizes.sort(descending=True, stable=True).indices
-    return found[order].to(index_dtype(topology.shape)), gradients[order]
+    if ordered:
+        order = sizes.sort(descending=True, stable=True).indices
+        found, gradients = found[order], gradients[order]
+    return found.to(index_dtype(topology.shape)), gradients
+
+
+def _largest(sizes: Tensor, k: int) -> Tensor:
+    """Where the k largest are, ascending; of equal ones the first."""
+    numbers = sizes.cpu().numpy()
+    least = float(np.partition(numbers, len(numbers) - k)[len(numbers) - k])
+    above = numbers > least
+    above[np.flatnonzero(numbers == least)[: k - np.count_nonzero(above)]] = True
+    return torch.from_numpy(np.flatnonzero(above)).to(sizes.device)
 
 
 def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
-    """A size that more than k dead gradients reach, judged by a sample; -1: everything does."""
-    if topology.size <= _SAMPLE or 2 * k >= topology.size:
+    """A size that more than k dead gradients reach, judged by a sample; -1: everything does.
+
+    Args:
+        seen: flattened.
+        topology: of the weight, as [M, K].
+        k: how many.
+    """
+    dead = topology.size - topology.live
+    if topology.size <= _SAMPLE or 2 * k >= dead:
         return -1.0
-    every = max(1, topology.size // _SAMPLE)
-    total = seen[0].sample(every)
+    # Rows alone differ too much from one another, and so do columns.
+    every = topology.size / _SAMPLE
+    down = max(1, min(topology.shape[0] // 64, round(every**0.5)))
+    across = max(1, min(topology.shape[1] // 64, round(every / down)))
+    total = seen[0].sample(down, across)
     for one in seen[1:]:
-        total = total + one.sample(every)
-    sizes = _size(total.reshape(-1))  # live ones too
-    # A quarter more than is wanted of the dead, and as if all live ones were among the largest.
-    at = len(sizes) - int((1.25 * k + topology.live) / topology.size * len(sizes)) - 64
-    return float(np.partition(sizes.cpu().numpy(), at)[at]) if at > 0 else -1.0
+        total = total + one.sample(down, across)
+    sizes = _size(total)
+    sizes[_lives(topology, down, across).to(sizes.device)] = -1.0
+    # Half as many again as are wanted.
+    at = int((sizes >= 0).sum() * (1 - 1.5 * k / dead)) + int((sizes < 0).sum()) - 64
+    numbers = sizes.reshape(-1).cpu().numpy()
+    return float(np.partition(numbers, at)[at]) if at > 0 else -1.0
+
+
+def _lives(topology: Topology, down: int, across: int) -> Tensor:
+    """Bool, which weights live at each so manieth row and column."""
+    rows, columns = topology.shape
+    positions = topology.positions.cpu().numpy()
+    chosen = np.arange(0, rows, down)
+    bounds = np.searchsorted(positions, np.stack([chosen, chosen + 1]) * columns)
+    made = np.zeros((len(chosen), -(-columns // across)), np.bool_)
+    for i, (row, begin, end) in enumerate(zip(chosen, *bounds, strict=True)):
+        inside = positions[begin:end] - row * columns
+        made[i, inside[inside % across == 0] // across] = True
+    return torch.from_numpy(made)
 
 
 def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tensor, Tensor]:
-    """Dead positions, ascending, whose gradients are larger than ``size``, and these gradients."""
+    """Dead positions, ascending, whose gradients are larger than ``size``, and these gradients.
+
+    Args:
+        seen: flattened.
+        topology: of the weight, as [M, K].
+        size: negative for all of them.
+    """
     rows, columns = topology.shape
-    device = topology.positions.device
-    edges = torch.arange(rows + 1, dtype=topology.positions.dtype, device=device) * columns
-    starts = torch.searchsorted(topology.positions, edges).tolist()
+    live = topology.positions.long()
+    edges = torch.arange(rows + 1, device=live.device) * columns
+    starts = torch.searchsorted(live, edges).tolist()
+    kernels = choice() if size >= 0 and live.is_cpu and seen[0].x.dtype is torch.float32 else None
     places, gradients = [], []
     for first, tile in _tiles(seen, rows, columns):
-        flat = tile.reshape(-1)
-        sizes = _size(flat)
-        sizes[topology.positions[starts[first] : starts[first + len(tile)]].long() - first * columns] = -1.0
-        here = torch.from_numpy(np.flatnonzero((sizes > size).cpu().numpy())).to(device)
-        places.append(here + first * columns)
-        gradients.append(flat[here])
+        flat, before = tile.view(-1), first * columns
+        alive = live[starts[first] : starts[first + len(tile)]] - before
+        if kernels is not None:
+            flat.index_fill_(0, alive, 0.0)  # which is not larger
+            found, of_found = kernels.above(flat, size, magnitude=True, first=before)
+        else:
+            sizes = _size(flat)
+            sizes[alive] = -2.0
+            here = torch.from_numpy(np.flatnonzero((sizes > size).cpu().numpy())).to(live.device)
+            found, of_found = here + before, flat[here]
+        places.append(found)
+        gradients.append(of_found)
     return torch.cat(places), torch.cat(gradients)
 
 
@@ -208,8 +294,26 @@ def gradient_at(seen: Sequence[Seen], shape: tuple[int, int], positions: Tensor)
     rows, columns = shape
     flat = positions.long()
     made = torch.zeros(flat.numel(), device=flat.device)
-    for first, tile in _tiles(seen, rows, columns):
+    if not flat.numel():
+        return made
+    for first, tile in _tiles(_flattened(seen), rows, columns):
         ends = torch.tensor([first * columns, (first + len(tile)) * columns], device=flat.device)
         low, high = torch.searchsorted(flat, ends).tolist()
-        made[low:high] = tile.reshape(-1)[flat[low:high] - first * columns]
+        made[low:high] = tile.view(-1)[flat[low:high] - first * columns]
     return made
+
+
+@torch.no_grad()
+def gradient_everywhere(seen: Sequence[Seen], shape: tuple[int, int]) -> Tensor:
+    """dW, the dense gradient, summed over all passes.
+
+    Args:
+        seen: the passes, at least one.
+        shape: (M, K).
+
+    Returns:
+        float32 [M · K].
+    """
+    rows, columns = shape
+    _, made = next(_tiles(_flattened(seen), rows, columns, rows * columns))
+    return made.view(-1)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import FormatError, PlanError
-from gossamer.nn.dead import Seen, gradient_at, largest_dead
+from gossamer.nn.dead import Seen, gradient_at, gradient_everywhere, largest_dead
 from gossamer.nn.laid_out import LaidOut, compiled
 from gossamer.nn.topology import Topology, index_dtype
 
@@ -117,21 +117,23 @@ class SparseLayer(nn.Module, ABC):
             raise PlanError(f"watch: found k = {k}, expected at least 0 or None")
         self._watched, self._seen = k, []
 
-    def dead_gradient(self, *, release: bool = True) -> tuple[Tensor, Tensor] | None:
+    def dead_gradient(self, *, release: bool = True, ordered: bool = True) -> tuple[Tensor, Tensor] | None:
         """The k dead positions with the largest |dW| of the watched passes, summed over these.
 
         Args:
             release: whether the watch ends and the passes are forgotten; with False `gradient_at` may follow.
+            ordered: by size, which takes time of its own; else by position.
 
         Returns:
             positions [≤ k], int32 or int64, and gradients float32 [≤ k], the largest first, of equal ones the lowest
             position first; None if nothing was watched or no backward pass came.
 
-        Cost: that of the dense weight gradient in time (every few hundred steps), half a million floats in memory.
+        Cost: that of the dense weight gradient in time (every few hundred steps), half a million floats and a copy of
+            the activations in memory.
         """
         if self._watched is None or not self._seen:
             return None
-        found = largest_dead(self._seen, self._matrix(), self._watched)
+        found = largest_dead(self._seen, self._matrix(), self._watched, ordered=ordered)
         if release:
             self.watch(None)
         return found
@@ -149,6 +151,17 @@ class SparseLayer(nn.Module, ABC):
             return None
         rows, columns = self._matrix().shape
         return gradient_at(self._seen, (rows, columns), positions)
+
+    def gradient_everywhere(self) -> Tensor | None:
+        """dW of the watched passes at all positions: the dense gradient.
+
+        Returns:
+            float32 [size]; None if nothing was watched or no backward pass came.
+        """
+        if not self._seen:
+            return None
+        rows, columns = self._matrix().shape
+        return gradient_everywhere(self._seen, (rows, columns))
 
     def _matrix(self) -> Topology:
         """The topology of the weight as [M, everything else]."""

@@ -10,6 +10,7 @@ from gossamer.runtime import (
     attention_code,
     bitmap_code,
     brain,
+    choice_code,
     codegen,
     conv_code,
     conv_edge,
@@ -47,6 +48,7 @@ from gossamer.runtime.kernel_cache import Code, Engine, object_code_of
 
 __all__ = [
     "ATTENTION",
+    "CHOICE",
     "CONVOLUTIONS",
     "DEPTHWISE",
     "GATES",
@@ -58,6 +60,7 @@ __all__ = [
     "TILES",
     "VECTORS",
     "AttentionKernels",
+    "ChoiceKernels",
     "ConvolutionKernels",
     "DepthwiseKernels",
     "GateKernels",
@@ -133,6 +136,9 @@ LIVE_CONVOLUTIONS = Code(
 
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))
 """Softmax attention over feature-major tiles."""
+
+CHOICE = Code("choice", choice_code.choice_kernels, (choice_code, brain, emit, layout), vectorise=False)
+"""Choices among many numbers, and merging of positions."""
 
 
 class KernelSet(CompiledProduct):
@@ -311,6 +317,21 @@ class LiveConvolutionKernels(KernelSet):
         self.unpack = self._engine.function("unpack", 7)
         self.pack_last = self._engine.function("pack_last", 7)
         self.unpack_last = self._engine.function("unpack_last", 7)
+
+
+@final
+class ChoiceKernels(KernelSet):
+    """The entry points of `CHOICE`."""
+
+    code: ClassVar[Code] = CHOICE
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.above = self._engine.function("above", 10)
+        self.best_of_rows = self._engine.function("best_of_rows", 8)
+        self.best_of_groups = self._engine.function("best_of_groups", 7)
+        self.merge = self._engine.function("merge", 5)
+        self.follow = self._engine.function("follow", 6)
 
 
 Kind = TypeVar("Kind", bound=KernelSet)

@@ -128,9 +128,10 @@ class Gradient(GrowScore):
         found = layer.largest()
         if found is None:
             return _best_of(self.everywhere(layer, key), layer, kept, most)
-        first = len(found[0]) - layer.live  # the dead ones, then those that lived
-        again = first + places(~kept)
-        positions, scores = (torch.cat([each[:first], each[again]]) for each in found)
+        dead, of_dead, of_live = found
+        again = places(~kept)
+        positions = torch.cat([dead, layer.positions[again]])
+        scores = torch.cat([of_dead, of_live[again]])
         best = places(highest(scores, most))
         return positions[best], scores[best]
 

@@ -106,8 +106,8 @@ class Tracked:
         """Whether a backward pass came since the watch began."""
         return self.layer.gradient_at(torch.zeros(0, dtype=torch.int64)) is not None
 
-    def largest(self) -> tuple[Tensor, Tensor] | None:
-        """Positions int64 and |dW| of the largest dead ones, and |dW| of all live ones behind them; ends the watch.
+    def largest(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Positions int64 and |dW| of the largest dead ones, ascending, and |dW| of all live ones; ends the watch.
 
         Returns:
             None where only `dense_gradient` is at hand.
@@ -117,20 +117,20 @@ class Tracked:
         """
         if self._ranks.several or self._tap is None:
             return None
-        found = self.layer.dead_gradient()
+        found = self.layer.dead_gradient(ordered=False)
         raw = self._raw
         self.unwatch()
         if found is None or raw is None:
             raise DataError(f"{self.name}: found no backward pass since the last step, expected one")
         dead, gradients = found
-        return torch.cat([dead.long(), self.positions]), torch.cat([gradients, raw]).abs()
+        return dead.long(), gradients.abs(), raw.abs()
 
     def dense_gradient(self) -> Tensor:
         """dW of the watched passes at all positions, float32 [size], the mean over ranks; ends the watch.
 
         Cost: size · 4 bytes while it is used; with several ranks as many on the wire.
         """
-        found = self.layer.gradient_at(torch.arange(self.size))
+        found = self.layer.gradient_everywhere()
         if found is None:  # a layer that this rank's batch did not reach
             found = torch.zeros(self.size)
         self.unwatch()

@@ -1,0 +1,146 @@
+"""Choices among many numbers on compiled kernels: what exceeds a size, the highest of rows and of groups; merging."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any, final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gossamer.runtime.choice_code import MOST_OF_GROUP
+from gossamer.runtime.compiled import CompiledProduct
+from gossamer.runtime.cpu import host, unavailable, wanted_level
+from gossamer.runtime.description import blank
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import ChoiceKernels, load
+from gossamer.runtime.layout import Pool
+from gossamer.runtime.threads import OpenMP, openmp
+
+__all__ = ["MOST_OF_GROUP", "Choice", "choice"]
+
+_WORTH_A_TEAM = 1 << 16
+"""Numbers from which on looking at them is worth a team."""
+
+_MAGNITUDE, _VALUE = 0x7FFFFFFF, 0xFFFFFFFF
+
+Array = npt.NDArray[Any]
+
+
+@final
+class Choice(CompiledProduct):
+    """The kernels. Results do not depend on the number of threads.
+
+    All tensors are contiguous and on the CPU; positions int64. Not checked.
+
+    Args:
+        kernels: compiled code.
+        pool: where threads come from.
+    """
+
+    def __init__(self, kernels: ChoiceKernels, pool: OpenMP) -> None:
+        self.kernels = kernels
+        self.openmp = pool
+        self._description = blank(max(Pool) + 1, pool)
+        self._address: int = self._description.ctypes.data
+
+    def above(self, values: Tensor, threshold: float, *, magnitude: bool, first: int = 0) -> tuple[Tensor, Tensor]:
+        """Where numbers are larger than a threshold, or not numbers, and these numbers.
+
+        Args:
+            values: float32 [n].
+            threshold: is rounded to float32.
+            magnitude: whether it is their magnitudes that are compared.
+            first: what positions begin with.
+
+        Returns:
+            positions int64 [found], ascending, and float32 [found].
+        """
+        n, threads = values.numel(), self._threads(values.numel())
+        positions, found = np.empty(n, np.int64), np.empty(n, np.float32)
+        counts = np.zeros((threads, 2), np.int64)
+        bits = int(np.array(threshold, np.float32).view(np.uint32))
+        self.kernels.above(
+            self._address,
+            values.data_ptr(),
+            n,
+            bits,
+            _MAGNITUDE if magnitude else _VALUE,
+            first,
+            positions.ctypes.data,
+            found.ctypes.data,
+            counts.ctypes.data,
+            threads,
+        )
+        made = [np.concatenate([a[begin : begin + count] for begin, count in counts]) for a in (positions, found)]
+        return torch.from_numpy(made[0]), torch.from_numpy(made[1])
+
+    def best_of_rows(self, scores: Tensor, count: int, which: Tensor | None = None) -> Tensor:
+        """The ``count`` highest of each row, of equal ones the first.
+
+        Args:
+            scores: float32 [rows, columns], without signs; NaN is higher than infinity.
+            count: 0 to columns.
+            which: int64, rows that are looked at; None: all.
+
+        Returns:
+            flat positions int64 [rows that are looked at · count]; ascending if ``which`` is.
+
+        Cost: O(size · bits), some 2 ns per score.
+        """
+        rows = torch.arange(len(scores)) if which is None else which
+        made = torch.empty(len(rows) * count, dtype=torch.int64)
+        size = len(rows) * scores.shape[1]
+        addresses = (self._address, scores.data_ptr(), rows.data_ptr())
+        self.kernels.best_of_rows(
+            *addresses, len(rows), scores.shape[1], count, made.data_ptr(), self._threads(8 * size)
+        )
+        return made
+
+    def best_of_groups(self, scores: Tensor, size: int, count: int) -> Tensor:
+        """The same of each ``size`` scores that lie side by side.
+
+        Args:
+            scores: float32 [n], n a multiple of ``size``.
+            size: up to `MOST_OF_GROUP`.
+            count: 0 to ``size``.
+        """
+        groups = scores.numel() // size
+        made = torch.empty(groups * count, dtype=torch.int64)
+        self.kernels.best_of_groups(
+            self._address,
+            scores.data_ptr(),
+            groups,
+            size,
+            count,
+            made.data_ptr(),
+            self._threads(4 * scores.numel()),
+        )
+        return made
+
+    def merged(self, a: Tensor, b: Tensor) -> Tensor:
+        """Ascending positions of both, each int64 and ascending."""
+        made = torch.empty(len(a) + len(b), dtype=torch.int64)
+        self.kernels.merge(a.data_ptr(), len(a), b.data_ptr(), len(b), made.data_ptr())
+        return made
+
+    def sources(self, old: Tensor, new: Tensor, missing: int) -> Tensor:
+        """The place of each of the ``new`` among the ``old``, or ``missing``; both int64 and ascending."""
+        made = torch.empty(len(new), dtype=torch.int64)
+        self.kernels.follow(old.data_ptr(), len(old), new.data_ptr(), len(new), missing, made.data_ptr())
+        return made
+
+    def _threads(self, numbers: int) -> int:
+        return 1 if numbers < _WORTH_A_TEAM else self.openmp.threads()
+
+
+def choice() -> Choice | None:
+    """The kernels for this processor; None where there are none."""
+    return None if unavailable() is not None else _choice()
+
+
+@cache
+def _choice() -> Choice:
+    return Choice(load(ChoiceKernels, host(wanted_level()), cache_directory()), openmp())

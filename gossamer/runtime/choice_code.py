@@ -1,0 +1,365 @@
+"""Kernels that choose among many numbers, and that merge ascending positions, as LLVM IR.
+
+Numbers are compared by their bits, as integers: of floats without a sign that is the order of the floats, NaN after
+infinity.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
+from gossamer.runtime.layout import in_team
+
+__all__ = ["MOST_OF_GROUP", "choice_kernels"]
+
+Node = Any  # llvmlite has no type stubs
+
+MOST_OF_GROUP = 16
+"""Elements of a group, at most."""
+
+_BITS = 31
+"""Of a float without its sign."""
+
+_SIDE = 4
+"""Vectors that are compared in one step of a loop."""
+
+
+def choice_kernels(lanes: int) -> str:
+    """LLVM IR of a module; all but ``merge`` and ``follow`` have a description first and a number of threads last.
+
+    ``above(description, values, count, threshold, mask, first, positions, found, counts, threads)``: the values whose
+    bits under ``mask`` (0x7FFFFFFF for magnitudes, 0xFFFFFFFF for values) are larger than a float, given by its bits,
+    or not a number. Members take shares of float32 [count], write positions int64 + ``first`` and values from their
+    share's place on, and int64 (share's place, how many) into ``counts`` [threads, 2].
+
+    ``best_of_rows(description, scores, which, rows, columns, count, positions, threads)``: of each row whose number is
+    in ``which`` int64 [rows] the ``count`` highest scores, without signs; int64 positions [rows, count], ascending; of
+    equal ones the first.
+
+    ``best_of_groups(description, scores, groups, size, count, positions, threads)``: the same of groups of up to 16
+    scores that lie side by side.
+
+    ``merge(a, count, b, count, merged)``: ascending int64 of both.
+
+    ``follow(old, count, new, count, missing, sources)``: for each of the ascending int64 ``new`` its place in the
+    ascending int64 ``old``, or ``missing``, int64.
+
+    Args:
+        lanes: floats per vector register.
+
+    Returns:
+        The module's text.
+    """
+    module = ir.Module("gossamer_choice")
+    _above(module, lanes)
+    _best_of_rows(module, lanes)
+    _best_of_groups(module, lanes)
+    _merge(module)
+    _follow(module)
+    return str(module)
+
+
+def _share(e: Emitter, whole: Node, part: Node, team: Node, unit: int) -> tuple[Node, Node]:
+    """A member's share of so many elements, in whole units but for the end."""
+    units = e.div(e.add(whole, unit - 1), unit)
+    low, high = (e.least(whole, e.mul(e.div(e.mul(e.add(part, i), units), team), unit)) for i in range(2))
+    return low, high
+
+
+def _packed(e: Emitter, hits: Node) -> Node:
+    """A vector of bits as an integer."""
+    return e.at.bitcast(hits, ir.IntType(e.lanes))
+
+
+def _integers(e: Emitter, base: Node, index: Node) -> Node:
+    """A vector of 32-bit integers."""
+    return e.at.load(e.element(base, index, I32), align=4, typ=ir.VectorType(I32, e.lanes))
+
+
+def _everywhere(e: Emitter, value: Node) -> Node:
+    """An integer in every lane."""
+    kind = ir.VectorType(I32, e.lanes)
+    one = e.at.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
+    return e.shuffle(one, one, [0] * e.lanes)
+
+
+def _put(e: Emitter, value: Node, target: Node, n: Node, end: Node, spot: Node) -> None:
+    """Writes ``target[n]``, but behind the end, where another member's may be, somewhere else: without a branch."""
+    there = e.at.gep(target, [n], source_etype=I64)
+    e.at.store(value, e.at.select(e.less(n, end), there, spot))
+
+
+def _above(module: ir.Module, lanes: int) -> None:
+    made = function(module, "above_share", [PTR] + [I64] * 10, exported=False)
+    _, values, count, threshold, mask, first, positions, found, counts, part, team = made.args
+    e = Emitter(made, lanes)
+    values_at, positions_at, found_at, counts_at = (
+        e.at.inttoptr(a, PTR) for a in (values, positions, found, counts)
+    )
+    low, high = _share(e, count, part, team, lanes)
+    whole = e.add(low, e.at.and_(e.sub(high, low), e.constant(-lanes)))
+    least = e.at.bitcast(e.at.trunc(threshold, I32), F32)
+    bits = e.at.trunc(mask, I32)
+    many_least, many_bits = e.spread(least), _everywhere(e, bits)
+
+    def put(i: Node, hit: Node, n: Node) -> Node:
+        """Writes in any case, and goes on if it was wanted: at most at the place of what is looked at."""
+        e.write(e.add(first, i), positions_at, n)
+        e.write(e.read(values_at, i, F32), found_at, n)
+        return e.add(n, e.at.zext(hit, I64))
+
+    def vector(i: Node, carried: list[Node]) -> list[Node]:
+        (n,) = carried
+        seen = e.at.bitcast(e.at.and_(_integers(e, values_at, i), many_bits), e.vector)
+        hits = _packed(e, e.at.fcmp_unordered(">", seen, many_least))
+
+        def each() -> list[Node]:
+            at = n
+            for lane in range(lanes):
+                bit = e.at.trunc(e.at.lshr(hits, ir.Constant(hits.type, lane)), ir.IntType(1))
+                at = put(e.add(i, lane), bit, at)
+            return [at]
+
+        return e.choose(e.at.icmp_unsigned("!=", hits, ir.Constant(hits.type, 0)), each, lambda: [n])
+
+    def single(i: Node, carried: list[Node]) -> list[Node]:
+        seen = e.at.bitcast(e.at.and_(e.read(values_at, i, I32), bits), F32)
+        return [put(i, e.at.fcmp_unordered(">", seen, least), carried[0])]
+
+    n = e.loop(low, whole, vector, [low], lanes)
+    n = e.loop(whole, high, single, n)
+    e.write(low, counts_at, e.mul(part, 2))
+    e.write(e.sub(n[0], low), counts_at, e.add(e.mul(part, 2), 1))
+    e.at.ret_void()
+    in_team(module, "above", made, 8)
+
+
+def _at_least(e: Emitter, row: Node, columns: Node, whole: Node, least: Node) -> Node:
+    """How many integers of a row are at least so large."""
+    kind, bound = ir.VectorType(I32, e.lanes), _everywhere(e, least)
+    zero = ir.Constant(kind, [0] * e.lanes)
+    sides = e.mul(e.div(whole, e.lanes * _SIDE), e.lanes * _SIDE)
+
+    def one(k: Node, total: Node) -> Node:
+        hits = e.at.icmp_signed(">=", _integers(e, row, k), bound)
+        return e.at.sub(total, e.at.sext(hits, kind))
+
+    def several(k: Node, totals: list[Node]) -> list[Node]:
+        return [one(e.add(k, e.lanes * i), total) for i, total in enumerate(totals)]
+
+    totals = e.loop(0, sides, several, [zero] * _SIDE, e.lanes * _SIDE)
+    first = e.loop(sides, whole, lambda k, total: [one(k, total[0])], totals[:1], e.lanes)
+    for other in totals[1:]:
+        first = [e.at.add(first[0], other)]
+    total = ir.Constant(I32, 0)
+    for lane in range(e.lanes):
+        total = e.at.add(total, e.at.extract_element(first[0], ir.Constant(I32, lane)))
+
+    def single(k: Node, carried: list[Node]) -> list[Node]:
+        return [e.at.add(carried[0], e.at.zext(e.at.icmp_signed(">=", e.read(row, k, I32), least), I32))]
+
+    return e.at.zext(e.loop(whole, columns, single, [total])[0], I64)
+
+
+def _best_of_rows(module: ir.Module, lanes: int) -> None:
+    """Members take rows. The bits of the smallest that is chosen are found one by one, from the highest on."""
+    made = function(module, "best_of_rows_share", [PTR] + [I64] * 8, exported=False)
+    _, scores, which, rows, columns, count, positions, part, team = made.args
+    e = Emitter(made, lanes)
+    scores_at, which_at, positions_at = (e.at.inttoptr(a, PTR) for a in (scores, which, positions))
+    low, high = _share(e, rows, part, team, 1)
+    whole = e.at.and_(columns, e.constant(-lanes))
+    spot = e.at.alloca(I64)
+
+    def one(r: Node, _: list[Node]) -> list[Node]:
+        begin = e.mul(e.read(which_at, r, I64), columns)
+        row = e.element(scores_at, begin, F32)
+
+        def bit(b: Node, carried: list[Node]) -> list[Node]:
+            least, reach = carried
+
+            def tried() -> list[Node]:
+                shifted = e.at.shl(ir.Constant(I32, 1), e.at.trunc(e.sub(_BITS - 1, b), I32))
+                more = e.at.or_(least, shifted)
+                n = _at_least(e, row, columns, whole, more)
+                enough = e.at.icmp_signed(">=", n, count)
+                return [e.at.select(enough, more, least), e.at.select(enough, n, reach)]
+
+            return e.choose(e.equal(reach, count), lambda: [least, reach], tried)
+
+        least, reach = e.loop(0, _BITS, bit, [ir.Constant(I32, 0), columns])
+        # Of those that are equal to the smallest, the last are too many.
+        above = e.choose(
+            e.equal(reach, count),
+            lambda: [e.constant(0)],
+            lambda: [_at_least(e, row, columns, whole, e.at.add(least, ir.Constant(I32, 1)))],
+        )[0]
+        spare = e.at.select(e.equal(reach, count), columns, e.sub(count, above))
+        bound, target = _everywhere(e, least), e.mul(r, count)
+        end = e.add(target, count)
+
+        def put(k: Node, carried: list[Node]) -> list[Node]:
+            n, spare = carried
+            seen = e.read(row, k, I32)
+            larger = e.at.icmp_signed(">", seen, least)
+            tied = e.at.and_(e.at.icmp_signed("==", seen, least), e.less(0, spare))
+            _put(e, e.add(begin, k), positions_at, n, end, spot)
+            return [e.add(n, e.at.zext(e.at.or_(larger, tied), I64)), e.sub(spare, e.at.zext(tied, I64))]
+
+        def vector(k: Node, carried: list[Node]) -> list[Node]:
+            hits = _packed(e, e.at.icmp_signed(">=", _integers(e, row, k), bound))
+
+            def each() -> list[Node]:
+                now = carried
+                for lane in range(lanes):
+                    now = put(e.add(k, lane), now)
+                return now
+
+            return e.choose(e.at.icmp_unsigned("!=", hits, ir.Constant(hits.type, 0)), each, lambda: carried)
+
+        carried = e.loop(0, whole, vector, [target, spare], lanes)
+        e.loop(whole, columns, put, carried)
+        return []
+
+    e.loop(low, high, one)
+    e.at.ret_void()
+    in_team(module, "best_of_rows", made, 6)
+
+
+def _best_of_groups(module: ir.Module, lanes: int) -> None:
+    """Members take groups, a lane for each: an element is chosen if fewer than ``count`` others come before it."""
+    made = function(module, "best_of_groups_share", [PTR] + [I64] * 7, exported=False)
+    _, scores, groups, size, count, positions, part, team = made.args
+    e = Emitter(made, lanes)
+    kind = ir.VectorType(I32, lanes)
+    scores_at, positions_at = e.at.inttoptr(scores, PTR), e.at.inttoptr(positions, PTR)
+    held = e.at.alloca(kind, size=MOST_OF_GROUP)
+    ranks = e.at.alloca(kind, size=MOST_OF_GROUP)
+    spot = e.at.alloca(I64)
+    low, high = _share(e, groups, part, team, lanes)
+
+    def several(g: Node, _: list[Node]) -> list[Node]:
+        # The last lanes may have no group: they look at the last one's again.
+        lane_of = [e.least(e.add(g, lane), e.sub(high, 1)) for lane in range(lanes)]
+
+        def read(i: Node, _: list[Node]) -> list[Node]:
+            made = ir.Constant(kind, ir.Undefined)
+            for lane, group in enumerate(lane_of):
+                score = e.read(scores_at, e.add(e.mul(group, size), i), I32)
+                made = e.at.insert_element(made, score, ir.Constant(I32, lane))
+            e.write(made, held, i)
+            e.write(ir.Constant(kind, [0] * lanes), ranks, i)
+            return []
+
+        e.loop(0, size, read)
+
+        def first(i: Node, _: list[Node]) -> list[Node]:
+            mine = e.read(held, i, kind)
+
+            def second(j: Node, carried: list[Node]) -> list[Node]:
+                # Of equal ones the first comes first.
+                behind = e.at.sext(e.at.icmp_signed(">", e.read(held, j, kind), mine), kind)
+                other = e.at.add(e.read(ranks, j, kind), ir.Constant(kind, [1] * lanes))
+                e.write(e.at.add(other, behind), ranks, j)
+                return [e.at.sub(carried[0], behind)]
+
+            (rank,) = e.loop(e.add(i, 1), size, second, [e.read(ranks, i, kind)])
+            e.write(rank, ranks, i)
+            return []
+
+        e.loop(0, size, first)
+        bound = e.at.trunc(count, I32)
+        for lane in range(lanes):
+            group = e.add(g, lane)
+            with e.at.if_then(e.less(group, high)):
+                end = e.mul(e.add(group, 1), count)
+
+                def put(i: Node, carried: list[Node], lane: int = lane, group: Node = group, end: Node = end) -> Any:
+                    (n,) = carried
+                    rank = e.read(ranks, e.add(e.mul(i, lanes), lane), I32)
+                    _put(e, e.add(e.mul(group, size), i), positions_at, n, end, spot)
+                    return [e.add(n, e.at.zext(e.at.icmp_signed("<", rank, bound), I64))]
+
+                e.loop(0, size, put, [e.mul(group, count)])
+        return []
+
+    e.loop(low, high, several, step=lanes)
+    e.at.ret_void()
+    in_team(module, "best_of_groups", made, 5)
+
+
+def _while(e: Emitter, carried: list[Node], going: Any, body: Any) -> list[Node]:
+    """``while going(carried): carried = body(carried)``."""
+    before = e.at.block
+    head, inside, after = (e.made.append_basic_block() for _ in range(3))
+    e.at.branch(head)
+    e.at.position_at_end(head)
+    phis = []
+    for value in carried:
+        phi = e.at.phi(value.type)
+        phi.add_incoming(value, before)
+        phis.append(phi)
+    e.at.cbranch(going(phis), inside, after)
+    e.at.position_at_end(inside)
+    for phi, value in zip(phis, body(phis), strict=True):
+        phi.add_incoming(value, e.at.block)
+    e.at.branch(head)
+    e.at.position_at_end(after)
+    return phis
+
+
+def _merge(module: ir.Module) -> None:
+    made = function(module, "merge", [PTR, I64, PTR, I64, PTR], exported=True)
+    a, count_a, b, count_b, merged = made.args
+    e = Emitter(made, 1)
+
+    def both(at: list[Node]) -> Node:
+        return e.at.and_(e.less(at[0], count_a), e.less(at[1], count_b))
+
+    def step(at: list[Node]) -> list[Node]:
+        i, j = at
+        one, other = e.read(a, i, I64), e.read(b, j, I64)
+        from_a = e.at.icmp_signed("<", one, other)
+        e.write(e.at.select(from_a, one, other), merged, e.add(i, j))
+        return [e.add(i, e.at.zext(from_a, I64)), e.add(j, e.at.zext(e.at.not_(from_a), I64))]
+
+    i, j = _while(e, [e.constant(0), e.constant(0)], both, step)
+
+    def rest(source: Node, begin: Node, end: Node, offset: Node) -> None:
+        def one(k: Node, _: list[Node]) -> list[Node]:
+            e.write(e.read(source, k, I64), merged, e.add(k, offset))
+            return []
+
+        e.loop(begin, end, one)
+
+    rest(a, i, count_a, j)
+    rest(b, j, count_b, count_a)
+    e.at.ret_void()
+
+
+def _follow(module: ir.Module) -> None:
+    made = function(module, "follow", [PTR, I64, PTR, I64, I64, PTR], exported=True)
+    old, count_old, new, count_new, missing, sources = made.args
+    e = Emitter(made, 1)
+
+    def both(at: list[Node]) -> Node:
+        return e.at.and_(e.less(at[0], count_old), e.less(at[1], count_new))
+
+    def step(at: list[Node]) -> list[Node]:
+        i, j = at
+        one, other = e.read(old, i, I64), e.read(new, j, I64)
+        e.write(e.at.select(e.equal(one, other), i, missing), sources, j)
+        forward = (e.at.icmp_signed("<=", one, other), e.at.icmp_signed(">=", one, other))
+        return [e.add(k, e.at.zext(yes, I64)) for k, yes in zip(at, forward, strict=True)]
+
+    _, j = _while(e, [e.constant(0), e.constant(0)], both, step)
+
+    def none(k: Node, _: list[Node]) -> list[Node]:
+        e.write(missing, sources, k)
+        return []
+
+    e.loop(j, count_new, none)
+    e.at.ret_void()
