@@ -13,15 +13,20 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from gossamer.errors import DataError
+from gossamer.nn.laid_out import compiled
 from gossamer.nn.topology import Topology, index_dtype
-from gossamer.runtime.choice import choice
+from gossamer.runtime.choice import Room, choice
+from gossamer.runtime.live import live_math
 
 __all__ = ["Seen", "SeenPlanes", "SeenTokens", "gradient_at", "gradient_everywhere", "largest_dead"]
 
-_TILE = 1 << 19
+_TILE = 1 << 18
 """Elements of the dense gradient that exist at a time."""
 
-_SAMPLE = 1 << 17
+_GROUP = 12
+"""Rows that kernels take together, or a multiple of it."""
+
+_SAMPLE = 1 << 16
 """Elements of it from which the size of the k-th largest is guessed."""
 
 
@@ -74,12 +79,11 @@ class SeenTokens(Seen):
     dW += Σ dYₜ·Xₜᵀ.
     """
 
-    def flattened(self) -> SeenTokens:
+    def flattened(self) -> Seen:
         """One part: each sum is then made at once, in registers."""
-        if len(self.x) == 1:
-            return self
-        x, dy = (t.transpose(0, 1).reshape(1, t.shape[1], -1) for t in (self.x, self.dy))
-        return SeenTokens(x, dy)
+        if compiled() and all(t.is_cpu and t.dtype is torch.float32 for t in (self.x, self.dy)):
+            return _SeenPanels(live_math().panels(self.x), _joined(self.dy).contiguous())
+        return SeenTokens(*(_joined(t)[None] for t in (self.x, self.dy)))
 
     def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
         """Adds rows of Σ dYₜ·Xₜᵀ."""
@@ -92,8 +96,30 @@ class SeenTokens(Seen):
 
     def sample(self, down: int, across: int) -> Tensor:
         """As above."""
-        x, dy = self.x[:, ::across], self.dy[:, ::down]
-        return torch.matmul(dy, x.mT).sum(0)  # [parts, rows, tokens] · [parts, tokens, columns]
+        x, dy = _joined(self.x[:, ::across]), _joined(self.dy[:, ::down])
+        return dy @ x.T  # [rows, tokens] · [tokens, columns]
+
+
+def _joined(parts: Tensor) -> Tensor:
+    """[parts, features, tokens of a part] → [features, tokens]."""
+    return parts.transpose(0, 1).reshape(parts.shape[1], -1)
+
+
+@final
+class _SeenPanels(Seen):
+    """The same for kernels: x [panels, tokens, width], dy [M, tokens]."""
+
+    def flattened(self) -> Seen:
+        """As it is."""
+        return self
+
+    def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
+        """Adds rows of dY·Xᵀ."""
+        live_math().dense_gradient(self.x, self.dy[first : first + len(tile)], tile, adding=not opening)
+
+    def sample(self, down: int, across: int) -> Tensor:
+        """Of what it was made of."""
+        raise NotImplementedError
 
 
 @final
@@ -146,6 +172,7 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int, floats: int = _TILE) -
         floats: of a tile.
     """
     step = max(1, floats // max(1, columns))
+    step -= step % _GROUP if step > _GROUP else 0
     memory = seen[0].x.new_empty(min(step, rows), columns)
     for first in range(0, rows, step):
         tile = memory[: min(step, rows - first)]
@@ -174,13 +201,13 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: b
         positions int32 or int64 and gradients float32, largest magnitude first; of equal ones the lowest position.
         NaN counts as larger than everything.
 
-    Cost: that of a dense weight gradient in time; in memory half a million floats and a copy of the activations.
+    Cost: that of a dense weight gradient in time; in memory a quarter of a million floats and a copy of the activations.
     """
     k = min(k, topology.size - topology.live)
     if k <= 0:
         return topology.positions.new_zeros(0), seen[0].x.new_zeros(0)
+    guess = _guess(seen, topology, k)
     flat = _flattened(seen)
-    guess = _guess(flat, topology, k)
     found, gradients = _above(flat, topology, guess)
     if len(found) < k and guess >= 0:  # the sample was not like the rest
         found, gradients = _above(flat, topology, -1.0)
@@ -207,7 +234,7 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
     """A size that more than k dead gradients reach, judged by a sample; -1: everything does.
 
     Args:
-        seen: flattened.
+        seen: the passes.
         topology: of the weight, as [M, K].
         k: how many.
     """
@@ -222,24 +249,11 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
     for one in seen[1:]:
         total = total + one.sample(down, across)
     sizes = _size(total)
-    sizes[_lives(topology, down, across).to(sizes.device)] = -1.0
+    sizes[topology.mask()[::down, ::across]] = -1.0
     # Half as many again as are wanted.
     at = int((sizes >= 0).sum() * (1 - 1.5 * k / dead)) + int((sizes < 0).sum()) - 64
     numbers = sizes.reshape(-1).cpu().numpy()
     return float(np.partition(numbers, at)[at]) if at > 0 else -1.0
-
-
-def _lives(topology: Topology, down: int, across: int) -> Tensor:
-    """Bool, which weights live at each so manieth row and column."""
-    rows, columns = topology.shape
-    positions = topology.positions.cpu().numpy()
-    chosen = np.arange(0, rows, down)
-    bounds = np.searchsorted(positions, np.stack([chosen, chosen + 1]) * columns)
-    made = np.zeros((len(chosen), -(-columns // across)), np.bool_)
-    for i, (row, begin, end) in enumerate(zip(chosen, *bounds, strict=True)):
-        inside = positions[begin:end] - row * columns
-        made[i, inside[inside % across == 0] // across] = True
-    return torch.from_numpy(made)
 
 
 def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tensor, Tensor]:
@@ -253,18 +267,23 @@ def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tenso
     rows, columns = topology.shape
     live = topology.positions.long()
     edges = torch.arange(rows + 1, device=live.device) * columns
-    starts = torch.searchsorted(live, edges).tolist()
+    begins = torch.searchsorted(live, edges)
+    if len(seen) == 1 and isinstance(seen[0], _SeenPanels) and size >= 0:
+        return live_math().dead_above(seen[0].x, seen[0].dy, columns, live, begins, size)
+    starts = begins.tolist()
     kernels = choice() if size >= 0 and live.is_cpu and seen[0].x.dtype is torch.float32 else None
     places, gradients = [], []
+    room = None
     for first, tile in _tiles(seen, rows, columns):
         flat, before = tile.view(-1), first * columns
-        alive = live[starts[first] : starts[first + len(tile)]] - before
+        begin, end = starts[first], starts[first + len(tile)]
         if kernels is not None:
-            flat.index_fill_(0, alive, 0.0)  # which is not larger
-            found, of_found = kernels.above(flat, size, magnitude=True, first=before)
+            room = room or Room(flat.numel())
+            kernels.blank(flat, live, begin, end, before)  # zero is not larger
+            found, of_found = kernels.above(flat, size, magnitude=True, first=before, room=room)
         else:
             sizes = _size(flat)
-            sizes[alive] = -2.0
+            sizes[live[begin:end] - before] = -2.0
             here = torch.from_numpy(np.flatnonzero((sizes > size).cpu().numpy())).to(live.device)
             found, of_found = here + before, flat[here]
         places.append(found)

@@ -128,8 +128,8 @@ class SparseLayer(nn.Module, ABC):
             positions [≤ k], int32 or int64, and gradients float32 [≤ k], the largest first, of equal ones the lowest
             position first; None if nothing was watched or no backward pass came.
 
-        Cost: that of the dense weight gradient in time (every few hundred steps), half a million floats and a copy of
-            the activations in memory.
+        Cost: that of the dense weight gradient in time (every few hundred steps), a quarter of a million floats
+            and a copy of the activations in memory.
         """
         if self._watched is None or not self._seen:
             return None

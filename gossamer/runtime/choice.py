@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gossamer.runtime.choice_code import MOST_OF_GROUP
+from gossamer.runtime.choice_code import MAGNITUDE, MOST_OF_GROUP, VALUE
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import host, unavailable, wanted_level
 from gossamer.runtime.description import blank
@@ -19,14 +19,46 @@ from gossamer.runtime.kernels import ChoiceKernels, load
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.threads import OpenMP, openmp
 
-__all__ = ["MOST_OF_GROUP", "Choice", "choice"]
+__all__ = ["MOST_OF_GROUP", "Choice", "Room", "choice", "float_bits"]
 
 _WORTH_A_TEAM = 1 << 16
 """Numbers from which on looking at them is worth a team."""
 
-_MAGNITUDE, _VALUE = 0x7FFFFFFF, 0xFFFFFFFF
-
 Array = npt.NDArray[Any]
+
+
+@final
+class Room:
+    """Memory for what `Choice.above` finds.
+
+    Args:
+        size: of what is looked at, at most.
+    """
+
+    __slots__ = ("found", "positions")
+
+    def __init__(self, size: int) -> None:
+        self.positions: Array = np.empty(size, np.int64)
+        self.found: Array = np.empty(size, np.float32)
+
+    def taken(self, counts: Array) -> tuple[Tensor, Tensor]:
+        """Copies of what members found, one after the other.
+
+        Args:
+            counts: int64 [members, 2], where each begins and how many it found.
+        """
+        made = [np.concatenate([a[low : low + n] for low, n in counts]) for a in (self.positions, self.found)]
+        return torch.from_numpy(made[0]), torch.from_numpy(made[1])
+
+
+def float_bits(number: float) -> int:
+    """The bits of a number, rounded to float32.
+
+    Example:
+        >>> hex(float_bits(1.0))
+        '0x3f800000'
+    """
+    return int(np.array(number, np.float32).view(np.uint32))
 
 
 @final
@@ -46,7 +78,9 @@ class Choice(CompiledProduct):
         self._description = blank(max(Pool) + 1, pool)
         self._address: int = self._description.ctypes.data
 
-    def above(self, values: Tensor, threshold: float, *, magnitude: bool, first: int = 0) -> tuple[Tensor, Tensor]:
+    def above(
+        self, values: Tensor, threshold: float, *, magnitude: bool, first: int = 0, room: Room | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Where numbers are larger than a threshold, or not numbers, and these numbers.
 
         Args:
@@ -54,28 +88,31 @@ class Choice(CompiledProduct):
             threshold: is rounded to float32.
             magnitude: whether it is their magnitudes that are compared.
             first: what positions begin with.
+            room: memory for n numbers that is used again; None: new memory.
 
         Returns:
             positions int64 [found], ascending, and float32 [found].
         """
         n, threads = values.numel(), self._threads(values.numel())
-        positions, found = np.empty(n, np.int64), np.empty(n, np.float32)
+        room = room or Room(n)
         counts = np.zeros((threads, 2), np.int64)
-        bits = int(np.array(threshold, np.float32).view(np.uint32))
         self.kernels.above(
             self._address,
             values.data_ptr(),
             n,
-            bits,
-            _MAGNITUDE if magnitude else _VALUE,
+            float_bits(threshold),
+            MAGNITUDE if magnitude else VALUE,
             first,
-            positions.ctypes.data,
-            found.ctypes.data,
+            room.positions.ctypes.data,
+            room.found.ctypes.data,
             counts.ctypes.data,
             threads,
         )
-        made = [np.concatenate([a[begin : begin + count] for begin, count in counts]) for a in (positions, found)]
-        return torch.from_numpy(made[0]), torch.from_numpy(made[1])
+        return room.taken(counts)
+
+    def blank(self, values: Tensor, positions: Tensor, begin: int, end: int, first: int) -> None:
+        """Zero at ``positions[begin:end]``, which count from ``first``."""
+        self.kernels.blank(values.data_ptr(), positions.data_ptr(), begin, end, first)
 
     def best_of_rows(self, scores: Tensor, count: int, which: Tensor | None = None) -> Tensor:
         """The ``count`` highest of each row, of equal ones the first.

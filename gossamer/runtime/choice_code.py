@@ -13,12 +13,15 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
-__all__ = ["MOST_OF_GROUP", "choice_kernels"]
+__all__ = ["MAGNITUDE", "MOST_OF_GROUP", "VALUE", "add_scan", "choice_kernels"]
 
 Node = Any  # llvmlite has no type stubs
 
 MOST_OF_GROUP = 16
 """Elements of a group, at most."""
+
+MAGNITUDE, VALUE = 0x7FFFFFFF, 0xFFFFFFFF
+"""Bits of floats that are compared."""
 
 _BITS = 31
 """Of a float without its sign."""
@@ -28,7 +31,7 @@ _SIDE = 4
 
 
 def choice_kernels(lanes: int) -> str:
-    """LLVM IR of a module; all but ``merge`` and ``follow`` have a description first and a number of threads last.
+    """LLVM IR of a module; all but ``blank``, ``merge`` and ``follow`` have a description first and a number of threads last.
 
     ``above(description, values, count, threshold, mask, first, positions, found, counts, threads)``: the values whose
     bits under ``mask`` (0x7FFFFFFF for magnitudes, 0xFFFFFFFF for values) are larger than a float, given by its bits,
@@ -41,6 +44,8 @@ def choice_kernels(lanes: int) -> str:
 
     ``best_of_groups(description, scores, groups, size, count, positions, threads)``: the same of groups of up to 16
     scores that lie side by side.
+
+    ``blank(values, positions, begin, end, first)``: zero at int64 ``positions[begin:end]`` − ``first``.
 
     ``merge(a, count, b, count, merged)``: ascending int64 of both.
 
@@ -57,6 +62,7 @@ def choice_kernels(lanes: int) -> str:
     _above(module, lanes)
     _best_of_rows(module, lanes)
     _best_of_groups(module, lanes)
+    _blank(module)
     _merge(module)
     _follow(module)
     return str(module)
@@ -92,28 +98,28 @@ def _put(e: Emitter, value: Node, target: Node, n: Node, end: Node, spot: Node) 
     e.at.store(value, e.at.select(e.less(n, end), there, spot))
 
 
-def _above(module: ir.Module, lanes: int) -> None:
-    made = function(module, "above_share", [PTR] + [I64] * 10, exported=False)
-    _, values, count, threshold, mask, first, positions, found, counts, part, team = made.args
+def add_scan(module: ir.Module, lanes: int) -> ir.Function:
+    """Adds a function (values, count, threshold, mask, first, positions, found, tally), as ``above``.
+
+    What is found goes behind what ``tally`` says is there already; there must be room for ``count`` more.
+    """
+    made = function(module, "scan", [PTR] + [I64] * 4 + [PTR] * 3, exported=False)
+    values, count, threshold, mask, first, positions, found, tally = made.args
     e = Emitter(made, lanes)
-    values_at, positions_at, found_at, counts_at = (
-        e.at.inttoptr(a, PTR) for a in (values, positions, found, counts)
-    )
-    low, high = _share(e, count, part, team, lanes)
-    whole = e.add(low, e.at.and_(e.sub(high, low), e.constant(-lanes)))
+    whole = e.at.and_(count, e.constant(-lanes))
     least = e.at.bitcast(e.at.trunc(threshold, I32), F32)
     bits = e.at.trunc(mask, I32)
     many_least, many_bits = e.spread(least), _everywhere(e, bits)
 
     def put(i: Node, hit: Node, n: Node) -> Node:
         """Writes in any case, and goes on if it was wanted: at most at the place of what is looked at."""
-        e.write(e.add(first, i), positions_at, n)
-        e.write(e.read(values_at, i, F32), found_at, n)
+        e.write(e.add(first, i), positions, n)
+        e.write(e.read(values, i, F32), found, n)
         return e.add(n, e.at.zext(hit, I64))
 
     def vector(i: Node, carried: list[Node]) -> list[Node]:
         (n,) = carried
-        seen = e.at.bitcast(e.at.and_(_integers(e, values_at, i), many_bits), e.vector)
+        seen = e.at.bitcast(e.at.and_(_integers(e, values, i), many_bits), e.vector)
         hits = _packed(e, e.at.fcmp_unordered(">", seen, many_least))
 
         def each() -> list[Node]:
@@ -126,13 +132,30 @@ def _above(module: ir.Module, lanes: int) -> None:
         return e.choose(e.at.icmp_unsigned("!=", hits, ir.Constant(hits.type, 0)), each, lambda: [n])
 
     def single(i: Node, carried: list[Node]) -> list[Node]:
-        seen = e.at.bitcast(e.at.and_(e.read(values_at, i, I32), bits), F32)
+        seen = e.at.bitcast(e.at.and_(e.read(values, i, I32), bits), F32)
         return [put(i, e.at.fcmp_unordered(">", seen, least), carried[0])]
 
-    n = e.loop(low, whole, vector, [low], lanes)
-    n = e.loop(whole, high, single, n)
+    n = e.loop(0, whole, vector, [e.read(tally, 0, I64)], lanes)
+    n = e.loop(whole, count, single, n)
+    e.write(n[0], tally, 0)
+    e.at.ret_void()
+    return made
+
+
+def _above(module: ir.Module, lanes: int) -> None:
+    scan = add_scan(module, lanes)
+    made = function(module, "above_share", [PTR] + [I64] * 10, exported=False)
+    _, values, count, threshold, mask, first, positions, found, counts, part, team = made.args
+    e = Emitter(made, lanes)
+    counts_at = e.at.inttoptr(counts, PTR)
+    low, high = _share(e, count, part, team, lanes)
+    offsets = ((values, 4), (positions, 8), (found, 4))
+    values_at, positions_at, found_at = (e.at.inttoptr(e.add(a, e.mul(low, n)), PTR) for a, n in offsets)
     e.write(low, counts_at, e.mul(part, 2))
-    e.write(e.sub(n[0], low), counts_at, e.add(e.mul(part, 2), 1))
+    tally = e.element(counts_at, e.add(e.mul(part, 2), 1), I64)
+    e.write(e.constant(0), tally, 0)
+    given = [values_at, e.sub(high, low), threshold, mask, e.add(first, low), positions_at, found_at, tally]
+    e.at.call(scan, given)
     e.at.ret_void()
     in_team(module, "above", made, 8)
 
@@ -309,6 +332,19 @@ def _while(e: Emitter, carried: list[Node], going: Any, body: Any) -> list[Node]
     e.at.branch(head)
     e.at.position_at_end(after)
     return phis
+
+
+def _blank(module: ir.Module) -> None:
+    made = function(module, "blank", [PTR, PTR, I64, I64, I64], exported=True)
+    values, positions, begin, end, first = made.args
+    e = Emitter(made, 1)
+
+    def one(k: Node, _: list[Node]) -> list[Node]:
+        e.write(ir.Constant(F32, 0.0), values, e.sub(e.read(positions, k, I64), first))
+        return []
+
+    e.loop(begin, end, one)
+    e.at.ret_void()
 
 
 def _merge(module: ir.Module) -> None:

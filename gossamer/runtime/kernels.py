@@ -25,6 +25,7 @@ from gossamer.runtime import (
     layout,
     live_code,
     live_conv_code,
+    live_dense_code,
     live_layout,
     live_places,
     live_planes_code,
@@ -121,7 +122,7 @@ VECTORS = Code(
 LIVE = Code(
     "live",
     live_code.live_kernels,
-    (live_code, dot_code, live_layout, live_places, brain, emit, layout),
+    (live_code, dot_code, choice_code, live_dense_code, live_layout, live_places, brain, emit, layout),
     vectorise=False,
 )
 """Products and gradients of layers that train with live weights only."""
@@ -295,6 +296,8 @@ class LiveKernels(KernelSet):
         self.most_vectors = live_code.most_vectors(processor.lanes)
         self.multiply = self._engine.function("multiply", 8)
         self.weigh = self._engine.function("weigh", 9)
+        self.weigh_all = self._engine.function("weigh_all", 9)
+        self.dead_above = self._engine.function("dead_above", 14)
         self.gather = self._engine.function("gather", 4)
         self.pack = self._engine.function("pack", 8)
         self.unpack = self._engine.function("unpack", 8)
@@ -330,6 +333,7 @@ class ChoiceKernels(KernelSet):
         self.above = self._engine.function("above", 10)
         self.best_of_rows = self._engine.function("best_of_rows", 8)
         self.best_of_groups = self._engine.function("best_of_groups", 7)
+        self.blank = self._engine.function("blank", 5)
         self.merge = self._engine.function("merge", 5)
         self.follow = self._engine.function("follow", 6)
 

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
+from gossamer.runtime.choice import Room, float_bits
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import Level, host, wanted_level
 from gossamer.runtime.grouped import describe
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import LiveKernels, load
 from gossamer.runtime.live_code import LiveField
+from gossamer.runtime.live_dense_code import DEAD_ROWS, panel_columns
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP, openmp
@@ -108,6 +110,68 @@ class LiveMath(CompiledProduct):
         # Tiles of which the last is not empty: its lanes then are those of the last tokens.
         vectors = -(-tokens // (tiles * self.lanes))
         return -(-tokens // (vectors * self.lanes)), vectors
+
+    def panels(self, x: Tensor) -> Tensor:
+        """Tiles [tiles, features, tile] → panels of features for `dense_gradient`, [panels, tokens, width]."""
+        tiles, features, tile = x.shape
+        width = panel_columns(self.lanes)
+        count = -(-features // width)
+        if features % width:
+            x = torch.nn.functional.pad(x, (0, 0, 0, count * width - features))
+        side_by_side = x.reshape(tiles, count, width, tile).permute(1, 0, 3, 2)
+        return side_by_side.contiguous().view(count, tiles * tile, width)
+
+    def dense_gradient(self, panels: Tensor, dy: Tensor, made: Tensor, *, adding: bool) -> None:
+        """dY·Xᵀ for some rows, dead places included.
+
+        Args:
+            panels: of X.
+            dy: float32 [rows, tokens], contiguous.
+            made: float32 [rows, features], contiguous: is written.
+            adding: whether onto what is there.
+        """
+        (rows, tokens), features = dy.shape, made.shape[1]
+        threads = self._threads(rows * features)
+        addresses = (self._address, panels.data_ptr(), dy.data_ptr(), made.data_ptr())
+        self.kernels.weigh_all(*addresses, rows, features, tokens, int(adding), threads)
+
+    def dead_above(
+        self, panels: Tensor, dy: Tensor, columns: int, live: Tensor, starts: Tensor, size: float
+    ) -> tuple[Tensor, Tensor]:
+        """Where dY·Xᵀ is larger in magnitude than a size, or not a number, but for the live places.
+
+        Args:
+            panels: of X.
+            dy: float32 [rows, tokens], contiguous.
+            columns: features of X.
+            live: int64 [live], contiguous, ascending.
+            starts: int64 [rows + 1], which of them is the first of each row; and their number.
+            size: not negative.
+
+        Returns:
+            positions int64 [found], ascending, and float32 [found].
+        """
+        rows, tokens = dy.shape
+        threads = self._threads(rows * columns)
+        tiles = self.memory.empty(threads, DEAD_ROWS, columns)
+        room, counts = Room(rows * columns), np.zeros((threads, 2), np.int64)
+        self.kernels.dead_above(
+            self._address,
+            panels.data_ptr(),
+            dy.data_ptr(),
+            tiles.data_ptr(),
+            rows,
+            columns,
+            tokens,
+            live.data_ptr(),
+            starts.data_ptr(),
+            float_bits(size),
+            room.positions.ctypes.data,
+            room.found.ctypes.data,
+            counts.ctypes.data,
+            threads,
+        )
+        return room.taken(counts)
 
     def _threads(self, floats: int) -> int:
         return 1 if floats < _WORTH_COPYING_TOGETHER else self.openmp.threads()

@@ -21,6 +21,7 @@ from llvmlite import ir
 from gossamer.runtime.dot_code import add_onto, dots_of_segment, row_sum
 from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
+from gossamer.runtime.live_dense_code import add_dense_gradient
 from gossamer.runtime.live_layout import add_changes
 from gossamer.runtime.live_places import add_places
 
@@ -76,6 +77,8 @@ def live_kernels(lanes: int) -> str:
     ``gather(layout, values, ordered, threads)`` brings values into the order of a matrix's layout, and
     ``gather_transposed`` into that of a transposed matrix's.
 
+    ``weigh_all`` is the dense gradient of some rows: `live_dense_code`.
+
     ``pack`` and ``unpack`` change the layout of activations: `live_layout`. ``count_places`` and
     ``fill_places``, without description and threads, lay out positions: `live_places`.
 
@@ -92,6 +95,7 @@ def live_kernels(lanes: int) -> str:
     _gather(module, lanes)
     _gather_transposed(module, lanes)
     add_changes(module, lanes)
+    add_dense_gradient(module, lanes)
     add_places(module)
     return str(module)
 

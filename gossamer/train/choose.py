@@ -1,4 +1,4 @@
-"""The highest of many scores, and sets of positions as masks and back: NumPy's selections, several times PyTorch's."""
+"""The highest of many scores, and sets of positions as masks and back: NumPy's selections, several times PyTorch's, and kernels."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["highest", "joined", "mask_of", "places"]
+from gossamer.runtime.choice import choice
+
+__all__ = ["highest", "joined", "mask_of", "places", "sources"]
 
 
 def highest(scores: Tensor, count: int) -> Tensor:
@@ -59,6 +61,25 @@ def joined(ascending: Tensor, others: Tensor) -> Tensor:
     small = len(ascending) == 0 or max(int(ascending[-1]), int(others.max()) if len(others) else 0) < 1 << 31
     kind = np.int32 if small else np.int64
     tail = np.sort(others.numpy().astype(kind))
+    kernels = choice()
+    if kernels is not None:
+        return kernels.merged(ascending.contiguous(), torch.from_numpy(tail.astype(np.int64)))
     # A stable sort merges two runs, which is faster than sorting.
     merged = np.sort(np.concatenate([ascending.numpy().astype(kind), tail]), kind="stable")
     return torch.from_numpy(merged.astype(np.int64))
+
+
+def sources(old: Tensor, new: Tensor, missing: int) -> Tensor:
+    """The place of each of the ``new`` positions among the ``old``, or ``missing``; all int64, ascending.
+
+    Example:
+        >>> sources(torch.tensor([1, 5, 7]), torch.tensor([2, 5]), -1).tolist()
+        [-1, 1]
+    """
+    kernels = choice()
+    if kernels is not None:
+        return kernels.sources(old.contiguous(), new.contiguous(), missing)
+    if not len(old):
+        return torch.full((len(new),), missing)
+    at = torch.searchsorted(old, new).clamp_(max=len(old) - 1)
+    return torch.where(old[at] == new, at, missing)
