@@ -301,8 +301,9 @@ class LiveKernels(KernelSet):
         self.gather = self._engine.function("gather", 4)
         self.pack = self._engine.function("pack", 8)
         self.unpack = self._engine.function("unpack", 8)
-        self.count_places = self._engine.function("count_places", 8)
-        self.fill_places = self._engine.function("fill_places", 11)
+        self.count_places = self._engine.function("count_places", 10)
+        self.order_segments = self._engine.function("order_segments", 13)
+        self.fill_places = self._engine.function("fill_places", 14)
         self.gather_transposed = self._engine.function("gather_transposed", 4)
 
 

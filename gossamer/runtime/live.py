@@ -32,6 +32,9 @@ _WORTH_COPYING_TOGETHER = 1 << 16
 _CACHE = 28672
 """Bytes of a panel of activations that stay in the first-level cache."""
 
+_WORTH_PLACING_TOGETHER = 1 << 15
+"""Live values from which on laying them out is worth a team."""
+
 Array = npt.NDArray[Any]
 
 
@@ -64,7 +67,7 @@ class LiveMath(CompiledProduct):
         self.lanes = kernels.processor.lanes
         self.memory = Slabs()
         self._description = describe(pool)
-        self._address: int = self._description.ctypes.data
+        self.address: int = self._description.ctypes.data
 
     def batch(self, rows: Tensor) -> Batch:
         """float32 [tokens, features] → tiles.
@@ -78,7 +81,7 @@ class LiveMath(CompiledProduct):
         made = self.memory.empty(tiles, features, tile)
         stride = rows.stride(0) if tokens > 1 else features
         threads = self._threads(tokens * features)
-        self.kernels.pack(self._address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
+        self.kernels.pack(self.address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
         return Batch(made, tokens)
 
     def rows(self, batch: Batch) -> Tensor:
@@ -87,7 +90,7 @@ class LiveMath(CompiledProduct):
         made = torch.empty(batch.tokens, features)
         threads = self._threads(batch.tokens * features)
         self.kernels.unpack(
-            self._address,
+            self.address,
             made.data_ptr(),
             features,
             batch.data.data_ptr(),
@@ -132,7 +135,7 @@ class LiveMath(CompiledProduct):
         """
         (rows, tokens), features = dy.shape, made.shape[1]
         threads = self._threads(rows * features)
-        addresses = (self._address, panels.data_ptr(), dy.data_ptr(), made.data_ptr())
+        addresses = (self.address, panels.data_ptr(), dy.data_ptr(), made.data_ptr())
         self.kernels.weigh_all(*addresses, rows, features, tokens, int(adding), threads)
 
     def dead_above(
@@ -156,7 +159,7 @@ class LiveMath(CompiledProduct):
         tiles = self.memory.empty(threads, DEAD_ROWS, columns)
         room, counts = Room(rows * columns), np.zeros((threads, 2), np.int64)
         self.kernels.dead_above(
-            self._address,
+            self.address,
             panels.data_ptr(),
             dy.data_ptr(),
             tiles.data_ptr(),
@@ -222,18 +225,20 @@ class LiveMatrix(CompiledProduct):
         density = self.live / max(1, rows * columns)
         tile_bytes = 4 * math.lanes * math.kernels.most_vectors
         width, height = _width(columns, density, tile_bytes), _width(rows, density, tile_bytes)
-        counts = np.zeros((rows, max(1, -(-columns // width))), np.uint32)
-        transposed = np.zeros((columns, max(1, -(-rows // height))), np.uint32)
-        sizes = (flat.ctypes.data, row_starts.ctypes.data, rows, columns, width, height)
-        math.kernels.count_places(*sizes, counts.ctypes.data, transposed.ctypes.data)
-        self._forward = _Layout(counts, columns, width, math.openmp)
-        self._backward = _Layout(transposed, rows, height, math.openmp)
+        panels, t_panels = max(1, -(-columns // width)), max(1, -(-rows // height))
+        counts, transposed = np.empty((rows, panels), np.uint32), np.zeros((t_panels, columns), np.uint32)
+        sizes = (math.address, flat.ctypes.data, row_starts.ctypes.data, rows, columns, width, height)
+        threads = 1 if self.live < _WORTH_PLACING_TOGETHER else math.openmp.threads()
+        math.kernels.count_places(*sizes, counts.ctypes.data, transposed.ctypes.data, threads)
+        self._forward = _Layout(counts, rows, panels, columns, (panels, 1), width, math, row_starts)
+        self._backward = _Layout(transposed, columns, t_panels, rows, (1, columns), height, math, None)
         places = np.empty(self.live, np.uint32)
-        fields = (self._forward.following(), self._forward.index, self._backward.following(), self._backward.index)
-        math.kernels.fill_places(*sizes, *(array.ctypes.data for array in (*fields, places)))
+        fields = (self._forward.following, self._forward.index, self._backward.following, self._backward.index, places)
+        addresses = (array.ctypes.data for array in (counts, *fields))
+        math.kernels.fill_places(*sizes, *addresses, threads)
         chunk_rows = np.minimum(np.arange(self._forward.chunks + 1) * self._forward.step, rows)
         panel_rows = np.minimum(np.arange(self._backward.panels + 1) * height, rows)
-        self._forward.serve(self._forward.sources(), row_starts[chunk_rows])
+        self._forward.serve(None, row_starts[chunk_rows])
         self._backward.serve(places, row_starts[panel_rows])
 
     def product(self, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
@@ -310,39 +315,48 @@ class _Layout:
     """One matrix in the order of the kernels, without values.
 
     Args:
-        counts: uint32 [rows, panels], lengths of segments.
+        counts: uint32, lengths of the segments of ``rows`` rows and ``panels`` panels.
+        rows: M.
+        panels: of columns.
         columns: K.
+        strides: from a row's count to the next row's, and from a panel's to the next panel's.
         width: columns per panel.
-        pool: where threads come from.
+        math: kernels.
+        row_starts: int64 [rows + 1], where rows begin among values that come row by row; None: they do not.
     """
 
-    def __init__(self, counts: Array, columns: int, width: int, pool: OpenMP) -> None:
-        rows, panels = counts.shape
+    def __init__(
+        self,
+        counts: Array,
+        rows: int,
+        panels: int,
+        columns: int,
+        strides: tuple[int, int],
+        width: int,
+        math: LiveMath,
+        row_starts: Array | None,
+    ) -> None:
         self.rows, self.panels, self.step = rows, panels, _step(rows)
         self.chunks = max(1, -(-rows // self.step))
-        # [chunks, panels, rows of a chunk]: rows of a cell by falling length; the last chunk is filled up with -1.
-        padded = np.full((self.chunks * self.step, panels), -1, np.int32)
-        padded[:rows] = counts
-        cells = padded.reshape(self.chunks, self.step, panels).transpose(0, 2, 1)
-        # Sixteen bits are sorted in linear time.
-        keys = (width - cells).astype(np.uint32 if width >= (1 << 16) - 1 else np.uint16)
-        slots = np.argsort(keys, axis=2, kind="stable")
-        lengths = np.take_along_axis(cells, slots, axis=2)
-        real = lengths >= 0
-        self._order = (slots + (np.arange(self.chunks) * self.step)[:, None, None])[real]
-        self._panel_of = np.broadcast_to(np.arange(panels)[None, :, None], real.shape)[real]
-        lengths = lengths[real]
-        begins = np.concatenate([[0], np.cumsum(lengths)])
-        self._counts, self._begins = counts, begins[:-1]
-        self.index = np.empty(int(begins[-1]), np.uint16)
-        cell_begins = begins[np.concatenate([[0], np.cumsum(real.sum(axis=2).ravel())])]
-        self._arrays: list[Array] = [
-            np.concatenate([self._order, np.zeros(8, np.int64)]).astype(np.uint32),
-            lengths.astype(np.uint16),
-            cell_begins.astype(np.int64),
-            self.index,
-        ]
-        self._description = describe(pool)
+        segments = rows * panels
+        order = np.zeros(segments + 8, np.uint32)
+        lengths, cells = np.empty(segments, np.uint16), np.zeros(self.chunks * panels + 1, np.int64)
+        self.following = np.empty_like(counts)
+        room = np.empty(width + 1, np.int64)
+        at = None if row_starts is None else row_starts[:rows].copy()
+        self._places = None if row_starts is None else np.empty(segments, np.uint32)
+        math.kernels.order_segments(
+            counts.ctypes.data,
+            rows,
+            panels,
+            *strides,
+            self.step,
+            *(array.ctypes.data for array in (room, order, lengths, cells, self.following)),
+            *(0 if array is None else array.ctypes.data for array in (at, self._places)),
+        )
+        self.index = np.empty(int(cells[-1]), np.uint16)
+        self._arrays: list[Array] = [order, lengths, cells, self.index]
+        self._description = describe(math.openmp)
         for field, number in {
             LiveField.ROWS: rows,
             LiveField.COLUMNS: columns,
@@ -350,33 +364,26 @@ class _Layout:
             LiveField.WIDTH: width,
             LiveField.CHUNKS: self.chunks,
             LiveField.STEP: self.step,
-            LiveField.ORDER: self._arrays[0].ctypes.data,
-            LiveField.COUNTS: self._arrays[1].ctypes.data,
-            LiveField.CELLS: self._arrays[2].ctypes.data,
-            LiveField.INDEX: self._arrays[3].ctypes.data,
+            LiveField.ORDER: order.ctypes.data,
+            LiveField.COUNTS: lengths.ctypes.data,
+            LiveField.CELLS: cells.ctypes.data,
+            LiveField.INDEX: self.index.ctypes.data,
         }.items():
             self._description[field] = number
         self.address: int = self._description.ctypes.data
 
-    def following(self) -> Array:
-        """int64 [rows, panels]: where each segment begins in this order."""
-        made = np.zeros(self._counts.shape, np.int64)
-        made[self._order, self._panel_of] = self._begins
-        return made
+    def serve(self, places: Array | None, starts: Array) -> None:
+        """Completes the description, after which what only its making needed is gone.
 
-    def sources(self) -> Array:
-        """In the order of segments: where each begins among values that come row by row."""
-        ends = np.cumsum(self._counts, dtype=np.int64)
-        begins = ends.reshape(self._counts.shape) - self._counts
-        made: Array = begins[self._order, self._panel_of]
-        return made
-
-    def serve(self, places: Array, starts: Array) -> None:
-        """Completes the description, after which what only its making needed is gone."""
-        made: list[Array] = [np.ascontiguousarray(places, np.uint32), np.ascontiguousarray(starts, np.int64)]
+        Args:
+            places: where values are; None where segments know.
+            starts: see `LiveField.STARTS`.
+        """
+        known = self._places if places is None else places
+        made: list[Array] = [np.ascontiguousarray(known, np.uint32), np.ascontiguousarray(starts, np.int64)]
         self._arrays += made
         self._description[LiveField.PLACES], self._description[LiveField.STARTS] = (a.ctypes.data for a in made)
-        del self._order, self._panel_of, self._counts, self._begins
+        del self.following, self._places
 
     @property
     def resident_bytes(self) -> int:

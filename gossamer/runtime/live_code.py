@@ -79,8 +79,8 @@ def live_kernels(lanes: int) -> str:
 
     ``weigh_all`` is the dense gradient of some rows: `live_dense_code`.
 
-    ``pack`` and ``unpack`` change the layout of activations: `live_layout`. ``count_places`` and
-    ``fill_places``, without description and threads, lay out positions: `live_places`.
+    ``pack`` and ``unpack`` change the layout of activations: `live_layout`. ``count_places``,
+    ``order_segments`` and ``fill_places`` lay out positions: `live_places`.
 
     Args:
         lanes: floats per vector register, a power of two from 4 on.

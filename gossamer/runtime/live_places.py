@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
 
 from gossamer.runtime.emit import I16, I32, I64, PTR, Emitter, function
+from gossamer.runtime.layout import in_team
 
 __all__ = ["add_places"]
 
@@ -15,79 +15,201 @@ Node = Any  # llvmlite has no type stubs
 
 
 def add_places(module: ir.Module) -> None:
-    """Adds ``count_places`` and ``fill_places``, which go through the live values of a matrix in their order.
+    """Adds ``count_places``, ``order_segments`` and ``fill_places``, to be called in this order.
 
-    Both begin with (positions int64 [live], starts int64 [rows + 1], rows, columns, width, height): starts are where
-    rows begin, width is that of a panel of columns, height that of a panel of rows, or of columns of the transpose.
+    The first and the last begin with (pool, positions int64 [live], starts int64 [rows + 1], rows, columns, width,
+    height): starts are where rows begin, width is that of a panel of columns, height that of a panel of rows, or of
+    columns of the transpose. Members take panels of rows: nobody else writes what they write.
 
-    ``count_places(…, counts, transposed)``: uint32 [rows, panels] and [columns, panels of rows], from zero.
+    ``count_places(…, counts, transposed, threads)``: uint32 [rows, panels] and [panels of rows, columns], the latter
+    from zero.
 
-    ``fill_places(…, next, index, transposed_next, transposed_index, places)``: int64 [rows, panels] and [columns,
-    panels of rows], where the layout of each segment goes on, are counted up; index uint16 [live] is the column within
-    the panel, places uint32 [live] is which value it is.
+    ``order_segments(counts, rows, panels, row_stride, panel_stride, step, room, order, lengths, cells, following, at,
+    places)``: of a layout whose counts lie so many numbers apart; room is int64 [longest segment + 1], order uint32 and
+    lengths uint16 are [segments], cells int64 [chunks · panels + 1], following uint32 lies as counts do and says where
+    each segment begins. Where values come row by row, ``at`` int64 [rows] says where rows begin, is overwritten, and
+    places uint32 [segments] become where segments begin among these values; else ``at`` is null.
+
+    ``fill_places(…, counts, following, index, transposed_following, transposed_index, places, threads)``: the
+    transposed following is counted up; index uint16 [live] is the column within the panel, places uint32 [live] is
+    which value it is.
     """
     _count(module)
+    _order(module)
     _fill(module)
-
-
-def _each(
-    e: Emitter, common: list[Node], body: Callable[[Node, Node, Node, Node, Node], None], rows: Node, height: Node
-) -> None:
-    """Calls ``body(number, row, column, panel of columns, panel of rows)`` for each live value."""
-    positions, starts, columns, width = common
-
-    def row(r: Node, _: list[Node]) -> list[Node]:
-        before, above = e.mul(r, columns), e.div(r, height)
-
-        def one(k: Node, _: list[Node]) -> list[Node]:
-            column = e.sub(e.read(positions, k, I64), before)
-            body(k, r, column, e.div(column, width), above)
-            return []
-
-        e.loop(e.read(starts, r, I64), e.read(starts, e.add(r, 1), I64), one)
-        return []
-
-    e.loop(0, rows, row)
 
 
 def _panels(e: Emitter, size: Node, width: Node) -> Node:
     return e.div(e.add(size, e.sub(width, 1)), width)
 
 
+def _share(e: Emitter, rows: Node, height: Node, part: Node, team: Node) -> tuple[Node, Node]:
+    """A member's panels of rows."""
+    down = _panels(e, rows, height)
+    low, high = (e.div(e.mul(e.add(part, i), down), team) for i in range(2))
+    return low, high
+
+
 def _count(module: ir.Module) -> None:
-    made = function(module, "count_places", [PTR, PTR] + [I64] * 4 + [PTR] * 2, exported=True)
-    positions, starts, rows, columns, width, height, counts, transposed = made.args
+    made = function(module, "count_places_share", [PTR] + [I64] * 10, exported=False)
+    _, positions, starts, rows, columns, width, height, counts, transposed, part, team = made.args
     e = Emitter(made, 1)
-    across, down = _panels(e, columns, width), _panels(e, rows, height)
+    positions, starts, counts, transposed = (e.at.inttoptr(a, PTR) for a in (positions, starts, counts, transposed))
+    across = _panels(e, columns, width)
+    narrow = e.at.trunc(width, I32)
+    low, high = _share(e, rows, height, part, team)
 
-    def one(_: Node, r: Node, column: Node, panel: Node, above: Node) -> None:
-        for base, at in (
-            (counts, e.add(e.mul(r, across), panel)),
-            (transposed, e.add(e.mul(column, down), above)),
-        ):
-            e.write(e.at.add(e.read(base, at, I32), ir.Constant(I32, 1)), base, at)
+    def up(base: Node, at: Node) -> None:
+        e.write(e.at.add(e.read(base, at, I32), ir.Constant(I32, 1)), base, at)
 
-    _each(e, [positions, starts, columns, width], one, rows, height)
+    def panel(above: Node, _: list[Node]) -> list[Node]:
+        mine = e.element(transposed, e.mul(above, columns), I32)
+        first = e.mul(above, height)
+
+        def row(r: Node, _: list[Node]) -> list[Node]:
+            before, own = e.mul(r, columns), e.element(counts, e.mul(r, across), I32)
+
+            def blank(p: Node, _: list[Node]) -> list[Node]:
+                e.write(ir.Constant(I32, 0), own, p)
+                return []
+
+            e.loop(0, across, blank)
+
+            def one(k: Node, _: list[Node]) -> list[Node]:
+                column = e.sub(e.read(positions, k, I64), before)
+                up(own, e.at.zext(e.at.udiv(e.at.trunc(column, I32), narrow), I64))
+                up(mine, column)
+                return []
+
+            e.loop(e.read(starts, r, I64), e.read(starts, e.add(r, 1), I64), one)
+            return []
+
+        e.loop(first, e.least(rows, e.add(first, height)), row)
+        return []
+
+    e.loop(low, high, panel)
+    e.at.ret_void()
+    in_team(module, "count_places", made, 8)
+
+
+def _order(module: ir.Module) -> None:
+    """A chunk's segments of one panel are sorted by falling length by counting; equal ones stay in order."""
+    made = function(module, "order_segments", [PTR] + [I64] * 5 + [PTR] * 7, exported=True)
+    counts, rows, panels, row_stride, panel_stride, step, room, order, lengths, cells, following, at, places = made.args
+    e = Emitter(made, 1)
+    placing = e.at.not_(e.equal(e.at.ptrtoint(at, I64), 0))
+
+    def chunk(first: Node, carried: list[Node]) -> list[Node]:
+        count = e.least(step, e.sub(rows, first))
+
+        def panel(p: Node, carried: list[Node]) -> list[Node]:
+            segment, begin, cell = carried
+            e.write(begin, cells, cell)
+            offset = e.mul(p, panel_stride)
+
+            def spot(r: Node) -> Node:
+                return e.add(e.mul(r, row_stride), offset)
+
+            def longest(i: Node, carried: list[Node]) -> list[Node]:
+                length = e.wide(counts, spot(e.add(first, i)), I32)
+                return [e.at.select(e.less(carried[0], length), length, carried[0])]
+
+            (most,) = e.loop(0, count, longest, [e.constant(0)])
+
+            def blank(length: Node, _: list[Node]) -> list[Node]:
+                e.write(e.constant(0), room, length)
+                return []
+
+            e.loop(0, e.add(most, 1), blank)
+
+            def tally(i: Node, _: list[Node]) -> list[Node]:
+                length = e.wide(counts, spot(e.add(first, i)), I32)
+                e.write(e.add(e.read(room, length, I64), 1), room, length)
+                return []
+
+            e.loop(0, count, tally)
+
+            def offsets(i: Node, carried: list[Node]) -> list[Node]:
+                length = e.sub(most, i)
+                several = e.read(room, length, I64)
+                e.write(carried[0], room, length)
+                return [e.add(carried[0], several)]
+
+            e.loop(0, e.add(most, 1), offsets, [segment])
+
+            def put(i: Node, _: list[Node]) -> list[Node]:
+                r = e.add(first, i)
+                length = e.wide(counts, spot(r), I32)
+                s = e.read(room, length, I64)
+                e.write(e.add(s, 1), room, length)
+                e.write(e.at.trunc(r, I32), order, s)
+                e.write(e.at.trunc(length, I16), lengths, s)
+                return []
+
+            e.loop(0, count, put)
+
+            def lay(s: Node, carried: list[Node]) -> list[Node]:
+                (begin,) = carried
+                r = e.wide(order, s, I32)
+                length = e.wide(lengths, s, I16)
+                e.write(e.at.trunc(begin, I32), following, spot(r))
+                with e.at.if_then(placing):
+                    place = e.read(at, r, I64)
+                    e.write(e.at.trunc(place, I32), places, s)
+                    e.write(e.add(place, length), at, r)
+                return [e.add(begin, length)]
+
+            end = e.add(segment, count)
+            return [end, *e.loop(segment, end, lay, [begin]), e.add(cell, 1)]
+
+        return e.loop(0, panels, panel, carried)
+
+    _, begin, cell = e.loop(0, rows, chunk, [e.constant(0)] * 3, step)
+    e.write(begin, cells, cell)
     e.at.ret_void()
 
 
 def _fill(module: ir.Module) -> None:
-    made = function(module, "fill_places", [PTR, PTR] + [I64] * 4 + [PTR] * 5, exported=True)
-    positions, starts, rows, columns, width, height, following, index, t_following, t_index, places = made.args
+    made = function(module, "fill_places_share", [PTR] + [I64] * 14, exported=False)
+    _, positions, starts, rows, columns, width, height, *arrays, part, team = made.args
     e = Emitter(made, 1)
-    across, down = _panels(e, columns, width), _panels(e, rows, height)
+    positions, starts = (e.at.inttoptr(a, PTR) for a in (positions, starts))
+    counts, following, index, t_following, t_index, places = (e.at.inttoptr(a, PTR) for a in arrays)
+    across = _panels(e, columns, width)
+    low, high = _share(e, rows, height, part, team)
 
-    def taken(base: Node, at: Node) -> Node:
-        place = e.read(base, at, I64)
-        e.write(e.add(place, 1), base, at)
-        return place
+    def panel(above: Node, _: list[Node]) -> list[Node]:
+        mine = e.element(t_following, e.mul(above, columns), I32)
+        first = e.mul(above, height)
 
-    def one(k: Node, r: Node, column: Node, panel: Node, above: Node) -> None:
-        place = taken(following, e.add(e.mul(r, across), panel))
-        e.write(e.at.trunc(e.sub(column, e.mul(panel, width)), I16), index, place)
-        t_place = taken(t_following, e.add(e.mul(column, down), above))
-        e.write(e.at.trunc(e.sub(r, e.mul(above, height)), I16), t_index, t_place)
-        e.write(e.at.trunc(k, I32), places, t_place)
+        def row(r: Node, _: list[Node]) -> list[Node]:
+            before, inside = e.mul(r, columns), e.at.trunc(e.sub(r, first), I16)
 
-    _each(e, [positions, starts, columns, width], one, rows, height)
+            def segment(p: Node, carried: list[Node]) -> list[Node]:
+                (k,) = carried
+                cell = e.add(e.mul(r, across), p)
+                target, begins = e.wide(following, cell, I32), e.mul(p, width)
+                count = e.wide(counts, cell, I32)
+
+                def one(j: Node, _: list[Node]) -> list[Node]:
+                    number = e.add(k, j)
+                    column = e.sub(e.read(positions, number, I64), before)
+                    e.write(e.at.trunc(e.sub(column, begins), I16), index, e.add(target, j))
+                    place = e.wide(mine, column, I32)
+                    e.write(e.at.trunc(e.add(place, 1), I32), mine, column)
+                    e.write(inside, t_index, place)
+                    e.write(e.at.trunc(number, I32), places, place)
+                    return []
+
+                e.loop(0, count, one)
+                return [e.add(k, count)]
+
+            e.loop(0, across, segment, [e.read(starts, r, I64)])
+            return []
+
+        e.loop(first, e.least(rows, e.add(first, height)), row)
+        return []
+
+    e.loop(low, high, panel)
     e.at.ret_void()
+    in_team(module, "fill_places", made, 12)
