@@ -172,7 +172,7 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int, floats: int = _TILE) -
         floats: of a tile.
     """
     step = max(1, floats // max(1, columns))
-    step -= step % _GROUP if step > _GROUP else 0
+    step -= step % _GROUP if _GROUP < step < rows else 0
     memory = seen[0].x.new_empty(min(step, rows), columns)
     for first in range(0, rows, step):
         tile = memory[: min(step, rows - first)]
@@ -201,7 +201,8 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: b
         positions int32 or int64 and gradients float32, largest magnitude first; of equal ones the lowest position.
         NaN counts as larger than everything.
 
-    Cost: that of a dense weight gradient in time; in memory a quarter of a million floats and a copy of the activations.
+    Cost: that of a dense weight gradient in time; in memory a quarter of a million floats and a copy of the
+        activations.
     """
     k = min(k, topology.size - topology.live)
     if k <= 0:
@@ -223,6 +224,9 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: b
 
 def _largest(sizes: Tensor, k: int) -> Tensor:
     """Where the k largest are, ascending; of equal ones the first."""
+    kernels = choice() if sizes.is_cpu and sizes.dtype is torch.float32 else None
+    if kernels is not None:
+        return kernels.best_of_rows(sizes.view(1, -1), k)
     numbers = sizes.cpu().numpy()
     least = float(np.partition(numbers, len(numbers) - k)[len(numbers) - k])
     above = numbers > least

@@ -31,7 +31,7 @@ _SIDE = 4
 
 
 def choice_kernels(lanes: int) -> str:
-    """LLVM IR of a module; all but ``blank``, ``merge`` and ``follow`` have a description first and a number of threads last.
+    """LLVM IR of a module; where threads come last, a description comes first.
 
     ``above(description, values, count, threshold, mask, first, positions, found, counts, threads)``: the values whose
     bits under ``mask`` (0x7FFFFFFF for magnitudes, 0xFFFFFFFF for values) are larger than a float, given by its bits,

@@ -171,9 +171,7 @@ def _square(module: ir.Module, lanes: int, height: int) -> ir.Function:
     def before() -> list[Node]:
         return [e.load(target, lanes * v) for target in targets for v in range(_ACROSS)]
 
-    sums = e.choose(
-        e.equal(adding, 0), lambda: [ir.Constant(e.vector, [0.0] * lanes)] * (height * _ACROSS), before
-    )
+    sums = e.choose(e.equal(adding, 0), lambda: [ir.Constant(e.vector, [0.0] * lanes)] * (height * _ACROSS), before)
 
     def one(t: Node, sums: list[Node]) -> list[Node]:
         held = [e.load(x, e.add(e.mul(t, width), lanes * v)) for v in range(_ACROSS)]

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, dead, uniform_scores
-from gossamer.train.choose import highest, places
+from gossamer.train.choose import best_places, highest, places
+from gossamer.train.health import finite
 from gossamer.train.schedule import Schedule
 from gossamer.train.tracked import Tracked
 
@@ -132,7 +133,7 @@ class Gradient(GrowScore):
         again = places(~kept)
         positions = torch.cat([dead, layer.positions[again]])
         scores = torch.cat([of_dead, of_live[again]])
-        best = places(highest(scores, most))
+        best = best_places(scores, min(most, len(scores)))
         return positions[best], scores[best]
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
@@ -184,7 +185,7 @@ class Momentum(GrowScore):
         """Move the mean."""
         gradient = layer.dense_gradient()
         mean = layer.dense.setdefault("momentum", torch.zeros(layer.size))
-        if bool(gradient.isfinite().all()):
+        if finite(gradient):
             mean.mul_(self.beta).add_(gradient, alpha=1 - self.beta)
 
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:

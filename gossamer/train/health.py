@@ -10,7 +10,12 @@ from torch import Tensor, nn
 
 from gossamer.errors import DataError
 
-__all__ = ["check_health"]
+__all__ = ["check_health", "finite"]
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether all numbers are finite, in one pass if they are and their sum is."""
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 
 def check_health(model: nn.Module, step: int, loss: Tensor | float | None, good: Path | None) -> None:

@@ -63,9 +63,9 @@ def relocate(
     old, values = layer.layer.topology, layer.layer.values
     new = Topology(old.shape, positions.to(index_dtype(old.shape)))
     source = sources(layer.positions, positions, old.live)
-    grown = int((source == old.live).sum())
+    at = places(source == old.live)
+    grown = len(at)
     if grown or new.live != old.live:
-        at = places(source == old.live)
 
         def carried(was: Tensor) -> Tensor:
             # Behind the last one lies what new weights start from.

@@ -18,7 +18,7 @@ from gossamer.train.choose import highest, joined, places
 from gossamer.train.convert import sparse_layers
 from gossamer.train.drop import Taylor
 from gossamer.train.grow import GrowScore
-from gossamer.train.health import check_health
+from gossamer.train.health import check_health, finite
 from gossamer.train.method import SparseTraining
 from gossamer.train.ranks import Ranks
 from gossamer.train.relocate import Moved, check_optimizer, group_of, relocate
@@ -350,7 +350,7 @@ class Sparsifier:
     def _overflown(self) -> bool:
         """Whether the gradients of this step are useless, as a scaler's are now and then: the update waits."""
         grads = [layer.layer.values.grad for layer in self._layers]
-        return self._watches() and any(g is not None and not bool(g.isfinite().all()) for g in grads)
+        return self._watches() and any(g is not None and not finite(g) for g in grads)
 
     def _wanted(self, layers: list[Tracked], step: int) -> Wanted:
         """What the schedule asks for after a step."""
@@ -392,6 +392,7 @@ class Sparsifier:
                 parts.grow.forget(layer)
             if self._ever is not None:
                 self._ever.join(layer)
+            layer.rest()
         return Update(self._step, moved)
 
     def _next(self, layers: list[Tracked], kept: list[Tensor], wanted: Wanted) -> Iterator[tuple[Tracked, Tensor]]:

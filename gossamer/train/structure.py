@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +14,7 @@ from gossamer.encoding.node import Pattern
 from gossamer.encoding.patterns import NM, Mask
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, uniform_scores
-from gossamer.train.choose import highest, mask_of, places
+from gossamer.train.choose import best_of_rows, best_places, places
 
 __all__ = ["ConstantFanIn", "Free", "NofM", "Structure"]
 
@@ -78,22 +77,7 @@ class Free(Structure):
         """The best."""
         del shape, before
         scores.index_fill_(0, survivors, torch.inf)
-        return places(highest(scores, live))
-
-
-def _best_of_rows(scores: Tensor, count: int) -> Tensor:
-    """Flat positions of the ``count`` highest of each row, ascending; of equal ones the first."""
-    # A stable sort of whole rows would do the same and take ten times as long.
-    at = scores.shape[1] - count
-    least = torch.from_numpy(np.partition(scores.numpy(), at, axis=1)[:, at : at + 1])
-    taken = scores >= least
-    more = taken.sum(1) - count
-    ties = places(more != 0)
-    if len(ties):
-        above, equal = scores[ties] > least[ties], scores[ties] == least[ties]
-        spare = count - above.sum(1, keepdim=True)
-        taken[ties] = above | (equal & (equal.cumsum(1) <= spare))
-    return places(taken.reshape(-1))
+        return best_places(scores, live)
 
 
 @final
@@ -125,18 +109,13 @@ class NofM(Structure):
     def start(self, shape: tuple[int, ...], live: int, key: int) -> Tensor:
         """All are equally likely."""
         del live
-        return _best_of_rows(uniform_scores(key, prod(shape)).view(-1, self.m), self.n)
+        return best_of_rows(uniform_scores(key, prod(shape)).view(-1, self.m), self.n)
 
     def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
         """The best of each group that lost some."""
         del live, before
         scores.index_fill_(0, survivors, torch.inf)
-        lives = mask_of(survivors, prod(shape)).view(-1, self.m)
-        short = places(lives.sum(1) < self.n)
-        if len(short):
-            found = _best_of_rows(scores.view(-1, self.m)[short], self.n)
-            lives[short] = mask_of(found, len(short) * self.m).view(-1, self.m)
-        return places(lives.reshape(-1))
+        return best_of_rows(scores.view(-1, self.m), self.n)
 
     def pattern(self, mask: Tensor) -> Pattern:
         """`NM`."""
@@ -181,7 +160,7 @@ class ConstantFanIn(Structure):
 
     def start(self, shape: tuple[int, ...], live: int, key: int) -> Tensor:
         """All are equally likely."""
-        return _best_of_rows(uniform_scores(key, prod(shape)).view(shape[0], -1), live // shape[0])
+        return best_of_rows(uniform_scores(key, prod(shape)).view(shape[0], -1), live // shape[0])
 
     def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
         """Ablate, then the best of each row."""
@@ -189,7 +168,7 @@ class ConstantFanIn(Structure):
         scores.index_fill_(0, survivors, torch.inf)
         alive = torch.bincount(before // columns, minlength=rows) > 0
         if self.ablate:
-            salient = highest(scores, live).view(rows, columns).sum(1)
+            salient = torch.bincount(best_places(scores, live) // columns, minlength=rows)
             salient[~alive] = -1
             alive &= salient >= max(1.0, self.ablate * live / rows)
             needed = -(-live // columns)  # rows that can hold the budget
@@ -197,5 +176,4 @@ class ConstantFanIn(Structure):
                 alive = torch.zeros(rows, dtype=torch.bool)
                 alive[salient.argsort(descending=True, stable=True)[:needed]] = True
         which = places(alive)
-        found = _best_of_rows(scores.view(rows, columns)[which], live // len(which))
-        return (which[found // columns] * columns + found % columns).sort().values
+        return best_of_rows(scores.view(rows, columns), live // len(which), which)

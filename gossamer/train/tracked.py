@@ -10,6 +10,7 @@ from torch.utils.hooks import RemovableHandle
 
 from gossamer.errors import DataError
 from gossamer.nn.layer import SparseLayer
+from gossamer.nn.topology import Topology
 from gossamer.train.ranks import Ranks
 
 __all__ = ["Tracked"]
@@ -36,6 +37,7 @@ class Tracked:
         self._ranks = ranks
         self._raw: Tensor | None = None
         self._tap: RemovableHandle | None = None
+        self._wide: tuple[Topology, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,7 +57,14 @@ class Tracked:
     @property
     def positions(self) -> Tensor:
         """Of the live weights, int64 [live], ascending."""
-        return self.layer.topology.positions.long()
+        topology = self.layer.topology
+        if self._wide is None or self._wide[0] is not topology:
+            self._wide = topology, topology.positions.long()
+        return self._wide[1]
+
+    def rest(self) -> None:
+        """Give up what is kept during an update only."""
+        self._wide = None
 
     @property
     def values(self) -> Tensor:
