@@ -215,7 +215,7 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: b
     sizes = _size(gradients)
     if len(found) > k:
         keep = _largest(sizes, k)
-        found, gradients, sizes = found[keep], gradients[keep], sizes[keep]
+        found, gradients, sizes = (t.index_select(0, keep) for t in (found, gradients, sizes))
     if ordered:
         order = sizes.sort(descending=True, stable=True).indices
         found, gradients = found[order], gradients[order]

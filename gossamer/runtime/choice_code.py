@@ -261,7 +261,6 @@ def _best_of_groups(module: ir.Module, lanes: int) -> None:
     scores_at, positions_at = e.at.inttoptr(scores, PTR), e.at.inttoptr(positions, PTR)
     held = e.at.alloca(kind, size=MOST_OF_GROUP)
     ranks = e.at.alloca(kind, size=MOST_OF_GROUP)
-    spot = e.at.alloca(I64)
     low, high = _share(e, groups, part, team, lanes)
 
     def several(g: Node, _: list[Node]) -> list[Node]:
@@ -294,19 +293,27 @@ def _best_of_groups(module: ir.Module, lanes: int) -> None:
             return []
 
         e.loop(0, size, first)
-        bound = e.at.trunc(count, I32)
+        bound = _everywhere(e, e.at.trunc(count, I32))
+
+        def mark(i: Node, carried: list[Node]) -> list[Node]:
+            chosen = e.at.sext(e.at.icmp_signed("<", e.read(ranks, i, kind), bound), kind)
+            bit = _everywhere(e, e.at.shl(ir.Constant(I32, 1), e.at.trunc(i, I32)))
+            return [e.at.or_(carried[0], e.at.and_(chosen, bit))]
+
+        (marks,) = e.loop(0, size, mark, [ir.Constant(kind, [0] * lanes)])
         for lane in range(lanes):
             group = e.add(g, lane)
             with e.at.if_then(e.less(group, high)):
-                end = e.mul(e.add(group, 1), count)
+                begin, target = e.mul(group, size), e.mul(group, count)
+                mine = e.at.extract_element(marks, ir.Constant(I32, lane))
 
-                def put(i: Node, carried: list[Node], lane: int = lane, group: Node = group, end: Node = end) -> Any:
-                    (n,) = carried
-                    rank = e.read(ranks, e.add(e.mul(i, lanes), lane), I32)
-                    _put(e, e.add(e.mul(group, size), i), positions_at, n, end, spot)
-                    return [e.add(n, e.at.zext(e.at.icmp_signed("<", rank, bound), I64))]
+                def put(i: Node, carried: list[Node], begin: Node = begin, target: Node = target) -> list[Node]:
+                    (left,) = carried
+                    lowest = e.at.cttz(left, ir.Constant(ir.IntType(1), 0))
+                    e.write(e.add(begin, e.at.zext(lowest, I64)), positions_at, e.add(target, i))
+                    return [e.at.and_(left, e.at.sub(left, ir.Constant(I32, 1)))]
 
-                e.loop(0, size, put, [e.mul(group, count)])
+                e.loop(0, count, put, [mine])
         return []
 
     e.loop(low, high, several, step=lanes)

@@ -48,15 +48,34 @@ def add_dense_gradient(module: ir.Module, lanes: int) -> None:
         lanes: floats per vector register.
     """
     height = 12 if lanes == 16 else 6  # sums in registers: two vectors of each row
-    square = _square(module, lanes, height)
+    rows_of = _some_rows(module, lanes, height)
     made = function(module, "weigh_all_share", [PTR] + [I64] * 9, exported=False)
     _, x, dy, tile, rows, columns, tokens, adding, part, team = made.args
+    e = Emitter(made, lanes)
+    groups = e.div(e.add(rows, height - 1), height)
+    low, high = (e.least(rows, e.mul(e.div(e.mul(e.add(part, i), groups), team), height)) for i in range(2))
+
+    def block(r: Node, _: list[Node]) -> list[Node]:
+        mine = (e.add(base, e.mul(r, e.mul(size, 4))) for base, size in ((dy, tokens), (tile, columns)))
+        e.at.call(rows_of, [x, *mine, e.least(DEAD_ROWS, e.sub(high, r)), columns, tokens, adding])
+        return []
+
+    e.loop(low, high, block, step=DEAD_ROWS)
+    e.at.ret_void()
+    in_team(module, "weigh_all", made, 7)
+    _dead_above(module, lanes, rows_of)
+
+
+def _some_rows(module: ir.Module, lanes: int, height: int) -> ir.Function:
+    """So few rows that their dY stays in a cache while panels come and go."""
+    square = _square(module, lanes, height)
+    made = function(module, "weigh_rows", [I64] * 7, exported=False)
+    x, dy, tile, rows, columns, tokens, adding = made.args
     e = Emitter(made, lanes)
     x_at, dy_at, tile_at = (e.at.inttoptr(a, PTR) for a in (x, dy, tile))
     width = panel_columns(lanes)
     edge = e.at.alloca(F32, size=height * width)
     groups = e.div(e.add(rows, height - 1), height)
-    low, high = (e.div(e.mul(e.add(part, i), groups), team) for i in range(2))
     whole = e.div(columns, width)
     left = e.sub(columns, e.mul(whole, width))
 
@@ -74,7 +93,7 @@ def add_dense_gradient(module: ir.Module, lanes: int) -> None:
                 body(panel, e.element(dy_at, e.add(e.mul(r, tokens), t), F32), r, last)
                 return []
 
-            e.loop(low, high, group)
+            e.loop(0, groups, group)
 
         def straight(panel: Node, dy_row: Node, r: Node, last: Node, p: Node) -> None:
             target = e.element(tile_at, e.add(e.mul(r, columns), e.mul(p, width)), F32)
@@ -115,15 +134,14 @@ def add_dense_gradient(module: ir.Module, lanes: int) -> None:
 
     e.loop(0, tokens, block, step=_TOKENS)
     e.at.ret_void()
-    in_team(module, "weigh_all", made, 7)
-    _dead_above(module, lanes, made)
+    return made
 
 
 def _dead_above(module: ir.Module, lanes: int, weigh: ir.Function) -> None:
     """Members take blocks of rows: a block's gradients are looked at while they are in a cache."""
     scan = add_scan(module, lanes)
     made = function(module, "dead_above_share", [PTR] + [I64] * 14, exported=False)
-    pool, x, dy, tile, rows, columns, tokens, live, starts, threshold, positions, found, counts, part, team = made.args
+    _, x, dy, tile, rows, columns, tokens, live, starts, threshold, positions, found, counts, part, team = made.args
     e = Emitter(made, 1)
     live_at, starts_at, counts_at = (e.at.inttoptr(a, PTR) for a in (live, starts, counts))
     blocks = e.div(e.add(rows, DEAD_ROWS - 1), DEAD_ROWS)
@@ -139,8 +157,7 @@ def _dead_above(module: ir.Module, lanes: int, weigh: ir.Function) -> None:
     def block(r: Node, _: list[Node]) -> list[Node]:
         count = e.least(DEAD_ROWS, e.sub(high, r))
         dy_rows = e.add(dy, e.mul(r, e.mul(tokens, 4)))
-        nothing, alone = e.constant(0), e.constant(1)
-        e.at.call(weigh, [pool, x, dy_rows, own, count, columns, tokens, nothing, nothing, alone])
+        e.at.call(weigh, [x, dy_rows, own, count, columns, tokens, e.constant(0)])
         first = e.mul(r, columns)
 
         def blank(k: Node, _: list[Node]) -> list[Node]:

@@ -107,7 +107,7 @@ class Random(GrowScore):
 
 def _best_of(scores: Tensor, layer: Tracked, kept: Tensor, most: int) -> tuple[Tensor, Tensor]:
     scores.index_fill_(0, layer.positions[places(kept)], -torch.inf)
-    found = places(highest(scores, most))
+    found = best_places(scores, min(most, layer.size - int(kept.sum())))
     return found, scores[found]
 
 
@@ -131,10 +131,10 @@ class Gradient(GrowScore):
             return _best_of(self.everywhere(layer, key), layer, kept, most)
         dead, of_dead, of_live = found
         again = places(~kept)
-        positions = torch.cat([dead, layer.positions[again]])
-        scores = torch.cat([of_dead, of_live[again]])
+        positions = torch.cat([dead, layer.positions.index_select(0, again)])
+        scores = torch.cat([of_dead, of_live.index_select(0, again)])
         best = best_places(scores, min(most, len(scores)))
-        return positions[best], scores[best]
+        return positions.index_select(0, best), scores.index_select(0, best)
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
         """|∂L/∂w|."""
@@ -184,8 +184,10 @@ class Momentum(GrowScore):
     def observe(self, layer: Tracked) -> None:
         """Move the mean."""
         gradient = layer.dense_gradient()
-        mean = layer.dense.setdefault("momentum", torch.zeros(layer.size))
-        if finite(gradient):
+        mean = layer.dense.get("momentum")
+        if mean is None:
+            layer.dense["momentum"] = gradient.mul_(1 - self.beta) if finite(gradient) else gradient.zero_()
+        elif finite(gradient):
             mean.mul_(self.beta).add_(gradient, alpha=1 - self.beta)
 
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:
