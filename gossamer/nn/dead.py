@@ -173,7 +173,9 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int, floats: int = _TILE) -
     """
     step = max(1, floats // max(1, columns))
     step -= step % _GROUP if _GROUP < step < rows else 0
-    memory = seen[0].x.new_empty(min(step, rows), columns)
+    like, height = seen[0].x, min(step, rows)
+    of_kernels = isinstance(seen[0], _SeenPanels)
+    memory = live_math().memory.empty(height, columns) if of_kernels else like.new_empty(height, columns)
     for first in range(0, rows, step):
         tile = memory[: min(step, rows - first)]
         for i, one in enumerate(seen):

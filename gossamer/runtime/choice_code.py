@@ -38,9 +38,9 @@ def choice_kernels(lanes: int) -> str:
     or not a number. Members take shares of float32 [count], write positions int64 + ``first`` and values from their
     share's place on, and int64 (share's place, how many) into ``counts`` [threads, 2].
 
-    ``best_of_rows(description, scores, which, rows, columns, count, positions, threads)``: of each row whose number is
-    in ``which`` int64 [rows] the ``count`` highest scores, without signs; int64 positions [rows, count], ascending; of
-    equal ones the first.
+    ``best_of_rows(description, scores, which, rows, columns, count, positions, room, places, threads)``: of each row
+    whose number is in ``which`` int64 [rows] the ``count`` highest scores, without signs; int64 positions [rows,
+    count], ascending; of equal ones the first. Room is float32 and places int64 [threads, columns]; one row needs none.
 
     ``best_of_groups(description, scores, groups, size, count, positions, threads)``: the same of groups of up to 16
     scores that lie side by side.
@@ -59,8 +59,9 @@ def choice_kernels(lanes: int) -> str:
         The module's text.
     """
     module = ir.Module("gossamer_choice")
-    _above(module, lanes)
-    _best_of_rows(module, lanes)
+    scan = add_scan(module, lanes)
+    _above(module, lanes, scan)
+    _best_of_rows(module, lanes, scan)
     _best_of_groups(module, lanes)
     _blank(module)
     _merge(module)
@@ -90,12 +91,6 @@ def _everywhere(e: Emitter, value: Node) -> Node:
     kind = ir.VectorType(I32, e.lanes)
     one = e.at.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(I32, 0))
     return e.shuffle(one, one, [0] * e.lanes)
-
-
-def _put(e: Emitter, value: Node, target: Node, n: Node, end: Node, spot: Node) -> None:
-    """Writes ``target[n]``, but behind the end, where another member's may be, somewhere else: without a branch."""
-    there = e.at.gep(target, [n], source_etype=I64)
-    e.at.store(value, e.at.select(e.less(n, end), there, spot))
 
 
 def add_scan(module: ir.Module, lanes: int) -> ir.Function:
@@ -142,8 +137,7 @@ def add_scan(module: ir.Module, lanes: int) -> ir.Function:
     return made
 
 
-def _above(module: ir.Module, lanes: int) -> None:
-    scan = add_scan(module, lanes)
+def _above(module: ir.Module, lanes: int, scan: ir.Function) -> None:
     made = function(module, "above_share", [PTR] + [I64] * 10, exported=False)
     _, values, count, threshold, mask, first, positions, found, counts, part, team = made.args
     e = Emitter(made, lanes)
@@ -187,69 +181,114 @@ def _at_least(e: Emitter, row: Node, columns: Node, whole: Node, least: Node) ->
     return e.at.zext(e.loop(whole, columns, single, [total])[0], I64)
 
 
-def _best_of_rows(module: ir.Module, lanes: int) -> None:
-    """Members take rows. The bits of the smallest that is chosen are found one by one, from the highest on."""
-    made = function(module, "best_of_rows_share", [PTR] + [I64] * 8, exported=False)
-    _, scores, which, rows, columns, count, positions, part, team = made.args
+def _best_of_row(module: ir.Module, lanes: int) -> ir.Function:
+    """Adds a function (row, columns, count, first, positions, least); the smallest that is chosen is its result.
+
+    Its bits are found one by one, from the highest on.
+    """
+    made = function(module, "best_of_row", [PTR, I64, I64, I64, PTR, PTR], exported=False)
+    row, columns, count, first, positions, result = made.args
     e = Emitter(made, lanes)
-    scores_at, which_at, positions_at = (e.at.inttoptr(a, PTR) for a in (scores, which, positions))
-    low, high = _share(e, rows, part, team, 1)
     whole = e.at.and_(columns, e.constant(-lanes))
     spot = e.at.alloca(I64)
 
-    def one(r: Node, _: list[Node]) -> list[Node]:
-        begin = e.mul(e.read(which_at, r, I64), columns)
-        row = e.element(scores_at, begin, F32)
+    def bit(b: Node, carried: list[Node]) -> list[Node]:
+        least, reach = carried
 
-        def bit(b: Node, carried: list[Node]) -> list[Node]:
-            least, reach = carried
+        def tried() -> list[Node]:
+            shifted = e.at.shl(ir.Constant(I32, 1), e.at.trunc(e.sub(_BITS - 1, b), I32))
+            more = e.at.or_(least, shifted)
+            n = _at_least(e, row, columns, whole, more)
+            enough = e.at.icmp_signed(">=", n, count)
+            return [e.at.select(enough, more, least), e.at.select(enough, n, reach)]
 
-            def tried() -> list[Node]:
-                shifted = e.at.shl(ir.Constant(I32, 1), e.at.trunc(e.sub(_BITS - 1, b), I32))
-                more = e.at.or_(least, shifted)
-                n = _at_least(e, row, columns, whole, more)
-                enough = e.at.icmp_signed(">=", n, count)
-                return [e.at.select(enough, more, least), e.at.select(enough, n, reach)]
+        return e.choose(e.equal(reach, count), lambda: [least, reach], tried)
 
-            return e.choose(e.equal(reach, count), lambda: [least, reach], tried)
+    least, reach = e.loop(0, _BITS, bit, [ir.Constant(I32, 0), columns])
+    e.at.store(least, result)
+    # Of those that are equal to the smallest, the last are too many.
+    exact = e.equal(reach, count)
+    (above,) = e.choose(
+        exact,
+        lambda: [e.constant(0)],
+        lambda: [_at_least(e, row, columns, whole, e.at.add(least, ir.Constant(I32, 1)))],
+    )
+    spare = e.at.select(exact, columns, e.sub(count, above))
+    bound = _everywhere(e, least)
 
-        least, reach = e.loop(0, _BITS, bit, [ir.Constant(I32, 0), columns])
-        # Of those that are equal to the smallest, the last are too many.
-        above = e.choose(
-            e.equal(reach, count),
-            lambda: [e.constant(0)],
-            lambda: [_at_least(e, row, columns, whole, e.at.add(least, ir.Constant(I32, 1)))],
-        )[0]
-        spare = e.at.select(e.equal(reach, count), columns, e.sub(count, above))
-        bound, target = _everywhere(e, least), e.mul(r, count)
-        end = e.add(target, count)
+    def put(k: Node, carried: list[Node]) -> list[Node]:
+        n, spare = carried
+        seen = e.read(row, k, I32)
+        larger = e.at.icmp_signed(">", seen, least)
+        tied = e.at.and_(e.at.icmp_signed("==", seen, least), e.less(0, spare))
+        # Behind the last one there may be somebody else's.
+        e.at.store(e.add(first, k), e.at.select(e.less(n, count), e.element(positions, n, I64), spot))
+        return [e.add(n, e.at.zext(e.at.or_(larger, tied), I64)), e.sub(spare, e.at.zext(tied, I64))]
 
-        def put(k: Node, carried: list[Node]) -> list[Node]:
-            n, spare = carried
-            seen = e.read(row, k, I32)
-            larger = e.at.icmp_signed(">", seen, least)
-            tied = e.at.and_(e.at.icmp_signed("==", seen, least), e.less(0, spare))
-            _put(e, e.add(begin, k), positions_at, n, end, spot)
-            return [e.add(n, e.at.zext(e.at.or_(larger, tied), I64)), e.sub(spare, e.at.zext(tied, I64))]
+    def vector(k: Node, carried: list[Node]) -> list[Node]:
+        hits = _packed(e, e.at.icmp_signed(">=", _integers(e, row, k), bound))
 
-        def vector(k: Node, carried: list[Node]) -> list[Node]:
-            hits = _packed(e, e.at.icmp_signed(">=", _integers(e, row, k), bound))
+        def each() -> list[Node]:
+            now = carried
+            for lane in range(lanes):
+                now = put(e.add(k, lane), now)
+            return now
 
-            def each() -> list[Node]:
-                now = carried
-                for lane in range(lanes):
-                    now = put(e.add(k, lane), now)
-                return now
+        return e.choose(e.at.icmp_unsigned("!=", hits, ir.Constant(hits.type, 0)), each, lambda: carried)
 
-            return e.choose(e.at.icmp_unsigned("!=", hits, ir.Constant(hits.type, 0)), each, lambda: carried)
-
-        carried = e.loop(0, whole, vector, [target, spare], lanes)
-        e.loop(whole, columns, put, carried)
-        return []
-
-    e.loop(low, high, one)
+    carried = e.loop(0, whole, vector, [e.constant(0), spare], lanes)
+    e.loop(whole, columns, put, carried)
     e.at.ret_void()
-    in_team(module, "best_of_rows", made, 6)
+    return made
+
+
+def _best_of_rows(module: ir.Module, lanes: int, scan: ir.Function) -> None:
+    """Members take rows. What is much smaller than the smallest of the row before is not looked at in detail."""
+    best = _best_of_row(module, lanes)
+    made = function(module, "best_of_rows_share", [PTR] + [I64] * 10, exported=False)
+    _, scores, which, rows, columns, count, positions, room, places, part, team = made.args
+    e = Emitter(made, lanes)
+    scores_at, which_at, positions_at = (e.at.inttoptr(a, PTR) for a in (scores, which, positions))
+    room_at, places_at = (
+        e.at.inttoptr(e.add(a, e.mul(part, e.mul(columns, n))), PTR) for a, n in ((room, 4), (places, 8))
+    )
+    low, high = _share(e, rows, part, team, 1)
+    least, tally = e.at.alloca(I32), e.at.alloca(I64)
+    lowest = ir.Constant(F32, -1.0)
+
+    def one(r: Node, carried: list[Node]) -> list[Node]:
+        (guess,) = carried
+        begin = e.mul(e.read(which_at, r, I64), columns)
+        row, target = e.element(scores_at, begin, F32), e.element(positions_at, e.mul(r, count), I64)
+
+        def looked(threshold: Node) -> Node:
+            bits = e.at.zext(e.at.bitcast(threshold, I32), I64)
+            e.at.store(e.constant(0), tally)
+            e.at.call(scan, [row, columns, bits, e.constant(VALUE), begin, places_at, room_at, tally])
+            return e.at.load(tally, typ=I64)
+
+        with e.at.if_then(e.less(looked(guess), count)):
+            looked(lowest)
+        e.at.call(best, [room_at, e.at.load(tally, typ=I64), count, e.constant(0), target, least])
+
+        def placed(i: Node, _: list[Node]) -> list[Node]:
+            e.write(e.read(places_at, e.read(target, i, I64), I64), target, i)
+            return []
+
+        e.loop(0, count, placed)
+        found = e.at.bitcast(e.at.load(least, typ=I32), F32)
+        finite = e.at.fcmp_ordered("<", found, ir.Constant(F32, float("inf")))
+        return [e.at.select(finite, e.at.fmul(found, ir.Constant(F32, 0.75)), lowest)]
+
+    with e.at.if_else(e.equal(rows, 1)) as (single, several):
+        with single, e.at.if_then(e.less(low, high)):
+            begin = e.mul(e.read(which_at, 0, I64), columns)
+            row = e.element(scores_at, begin, F32)
+            e.at.call(best, [row, columns, count, begin, positions_at, least])
+        with several:
+            e.loop(low, high, one, [lowest])
+    e.at.ret_void()
+    in_team(module, "best_of_rows", made, 8)
 
 
 def _best_of_groups(module: ir.Module, lanes: int) -> None:

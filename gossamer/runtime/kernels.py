@@ -332,7 +332,7 @@ class ChoiceKernels(KernelSet):
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         super().__init__(object_code, processor)
         self.above = self._engine.function("above", 10)
-        self.best_of_rows = self._engine.function("best_of_rows", 8)
+        self.best_of_rows = self._engine.function("best_of_rows", 10)
         self.best_of_groups = self._engine.function("best_of_groups", 7)
         self.blank = self._engine.function("blank", 5)
         self.merge = self._engine.function("merge", 5)

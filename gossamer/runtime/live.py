@@ -174,7 +174,7 @@ class LiveMath(CompiledProduct):
             counts.ctypes.data,
             threads,
         )
-        return room.taken(counts)
+        return room.taken(counts, own=True)
 
     def _threads(self, floats: int) -> int:
         return 1 if floats < _WORTH_COPYING_TOGETHER else self.openmp.threads()
@@ -226,7 +226,7 @@ class LiveMatrix(CompiledProduct):
         tile_bytes = 4 * math.lanes * math.kernels.most_vectors
         width, height = _width(columns, density, tile_bytes), _width(rows, density, tile_bytes)
         panels, t_panels = max(1, -(-columns // width)), max(1, -(-rows // height))
-        counts, transposed = np.empty((rows, panels), np.uint32), np.zeros((t_panels, columns), np.uint32)
+        counts, transposed = np.zeros((rows, panels), np.uint32), np.zeros((t_panels, columns), np.uint32)
         sizes = (math.address, flat.ctypes.data, row_starts.ctypes.data, rows, columns, width, height)
         threads = 1 if self.live < _WORTH_PLACING_TOGETHER else math.openmp.threads()
         math.kernels.count_places(*sizes, counts.ctypes.data, transposed.ctypes.data, threads)

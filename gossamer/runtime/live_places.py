@@ -21,8 +21,8 @@ def add_places(module: ir.Module) -> None:
     height): starts are where rows begin, width is that of a panel of columns, height that of a panel of rows, or of
     columns of the transpose. Members take panels of rows: nobody else writes what they write.
 
-    ``count_places(…, counts, transposed, threads)``: uint32 [rows, panels] and [panels of rows, columns], the latter
-    from zero.
+    ``count_places(…, counts, transposed, threads)``: uint32 [rows, panels] and [panels of rows, columns], from
+    zero.
 
     ``order_segments(counts, rows, panels, row_stride, panel_stride, step, room, order, lengths, cells, following, at,
     places)``: of a layout whose counts lie so many numbers apart; room is int64 [longest segment + 1], order uint32 and
@@ -68,12 +68,6 @@ def _count(module: ir.Module) -> None:
 
         def row(r: Node, _: list[Node]) -> list[Node]:
             before, own = e.mul(r, columns), e.element(counts, e.mul(r, across), I32)
-
-            def blank(p: Node, _: list[Node]) -> list[Node]:
-                e.write(ir.Constant(I32, 0), own, p)
-                return []
-
-            e.loop(0, across, blank)
 
             def one(k: Node, _: list[Node]) -> list[Node]:
                 column = e.sub(e.read(positions, k, I64), before)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gossamer.runtime.choice import MOST_OF_GROUP, choice
 
-__all__ = ["best_of_rows", "best_places", "highest", "joined", "mask_of", "places", "sources"]
+__all__ = ["best_magnitudes", "best_of_rows", "best_places", "highest", "joined", "mask_of", "places", "sources"]
 
 _MANY = 1 << 20
 """Scores from which on a sample says which are too small to be looked at in detail."""
@@ -63,7 +63,7 @@ def best_places(scores: Tensor, count: int) -> Tensor:
     kernels = choice()
     if kernels is None:
         return places(highest(scores, count))
-    if _MANY < len(scores) and 4 * count < len(scores):
+    if len(scores) > _MANY and 4 * count < len(scores):
         # Judged by a sample, at a stride that is no multiple of rows, of what is a little more.
         sample = scores[:: (len(scores) // _SAMPLE) | 1].numpy()
         at = int(len(sample) * (1 - 1.2 * count / len(scores))) - 64
@@ -71,7 +71,7 @@ def best_places(scores: Tensor, count: int) -> Tensor:
         if least >= 0:
             found, sizes = kernels.above(scores, least, magnitude=False)
             if len(found) >= count:
-                return found[kernels.best_of_rows(sizes.view(1, -1), count)]
+                return found.index_select(0, kernels.best_of_rows(sizes.view(1, -1), count))
     return kernels.best_of_rows(scores.view(1, -1), count)
 
 
@@ -110,6 +110,34 @@ def best_of_rows(scores: Tensor, count: int, which: Tensor | None = None) -> Ten
     found = places(taken.reshape(-1))
     columns = scores.shape[1]
     return rows[found // columns] * columns + found % columns
+
+
+def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> Tensor:
+    """Where the ``count`` largest magnitudes but for some places are, ascending; of equal ones the first.
+
+    Args:
+        values: float32 [n], contiguous.
+        count: 0 to n − the number of those places.
+        besides: int64, ascending.
+
+    Returns:
+        int64 [count].
+
+    Example:
+        >>> best_magnitudes(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2, torch.tensor([2])).tolist()
+        [1, 3]
+    """
+    kernels, n = choice(), len(values)
+    wanted = count + len(besides)
+    if kernels is not None and n > _MANY and 4 * wanted < n:
+        sample = values[:: (n // _SAMPLE) | 1].abs().numpy()
+        at = int(len(sample) * (1 - 1.2 * wanted / n)) - 64
+        found, numbers = kernels.above(values, float(np.partition(sample, at)[at]), magnitude=True)
+        free = places(kernels.sources(besides, found, -1) < 0)
+        if len(free) >= count:
+            best = kernels.best_of_rows(numbers.index_select(0, free).abs_().view(1, -1), count)
+            return found.index_select(0, free.index_select(0, best))
+    return best_places(values.abs().index_fill_(0, besides, -1.0), count)
 
 
 def places(mask: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, dead, uniform_scores
-from gossamer.train.choose import best_places, highest, places
+from gossamer.train.choose import best_magnitudes, best_places, places
 from gossamer.train.health import finite
 from gossamer.train.schedule import Schedule
 from gossamer.train.tracked import Tracked
@@ -192,7 +192,10 @@ class Momentum(GrowScore):
 
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:
         """The largest."""
-        return _best_of(self.everywhere(layer, key), layer, kept, most)
+        del key
+        mean, alive = layer.dense["momentum"], layer.positions.index_select(0, places(kept))
+        found = best_magnitudes(mean, min(most, layer.size - len(alive)), alive)
+        return found, mean.index_select(0, found).abs_()
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
         """|m|."""
@@ -201,7 +204,7 @@ class Momentum(GrowScore):
 
     def strength(self, layer: Tracked) -> float:
         """Mean |m| of the live weights."""
-        return float(layer.dense["momentum"][layer.positions].abs().mean())
+        return float(layer.dense["momentum"].index_select(0, layer.positions).abs_().mean())
 
     def momentum(self, layer: Tracked) -> Tensor | None:
         """m."""

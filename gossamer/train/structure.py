@@ -166,9 +166,10 @@ class ConstantFanIn(Structure):
         """Ablate, then the best of each row."""
         rows, columns = shape[0], prod(shape[1:])
         scores.index_fill_(0, survivors, torch.inf)
-        alive = torch.bincount(before // columns, minlength=rows) > 0
+        edges = torch.arange(rows + 1) * columns
+        alive = torch.searchsorted(before, edges).diff() > 0
         if self.ablate:
-            salient = torch.bincount(best_places(scores, live) // columns, minlength=rows)
+            salient = torch.searchsorted(best_places(scores, live), edges).diff()
             salient[~alive] = -1
             alive &= salient >= max(1.0, self.ablate * live / rows)
             needed = -(-live // columns)  # rows that can hold the budget

@@ -122,3 +122,41 @@ def test_a_layout_takes_a_few_bytes_per_live_value() -> None:
 
 def test_kernels_compile_for_arm() -> None:
     assert "fmla" in assembly(Processor.neon(), LIVE)
+
+
+@pytest.mark.parametrize(("shape", "tokens"), [((1, 1), 1), ((7, 5), 20), ((50, 33), 300), ((130, 200), 700)])
+def test_the_dense_gradient_and_its_large_dead_elements(shape: tuple[int, int], tokens: int, threads: int) -> None:
+    rows, columns = shape
+    draw = torch.Generator().manual_seed(tokens)
+    x, dy = (torch.randn(tokens, n, generator=draw) for n in reversed(shape))
+    math = live_math()
+    tiles, dy_tiles = math.batch(x), math.batch(dy)
+    flat = dy_tiles.data.transpose(0, 1).reshape(rows, -1)
+    panels, exact = math.panels(tiles.data), dy.double().T @ x.double()
+    found = torch.full(shape, torch.nan)
+    math.dense_gradient(panels, flat, found, adding=False)
+    assert off(found, exact) < 4e-6
+    twice = found.clone()
+    math.dense_gradient(panels, flat, twice, adding=True)
+    assert off(twice, 2 * exact) < 4e-6
+    live = (torch.rand(rows * columns, generator=draw) < 0.2).nonzero().squeeze(1)
+    starts = torch.searchsorted(live, torch.arange(rows + 1) * columns)
+    positions, gradients = math.dead_above(panels, flat, columns, live, starts, 1.0)
+    dead = found.flatten().index_fill(0, live, 0.0)
+    assert torch.equal(positions, (dead.abs() > 1.0).nonzero().squeeze(1))
+    assert torch.equal(gradients, dead[positions])
+
+
+def test_gradients_of_dead_weights_do_not_depend_on_the_number_of_threads() -> None:
+    before, math = torch.get_num_threads(), live_math()
+    draw = torch.Generator().manual_seed(0)
+    x, dy = (math.batch(torch.randn(300, n, generator=draw)).data for n in (500, 400))
+    panels, flat = math.panels(x), dy.transpose(0, 1).reshape(400, -1)
+    live, starts = torch.arange(0, 200_000, 10), torch.arange(401) * 50
+    made = []
+    for count in (1, 2, 3):
+        torch.set_num_threads(count)
+        made.append(math.dead_above(panels, flat, 500, live, starts, 20.0))
+    torch.set_num_threads(before)
+    assert len(made[0][0]) > 1000
+    assert all(torch.equal(a, b) for other in made[1:] for a, b in zip(made[0], other, strict=True))

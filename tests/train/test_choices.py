@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gossamer.train import chance
+from gossamer.train import chance, choose
 from gossamer.train.allocation import ErdosRenyi, Uniform
-from gossamer.train.choose import highest, joined
+from gossamer.train.choose import best_magnitudes, best_of_rows, best_places, highest, joined, sources
 from gossamer.train.share import shared_out
-from gossamer.train.structure import _best_of_rows
 
 
 @given(st.lists(st.tuples(st.floats(0, 1e6), st.integers(0, 1000)), min_size=1, max_size=8), st.floats(0, 1))
@@ -49,15 +48,50 @@ def test_the_highest_are_those_of_a_stable_sort(values: list[float], count: int)
     assert highest(scores, count).nonzero().squeeze(1).tolist() == expected
 
 
-@given(st.integers(1, 9), st.integers(1, 12), st.data())
-def test_the_best_of_rows_are_those_of_a_stable_sort(rows: int, columns: int, data: st.DataObject) -> None:
+@pytest.fixture(params=[True, False], ids=["compiled", "plain"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    if not request.param:
+        monkeypatch.setattr(choose, "choice", lambda: None)
+    return bool(request.param)
+
+
+@given(st.integers(1, 9), st.integers(1, 20), st.data())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_the_best_of_rows_are_those_of_a_stable_sort(
+    kernels: bool, rows: int, columns: int, data: st.DataObject
+) -> None:
     count = data.draw(st.integers(1, columns))
     flat = data.draw(
         st.lists(st.sampled_from([0.0, 1.0, 2.0, float("inf")]), min_size=rows * columns, max_size=rows * columns)
     )
     scores = torch.tensor(flat).view(rows, columns)
     expected = scores.argsort(dim=1, descending=True, stable=True)[:, :count] + torch.arange(rows)[:, None] * columns
-    assert _best_of_rows(scores, count).tolist() == sorted(expected.flatten().tolist())
+    assert best_of_rows(scores, count).tolist() == sorted(expected.flatten().tolist())
+    assert best_of_rows(scores, count, torch.arange(0, rows, 2)).tolist() == sorted(expected[::2].flatten().tolist())
+    order = scores.flatten().argsort(descending=True, stable=True)[:count]
+    assert best_places(scores.flatten(), count).tolist() == sorted(order.tolist())
+
+
+@pytest.mark.parametrize("alike", [True, False], ids=["sample is like the rest", "sample misleads"])
+def test_a_sample_does_not_change_what_is_best(kernels: bool, monkeypatch: pytest.MonkeyPatch, alike: bool) -> None:
+    monkeypatch.setattr(choose, "_MANY", 1000)
+    monkeypatch.setattr(choose, "_SAMPLE", 512)
+    values = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
+    if not alike:
+        values[:: (len(values) // 512) | 1] *= 100
+    scores = values.abs()
+    order = scores.argsort(descending=True, stable=True)
+    assert torch.equal(best_places(scores, 900), order[:900].sort().values)
+    besides = order[:500:2].sort().values
+    left = order[~torch.isin(order, besides)]
+    assert torch.equal(best_magnitudes(values, 900, besides), left[:900].sort().values)
+
+
+@given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_positions_are_found_again(kernels: bool, old: set[int], new: set[int]) -> None:
+    a, b = (torch.tensor(sorted(s), dtype=torch.int64) for s in (old, new))
+    assert sources(a, b, 99).tolist() == [sorted(old).index(p) if p in old else 99 for p in sorted(new)]
 
 
 @given(st.sets(st.integers(0, 1000)), st.sets(st.integers(1001, 2000)))

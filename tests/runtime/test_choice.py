@@ -1,0 +1,88 @@
+"""Choices on kernels: those of a stable sort, at every instruction set, on any number of threads."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gossamer.runtime.choice import MOST_OF_GROUP, Choice, choice
+from gossamer.runtime.cpu import Level, host, levels
+from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.runtime.kernels import ChoiceKernels, load
+from gossamer.runtime.threads import openmp
+
+
+@pytest.fixture(params=levels())
+def kernels(request: pytest.FixtureRequest) -> Choice:
+    level: Level = request.param
+    return Choice(load(ChoiceKernels, host(level), cache_directory()), openmp())
+
+
+def drawn(count: int, values: int, seed: int) -> Tensor:
+    """Numbers without signs, of which many are equal, some infinite."""
+    draw = torch.Generator().manual_seed(seed)
+    made = torch.randint(values, (count,), generator=draw).float()
+    made[torch.rand(count, generator=draw) < 0.05] = torch.inf
+    return made
+
+
+def best(scores: Tensor, count: int) -> list[int]:
+    """Positions of the highest of each row, by sorting."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+    found: list[int] = (order + torch.arange(len(scores))[:, None] * scores.shape[1]).flatten().tolist()
+    return found
+
+
+@pytest.mark.parametrize("count", [0, 1, 7, 100, 200_003])
+def test_what_is_above_a_threshold_is_found_in_order(kernels: Choice, threads: int, count: int) -> None:
+    values = torch.randn(count, generator=torch.Generator().manual_seed(count))
+    values[3:6] = torch.tensor([torch.nan, -torch.inf, torch.inf])[: max(0, count - 3)]
+    for threshold in (-torch.inf, -1.0, 0.0, 0.5, torch.inf):
+        for magnitude, seen in ((True, values.abs()), (False, values)):
+            expected = (~(seen <= threshold)).nonzero().squeeze(1)
+            positions, found = kernels.above(values, threshold, magnitude=magnitude, first=10)
+            assert torch.equal(positions, expected + 10)
+            assert torch.equal(found.nan_to_num(7), values[expected].nan_to_num(7))
+
+
+@pytest.mark.parametrize("values", [3, 1 << 20], ids=["many equal", "few equal"])
+@pytest.mark.parametrize("shape", [(3, 5), (40, 515), (1, 1000), (300, 301), (0, 4)])
+def test_the_best_of_rows_are_those_of_a_sort(
+    kernels: Choice, threads: int, shape: tuple[int, int], values: int
+) -> None:
+    rows, columns = shape
+    scores = drawn(rows * columns, values, 1).view(shape)
+    for count in (0, 1, columns // 3, columns):
+        assert kernels.best_of_rows(scores, count).tolist() == best(scores, count)
+        some = torch.arange(0, rows, 2)
+        expected = torch.tensor(best(scores, count), dtype=torch.int64).view(rows, count)[some]
+        assert torch.equal(kernels.best_of_rows(scores, count, some), expected.flatten())
+
+
+def test_a_row_of_smaller_scores_than_the_one_before_is_looked_at_again(kernels: Choice) -> None:
+    scores = torch.rand(50, 400, generator=torch.Generator().manual_seed(0)) * 0.01 ** torch.arange(50)[:, None]
+    assert kernels.best_of_rows(scores, 40).tolist() == best(scores, 40)
+
+
+@pytest.mark.parametrize("groups", [0, 1, 33, 20_001])
+@pytest.mark.parametrize(("size", "count"), [(4, 2), (8, 1), (MOST_OF_GROUP, 3), (5, 5), (1, 1), (3, 0)])
+def test_the_best_of_groups_are_those_of_a_sort(
+    kernels: Choice, threads: int, size: int, count: int, groups: int
+) -> None:
+    scores = drawn(groups * size, 4, 2)
+    assert kernels.best_of_groups(scores, size, count).tolist() == best(scores.view(groups, size), count)
+
+
+@given(st.sets(st.integers(0, 300)), st.sets(st.integers(0, 300)))
+@settings(deadline=None)
+def test_positions_are_merged_and_found_again(old: set[int], new: set[int]) -> None:
+    kernels = choice()
+    assert kernels is not None
+    others = new - old
+    a, b, c = (torch.tensor(sorted(s), dtype=torch.int64) for s in (old, others, new))
+    assert kernels.merged(a, b).tolist() == sorted(old | others)
+    places = {position: i for i, position in enumerate(sorted(old))}
+    assert kernels.sources(a, c, -1).tolist() == [places.get(position, -1) for position in sorted(new)]
