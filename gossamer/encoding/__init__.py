@@ -4,6 +4,7 @@ from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External, provide
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
+from gossamer.encoding.interpolation import Interpolation
 from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
 from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
@@ -30,6 +31,7 @@ __all__ = [
     "External",
     "Grouping",
     "Hashed",
+    "Interpolation",
     "Kept",
     "KernelBasis",
     "KernelShapes",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from gossamer.encoding.generated import KernelBasis
+from gossamer.encoding.interpolation import Interpolation
 from gossamer.encoding.node import INPUT_STATISTICS, Category, Encoding, child, computable, require
 
 __all__ = ["CP", "LowRank", "Monarch", "TensorTrain", "Tucker"]
@@ -36,6 +37,8 @@ class LowRank(Encoding):
     def __post_init__(self) -> None:
         u, v = self.u.dense_shape(), self.v.dense_shape()
         require(len(u) == 2 and len(v) >= 2 and u[1] == v[0], self, f"u {u} and v {v}", "[out, r] and [r, ...]")
+        if isinstance(self.u, Interpolation):  # its dense form is then no larger than the weight
+            require(v[0] <= prod(v[1:]), self, f"rank {v[0]}", f"at most {prod(v[1:])} for rows of the identity")
 
     def dense_shape(self) -> tuple[int, ...]:
         """[out, *rest]."""

@@ -23,6 +23,7 @@ from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
+from gossamer.encoding.interpolation import Interpolation
 from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Encoding, Leaf, Pattern, Value, computable
 from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
@@ -44,6 +45,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
             *(VectorCodebook, Hashed, KernelBasis, Convolutional),
             *(Constant, NormalLevels, PowerLevels),
             *(KernelShapes, Permuted),
+            Interpolation,
         )
     }
 )
@@ -277,7 +279,7 @@ def _result_dtype(node: Encoding, known: Mapping[int, torch.dtype]) -> torch.dty
         external = node.reference if isinstance(node, Delta) else node
         found = external.numbers() if isinstance(external, External) else torch.float32
         return torch.float32 if found in (torch.float16, torch.bfloat16) else found
-    expected_pattern = "where", "keep"
+    expected_pattern = "where", "keep", "rows"
     below = []
     for name, part in node.parts():
         # A generated v is computed in the dtype of u.

@@ -10,14 +10,17 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any, cast, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
+from gossamer.encoding.interpolation import Interpolation
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.weights import Sum
 
 __all__ = [
+    "Interpolated",
     "MonarchEmbedding",
     "MonarchLinear",
     "Parallel",
@@ -79,6 +82,9 @@ def operator_of(tree: Encoding, layer: nn.Module) -> nn.Module | None:
 
 
 def _as_linear(tree: Encoding, layer: nn.Linear) -> nn.Module | None:
+    if isinstance(tree, LowRank) and isinstance(tree.u, Interpolation):
+        others = Interpolated(_linear(_own(tree.u.rest, layer)), tree.u.order(), -1, _bias(layer.bias))
+        return nn.Sequential(_linear(_own(tree.v, layer)), others)
     if isinstance(tree, LowRank):
         return nn.Sequential(_linear(_own(tree.v, layer)), _linear(_own(tree.u, layer), layer.bias))
     if isinstance(tree, Tucker):
@@ -109,6 +115,9 @@ def _as_convolution(tree: Encoding, layer: Conv) -> nn.Module | None:
     def point(weight: Tensor, bias: Tensor | None = None) -> nn.Module:
         return _convolution(layer, weight.reshape(*weight.shape, *ones), bias, (1, 0, 1))
 
+    if isinstance(tree, LowRank) and isinstance(tree.u, Interpolation):
+        others = Interpolated(point(_own(tree.u.rest, layer)), tree.u.order(), -1 - dims, _bias(last))
+        return nn.Sequential(_convolution(layer, _own(tree.v, layer)), others)
     if isinstance(tree, LowRank):
         return nn.Sequential(_convolution(layer, _own(tree.v, layer)), point(_own(tree.u, layer), last))
     if isinstance(tree, Tucker):
@@ -162,6 +171,31 @@ class Parallel(nn.Module):
         for term in others:
             y = y + term(x)
         return cast(Tensor, y)
+
+
+@final
+class Interpolated(nn.Module):
+    """y = [z, rest(z)] in another order: what low rank with rows of the identity does last.
+
+    Args:
+        rest: makes the other outputs of z.
+        order: int64 [out], place of each output in [z, rest(z)].
+        dim: of the channels, counted from the end.
+        bias: [out] or None.
+    """
+
+    order: Tensor
+
+    def __init__(self, rest: nn.Module, order: Tensor, dim: int, bias: Tensor | None) -> None:
+        super().__init__()
+        self.rest, self.dim = rest, dim
+        self.register_buffer("order", order)
+        self.bias = None if bias is None else nn.Parameter(bias)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """[..., rank, *places] → [..., out, *places]."""
+        y = torch.cat([z, self.rest(z)], self.dim).index_select(self.dim, self.order)
+        return y if self.bias is None else y + self.bias.view(-1, *[1] * (-1 - self.dim))
 
 
 @final

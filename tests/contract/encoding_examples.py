@@ -20,6 +20,7 @@ from gossamer.encoding import (
     Dense,
     Encoding,
     Hashed,
+    Interpolation,
     Kept,
     KernelBasis,
     KernelShapes,
@@ -232,6 +233,23 @@ def low_rank_of_clustered(m: Maker) -> Example:
     return Example(LowRank(u, v), (5, 8), u_bits + v_bits)
 
 
+def interpolated(m: Maker) -> Example:
+    rows = Mask.of(torch.tensor([False, True, False, True, False]))
+    return Example(LowRank(Interpolation(m.dense(3, 2), rows), m.dense(2, 7)), (5, 7), (6 + 14) * m.width + 5)
+
+
+def interpolated_convolution_of_clustered(m: Maker) -> Example:
+    rest, bits = m.clustered(2, 3)
+    rows = Mask.of(torch.tensor([True, False, True, True, False]))
+    v = m.dense(3, 2, 2)
+    return Example(LowRank(Interpolation(rest, rows), v), (5, 2, 2), bits + 12 * m.width + 5)
+
+
+def interpolated_at_full_rank(m: Maker) -> Example:
+    rows = Mask.of(torch.ones(3, dtype=torch.bool))
+    return Example(LowRank(Interpolation(m.dense(0, 3), rows), m.dense(3, 4)), (3, 4), 12 * m.width + 3)
+
+
 def sum_of_low_rank_and_sparse(m: Maker) -> Example:
     sparse, bits = m.masked(5, 7)
     return Example(Sum((LowRank(m.dense(5, 2), m.dense(2, 7)), sparse)), (5, 7), 24 * m.width + bits)
@@ -347,5 +365,6 @@ MAKERS: tuple[Callable[[Maker], Example], ...] = (
     *(toeplitz, convolutional_strided, convolutional_in_tiles),
     *(constant, normal_levels, normal_levels_ragged_groups, power_levels, masked_levels, masked_power_levels),
     *(masked_kernel_shapes, permuted, permuted_clustered_conv),
+    *(interpolated, interpolated_convolution_of_clustered, interpolated_at_full_rank),
     everything_at_once,
 )

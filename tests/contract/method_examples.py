@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.methods.base import Method
-from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
+from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2, WhitenedSVD
 from gossamer.methods.prune import (
     SNIP,
     Block,
@@ -118,6 +118,12 @@ METHODS: Mapping[str, Method] = {
     "svd-rank": SVD(rank=2),
     "svd-energy": SVD(energy=0.7),
     "svd-bytes": SVD(budget_bytes=9000),
+    "whitened-rank": WhitenedSVD(rank=2, identity=False),
+    "whitened-ranks": WhitenedSVD(rank=(("linear*", 3), ("*", 2))),
+    "whitened-energy": WhitenedSVD(energy=0.7, damping=1e-2),
+    "whitened-density": WhitenedSVD(density=0.6),
+    "whitened-density-uniform": WhitenedSVD(density=0.5, scope="uniform", identity=False),
+    "whitened-bytes-fisher": WhitenedSVD(budget_bytes=9000, outputs="fisher"),
     "tucker-ranks": Tucker2(ranks=(3, 2)),
     "tucker-energy": Tucker2(energy=0.5),
     "tucker-bytes": Tucker2(budget_bytes=1000),

@@ -33,7 +33,7 @@ from gossamer.encoding.spec import Kind
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.base import DENSE, MASKED, Method
 from gossamer.methods.code import Delta
-from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
+from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2, WhitenedSVD
 from gossamer.methods.prune import (
     HardThreshold,
     KernelPattern,
@@ -59,7 +59,7 @@ from gossamer.methods.shrink import Blocks as ResidualBlocks
 from gossamer.methods.shrink import Channels, Heads
 from gossamer.network import attach, specs, tensors
 
-FACTORIZE = (SVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
+FACTORIZE = (SVD, WhitenedSVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())
 half_too = pytest.mark.parametrize(
@@ -436,6 +436,15 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: RoundToNearest(bits=4, group=0),
         lambda: RoundToNearest(bits=4, group="row"),  # type: ignore[arg-type]
         lambda: RoundToNearest(bits=4, scale_dtype="int8"),  # type: ignore[arg-type]
+        WhitenedSVD,
+        lambda: WhitenedSVD(rank=2, density=0.5),
+        lambda: WhitenedSVD(rank=(("*", 0),)),
+        lambda: WhitenedSVD(density=1.5),
+        lambda: WhitenedSVD(energy=-0.5),
+        lambda: WhitenedSVD(budget_bytes=0),
+        lambda: WhitenedSVD(rank=2, scope="local"),  # type: ignore[arg-type]
+        lambda: WhitenedSVD(rank=2, outputs="hessian"),  # type: ignore[arg-type]
+        lambda: WhitenedSVD(rank=2, damping=0.0),
         SVD,
         lambda: SVD(rank=2, energy=0.5),
         lambda: SVD(rank=0),

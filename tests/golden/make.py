@@ -26,6 +26,7 @@ from gossamer.encoding import (
     Dense,
     Encoding,
     Hashed,
+    Interpolation,
     Kept,
     KernelBasis,
     KernelShapes,
@@ -180,6 +181,13 @@ def structured() -> Trees:
     }
 
 
+def interpolated() -> Trees:
+    """Low rank of which some rows are stored as they are."""
+    n = Numbers(6)
+    rows = Mask.of(torch.tensor([False, True, True, False, True, False, False]))
+    return {"interpolated": LowRank(Interpolation(Dense(n.floats(4, 3)), rows), Dense(n.floats(3, 5)))}
+
+
 # Kinds that came later have files of their own: those that are there are never written again.
 GOLDEN: dict[str, Callable[[], Trees]] = {
     "pruned": pruned,
@@ -187,6 +195,7 @@ GOLDEN: dict[str, Callable[[], Trees]] = {
     "joined": joined,
     "levels": levels,
     "structured": structured,
+    "interpolated": interpolated,
 }
 
 

@@ -6,5 +6,6 @@ from gossamer.methods.factorize.monarch import Monarch
 from gossamer.methods.factorize.svd import SVD
 from gossamer.methods.factorize.tensor_train import TensorTrain
 from gossamer.methods.factorize.tucker import Tucker2
+from gossamer.methods.factorize.whitened import WhitenedSVD
 
-__all__ = ["CP", "SVD", "LowRankPlusSparse", "Monarch", "TensorTrain", "Tucker2"]
+__all__ = ["CP", "SVD", "LowRankPlusSparse", "Monarch", "TensorTrain", "Tucker2", "WhitenedSVD"]
