@@ -18,7 +18,7 @@ from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.code import Delta
-from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2
+from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2, WhitenedSVD
 from gossamer.methods.prune import (
     SNIP,
     Block,
@@ -87,6 +87,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "quantize.Cast": Cast,
         "quantize.FoldBatchNorm": FoldBatchNorm,
         "factorize.SVD": SVD,
+        "factorize.WhitenedSVD": WhitenedSVD,
         "factorize.Tucker2": Tucker2,
         "factorize.CP": CP,
         "factorize.TensorTrain": TensorTrain,

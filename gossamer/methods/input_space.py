@@ -18,8 +18,10 @@ __all__ = ["best_product", "gram_of", "output_error", "root_of", "solved_left", 
 _MOST_DAMPING = 1e-2
 
 
-def gram_of(where: str, shape: tuple[int, ...], evidence: Mapping[str, Tensor], damping: float) -> Tensor | None:
-    """The mean of x·xᵀ over a layer's inputs, damped, at a mean square of 1.
+def gram_of(
+    where: str, shape: tuple[int, ...], evidence: Mapping[str, Tensor], damping: float, *, sums: bool = False
+) -> Tensor | None:
+    """The mean of x·xᵀ over a layer's inputs, damped, at a mean square of 1; or its sum.
 
     Inputs that were never anything but zero, and directions that no sample shows, count ``damping``: what the weight
     is there is kept where nothing else is lost by it.
@@ -29,6 +31,7 @@ def gram_of(where: str, shape: tuple[int, ...], evidence: Mapping[str, Tensor], 
         shape: of the weight [out, *rest].
         evidence: "gram", [in, in] with in = Π rest.
         damping: of the mean square, above 0.
+        sums: keep the size of the sum over all inputs, to compare layers with.
 
     Returns:
         float64 [in, in], symmetric, positive definite up to rounding; None: nothing is known of the inputs.
@@ -48,7 +51,7 @@ def gram_of(where: str, shape: tuple[int, ...], evidence: Mapping[str, Tensor], 
     mean = gram.diagonal().mean()
     gram = gram / mean if float(mean) > 0 else torch.zeros_like(gram)
     gram.diagonal().add_(damping)
-    return gram
+    return gram * mean if sums and float(mean) > 0 else gram
 
 
 def root_of(gram: Tensor) -> Tensor:

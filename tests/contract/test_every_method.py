@@ -78,7 +78,8 @@ def trees_of(model: nn.Module) -> dict[str, Encoding]:
 def statistics(inputs: int) -> dict[str, Tensor]:
     """Of 50 made-up inputs."""
     x = torch.randn(50, inputs, generator=torch.Generator().manual_seed(inputs))
-    return {"count": torch.tensor([50.0]), "sum": x.sum(0), "gram": x.T @ x}
+    sums = {"count": torch.tensor([50.0]), "sum": x.sum(0), "sq": x.square().sum(0)}
+    return {**sums, "gram": x.T @ x}
 
 
 def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
@@ -457,6 +458,8 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: Tucker2(energy=1.5),
         lambda: Tucker2(macs=-0.5),
         lambda: Tucker2(budget_bytes=0),
+        lambda: Tucker2(macs=0.5, inputs="sq"),  # type: ignore[arg-type]
+        lambda: Tucker2(macs=0.5, inputs="gram", damping=0.0),
         CP,
         lambda: CP(rank=2, macs=0.5),
         lambda: CP(rank=0),
@@ -473,12 +476,18 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: TensorTrain(rank=2, rows=(2, 3), columns=(2, 3), cores=4),
         lambda: Monarch(blocks=0),
         lambda: Monarch(blocks=(2, 0)),
+        lambda: Monarch(blocks=2, inputs="sq"),  # type: ignore[arg-type]
+        lambda: Monarch(blocks=2, damping=2.0),
         lambda: LowRankPlusSparse(rank=0, density=0.1),
         lambda: LowRankPlusSparse(rank=2, density=1.5),
         lambda: LowRankPlusSparse(rank=2, density=0.1, rounds=0),
+        lambda: LowRankPlusSparse(rank=2, density=0.1, inputs="fisher"),  # type: ignore[arg-type]
+        lambda: LowRankPlusSparse(rank=2, density=0.1, damping=0.0),
         lambda: Channels(sparsity=-0.1),
         lambda: ProductQuantization(dim=0),
         lambda: ProductQuantization(bits=9),
+        lambda: ProductQuantization(inputs="sq"),  # type: ignore[arg-type]
+        lambda: ProductQuantization(inputs="gram", damping=0.0),
         lambda: ProductQuantization(iterations=0),
         lambda: Hashing(stored=0.0),
         lambda: Hashing(stored=1.1),
@@ -486,6 +495,8 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: Tie(threshold=0.1, pairs=(("a", "b"),)),
         lambda: Tie(threshold=2.5),
         lambda: Tie(threshold=0.1, rank=-1),
+        lambda: Tie(threshold=0.1, inputs="sq"),  # type: ignore[arg-type]
+        lambda: Tie(threshold=0.1, inputs="gram", damping=-1.0),
         lambda: Tie(pairs=(("a", "b"), ("b", "c"))),
         lambda: Tie(pairs=(("a",),)),  # type: ignore[arg-type]
         lambda: Denil(stored=0.0),

@@ -143,7 +143,8 @@ def test_the_covariance_kernel_is_a_ridge_regression_between_the_layers_inputs()
         at = v.argmax(1)  # a landmark predicts itself best
         np.testing.assert_allclose(v, np.linalg.solve(k[np.ix_(at, at)] + 0.01 * np.eye(6), k[at]), atol=1e-3)
         rows = net.weight[row : row + 20].detach().double().numpy()
-        fit = np.linalg.lstsq(v.T, rows.T, rcond=None)[0].T
+        # the layer's outputs over the inputs are what is fitted
+        fit = np.linalg.lstsq((x.double().numpy() @ v.T), x.double().numpy() @ rows.T, rcond=None)[0].T
         np.testing.assert_allclose(member.to_dense().detach().numpy(), fit @ v, atol=1e-4)
         row += 20
 

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
+from torch import Tensor
 
+from gossamer.encoding.factors import LowRank
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.patterns import Mask
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked, Sum
-from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Ask, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.errors import DataError, PlanError
+from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.family import Factorization, refuses_matrix
-from gossamer.methods.factorize.svd import LOWRANK, thin
+from gossamer.methods.factorize.svd import LOWRANK
+from gossamer.methods.input_space import best_product, gram_of, output_error
 
 __all__ = ["LowRankPlusSparse"]
 
@@ -33,10 +36,17 @@ class LowRankPlusSparse(Factorization):
     Each half-step is the best answer to the other, so ‖w − u·v − s‖ never grows. It runs as both terms in parallel, s
     on the sparse kernel. A layer for which this would not be smaller stays as it is, and the plan says so.
 
+    With data the error is that of the layer's outputs, ‖(w − u·v − s) · Xᵀ‖ over its inputs X: "scaled" takes inputs
+    as independent, of their own sizes each; "gram" also answers to what they have in common in u · v, while s still
+    takes the largest entries by |entry| · size of its input. Of all rounds the best is kept, and the answer of "equal"
+    where that is better on these inputs.
+
     Args:
         rank: of u · v.
         density: fraction of weights that s keeps, 0 to 1, at least one; ties go to the earlier weight.
         rounds: of the alternation, at least 1.
+        inputs: "equal", "scaled" or "gram"; the last two need data.
+        damping: added to the inputs' second moments as a share of their mean, above 0.
 
     Cost: one SVD per round, O(m·n·min(m, n)).
 
@@ -46,8 +56,8 @@ class LowRankPlusSparse(Factorization):
         >>> LowRankPlusSparse(rank=8, density=0.05).rounds
         10
 
-    Source: Zhou and Tao 2011, GoDec, section 2; Zhang and Papyan 2024, OATS, arXiv 2409.13652 (there weighted by
-    activations, here not).
+    Source: Zhou and Tao 2011, GoDec, section 2; Zhang and Papyan 2024, OATS, arXiv 2409.13652, section
+    2.3 ("scaled").
     """
 
     parts: ClassVar[str] = "terms"
@@ -55,6 +65,8 @@ class LowRankPlusSparse(Factorization):
     rank: int
     density: float
     rounds: int = 10
+    inputs: Literal["equal", "scaled", "gram"] = "equal"
+    damping: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.rank < 1 or self.rounds < 1:
@@ -62,6 +74,15 @@ class LowRankPlusSparse(Factorization):
                 f"LowRankPlusSparse: found rank {self.rank}, rounds {self.rounds}, expected at least 1 of each"
             )
         check_fraction("LowRankPlusSparse: density", self.density)
+        if self.inputs not in ("equal", "scaled", "gram"):
+            raise PlanError(f"LowRankPlusSparse: inputs: found {self.inputs!r}, expected equal, scaled or gram")
+        if not 0 < self.damping <= 1:
+            raise PlanError(f"LowRankPlusSparse: damping: found {self.damping}, expected above 0 to 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs' second moments, where they count."""
+        return frozenset({"equal": (), "scaled": ("sq",), "gram": ("gram",)}[self.inputs])
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense weights become a low-rank term and a masked one."""
@@ -86,19 +107,62 @@ class LowRankPlusSparse(Factorization):
                 steps.append(Step((site.key,), {"rank": self.rank, "keep": keep, "rounds": self.rounds}))
         return Plan(tuple(steps), skipped=skipped)
 
-    def encode(
-        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
-    ) -> Encoding:
-        """Alternate, and end with the sparse term as the best answer to the factors as they are stored."""
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Alternate; where inputs count, from the start that they favour, and never worse on them than without."""
+        return {s.key: self._sum(s, weights[s.key], entry, evidence.get(s.key, {})) for s in sites}
+
+    def _sum(self, site: Site, weight: Encoding, entry: Mapping[str, Any], evidence: Evidence) -> Sum:
         w = weight.to_dense().detach()
-        matrix, rank = w.flatten(1).double(), int(entry["rank"])
-        sparse = torch.zeros_like(matrix)
-        for _ in range(int(entry["rounds"])):
-            factors = thin(matrix - sparse, rank, w.shape[1:]).map_leaves(lambda leaf: leaf.tensor.to(w.dtype))
+        plain = _Alternation(w, int(entry["rank"]), int(entry["keep"]), torch.eye(w[0].numel(), dtype=torch.float64))
+        if self.inputs == "equal":
+            return plain.run(int(entry["rounds"]))
+        where = f"LowRankPlusSparse: {site.key}"
+        if self.inputs == "scaled" and "sq" in evidence:
+            evidence = {"gram": torch.diag(evidence["sq"])}
+        gram = gram_of(where, site.shape, evidence, self.damping)
+        if gram is None:
+            raise DataError(f"{where}: found no statistics of its inputs, expected data=… that reach this layer")
+        found = [_Alternation(w, plain.rank, plain.keep, g).run(int(entry["rounds"])) for g in (gram, plain.gram)]
+        return min(found, key=lambda tree: output_error(tree.to_dense().flatten(1) - w.flatten(1), gram))
+
+
+@final
+@dataclass(frozen=True)
+class _Alternation:
+    """Two half-steps in turn, and the best pair that they came by."""
+
+    w: Tensor
+    rank: int
+    keep: int
+    gram: Tensor
+
+    def run(self, rounds: int) -> Sum:
+        """Ends with the sparse term as the best answer to the factors as they are stored."""
+        matrix, scale = self.w.flatten(1).double(), self.gram.diagonal().sqrt()
+        sparse, best, least = torch.zeros_like(matrix), None, torch.inf
+        for _ in range(rounds):
+            factors = self._factors(matrix - sparse)
             left = matrix - factors.to_dense().flatten(1).double()
-            best = left.abs().reshape(-1).argsort(descending=True, stable=True)[: int(entry["keep"])]
+            order = (left.abs() * scale).reshape(-1).argsort(descending=True, stable=True)
             mask = torch.zeros(matrix.numel(), dtype=torch.bool)
-            mask[best] = True
+            mask[order[: self.keep]] = True
             sparse = torch.where(mask.view_as(matrix), left, 0.0)
-        values = sparse.reshape(-1)[mask].to(w.dtype)
-        return Sum((factors, Masked(Mask.of(mask.view(w.shape)), Dense(values))))
+            error = output_error(left - sparse, self.gram)
+            if error < least:
+                best, least = (factors, mask, sparse), error
+        assert best is not None
+        factors, mask, sparse = best
+        values = sparse.reshape(-1)[mask].to(self.w.dtype)
+        return Sum((factors, Masked(Mask.of(mask.view(self.w.shape)), Dense(values))))
+
+    def _factors(self, rest: Tensor) -> LowRank:
+        u, v = best_product(rest, self.gram, self.rank)
+        shape = (self.rank, *self.w.shape[1:])
+        return LowRank(Dense(u.to(self.w.dtype).contiguous()), Dense(v.to(self.w.dtype).reshape(shape).contiguous()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -15,15 +15,17 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
-from gossamer.errors import PlanError
+from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.decompositions import hooi
 from gossamer.methods.factorize.family import Factorization, refuses_convolution
 from gossamer.methods.factorize.gauge import balanced, signs
 from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, enough, spend, too_big
+from gossamer.methods.input_space import gram_of, output_error, root_of, solved_left
 
 __all__ = ["Tucker2"]
 
+_UNSEEN = "found no inputs of it in the data"
 TUCKER2 = Skeleton(Tucker, (("core", DENSE), ("factors.0", DENSE), ("factors.1", DENSE)))
 
 
@@ -35,6 +37,11 @@ class Tucker2(Factorization):
     It runs as 1 × 1 (in → r₁), the kernel (r₁ → r₀), 1 × 1 (r₀ → out). A layer for which this would not be smaller
     stays as it is, and the plan says so. Core and factors get the same root mean square.
 
+    With inputs="gram" energy and error are those of the layer's outputs over the inputs X of the data: ranks are chosen
+    and factors found with the channels' second moments, as if the kernel's places were alike and independent; the core
+    then is the least-squares answer to its factors over X. The plain factors, with the core that answers to them, where
+    those are better.
+
     Args:
         ranks: (r₀, r₁), output and input channels of the core in every layer, or None. Clipped to what a layer has.
         energy: the cheapest ranks at which the truncated higher-order SVD holds this share of Σ w², 0 to 1, or None.
@@ -43,6 +50,8 @@ class Tucker2(Factorization):
         macs: the best ranks at which a layer needs at most this share of its own multiply-adds, 0 to 1, or None.
             Counted at stride 1, where it is also the share of numbers; at stride s the first factor alone counts s²
             times, because it runs before the stride.
+        inputs: "equal", or "gram", which needs data.
+        damping: added to the inputs' second moments as a share of their mean, above 0.
 
     Cost: two eigendecompositions, O(out³ + in³), and out · in pairs of ranks to compare; to apply, up to 50 rounds of
     two SVDs.
@@ -64,6 +73,8 @@ class Tucker2(Factorization):
     energy: float | None = None
     budget_bytes: int | None = None
     macs: float | None = None
+    inputs: Literal["equal", "gram"] = "equal"
+    damping: float = 1e-4
 
     def __post_init__(self) -> None:
         given = [n for n in ("ranks", "energy", "budget_bytes", "macs") if getattr(self, n) is not None]
@@ -77,6 +88,15 @@ class Tucker2(Factorization):
             check_fraction("Tucker2: energy", self.energy)
         if self.macs is not None:
             check_fraction("Tucker2: macs", self.macs)
+        if self.inputs not in ("equal", "gram"):
+            raise PlanError(f"Tucker2: inputs: found {self.inputs!r}, expected equal or gram")
+        if not 0 < self.damping <= 1:
+            raise PlanError(f"Tucker2: damping: found {self.damping}, expected above 0 to 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs' second moments, where they count."""
+        return frozenset({"gram"} if self.inputs == "gram" else ())
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense convolutions become a core and two factors."""
@@ -88,12 +108,20 @@ class Tucker2(Factorization):
 
     @property
     def observes(self) -> bool:
-        """Unless the ranks are given."""
-        return self.ranks is None
+        """Unless the ranks are given; with data always, as which layers they reach is only seen there."""
+        return self.ranks is None or self.inputs == "gram"
 
     def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
-        """Pairs of ranks that no cheaper pair beats: ranks [n, 2], numbers [n], kept share of Σ w², float64 [n]."""
+        """Pairs of ranks that no cheaper pair beats: ranks [n, 2], numbers [n], kept share of Σ w², float64 [n].
+
+        Nothing where inputs count and the data do not reach it.
+        """
         w = weight.to_dense().detach().double()
+        if self.inputs == "gram":
+            gram = self._gram(site, evidence)
+            if gram is None:
+                return {}
+            w = torch.tensordot(w, _channel_root(gram, site.shape), dims=([1], [0])).movedim(-1, 1)
         spread = w
         for dim in (0, 1):
             flat = w.movedim(dim, 0).flatten(1)
@@ -116,6 +144,9 @@ class Tucker2(Factorization):
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """A pair of ranks per layer."""
+        everywhere = sites
+        if self.inputs == "gram":
+            sites = [s for s in everywhere if "kept" in summaries[s.key]]
         chosen = {s.key: _clipped(self.ranks, s.shape) for s in sites} if self.ranks is not None else {}
         reasons = {}
         if self.budget_bytes is not None:
@@ -128,7 +159,7 @@ class Tucker2(Factorization):
                     reasons[site.key] = f"found no ranks with {wanted} that would be smaller than the weight"
                 else:
                     chosen[site.key] = _pair(summaries[site.key], level)
-        steps, skipped = [], {}
+        steps, skipped = [], {s.key: _UNSEEN for s in everywhere if s not in sites}
         for site in sites:
             if site.key not in chosen:
                 skipped[site.key] = reasons[site.key]
@@ -152,16 +183,61 @@ class Tucker2(Factorization):
         curves = {s.key: _curve(s, summaries[s.key]) for s in sites}
         return {key: _pair(summaries[key], level - 1) for key, level in spend(curves, budget).items() if level}
 
-    def encode(
-        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
-    ) -> Encoding:
-        """Factorize one site at the planned ranks."""
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Factorize at the planned ranks; where inputs count, then the core as the best answer to its factors."""
+        ranks = [int(r) for r in entry["ranks"]]
+        return {s.key: self._fitted(s, weights[s.key], ranks, evidence.get(s.key, {})) for s in sites}
+
+    def _fitted(self, site: Site, weight: Encoding, ranks: Sequence[int], evidence: Evidence) -> Tucker:
         w = weight.to_dense().detach()
-        core, (f0, f1) = hooi(w.double(), [int(r) for r in entry["ranks"]])
-        s0, s1 = signs(f0), signs(f1)
-        core = core * s0.view(-1, 1, *[1] * (w.dim() - 2)) * s1.view(1, -1, *[1] * (w.dim() - 2))
-        core, f0, f1 = (x.to(w.dtype).contiguous() for x in balanced([core, f0 * s0, f1 * s1]))
-        return Tucker(Dense(core), (Dense(f0), Dense(f1), *[None] * (w.dim() - 2)))
+        if self.inputs == "equal":
+            return _stored(*_decomposed(w.double(), ranks, None), w.dtype)
+        gram = self._gram(site, evidence)
+        if gram is None:
+            raise DataError(f"Tucker2: {site.key}: {_UNSEEN}, expected those that it was planned with")
+        found = []
+        for root in (_channel_root(gram, w.shape), None):
+            core, f0, f1 = _decomposed(w.double(), ranks, root)
+            made = _stored(_answer(w.double(), core, f0, f1, gram), f0, f1, w.dtype)
+            found.append((output_error((made.to_dense() - w).flatten(1), gram), made))
+        return min(found, key=lambda pair: pair[0])[1]
+
+    def _gram(self, site: Site, evidence: Evidence) -> Tensor | None:
+        return gram_of(f"Tucker2: {site.key}", site.shape, evidence, self.damping)
+
+
+def _channel_root(gram: Tensor, shape: Sequence[int]) -> Tensor:
+    """L of L·Lᵀ = mean over the kernel's places of the channels' Gram matrix, float64 [in, in]."""
+    places = prod(shape[2:])
+    return root_of(gram.view(shape[1], places, shape[1], places).diagonal(dim1=1, dim2=3).mean(-1))
+
+
+def _decomposed(w: Tensor, ranks: Sequence[int], root: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Core and factors of w, or of w times a root along its input channels, taken back from the factor."""
+    seen = w if root is None else torch.tensordot(w, root, dims=([1], [0])).movedim(-1, 1)
+    core, (f0, f1) = hooi(seen, ranks)
+    if root is not None:
+        f1 = torch.linalg.solve_triangular(root.T, f1, upper=True)  # root⁻ᵀ · f1
+    s0, s1 = signs(f0), signs(f1)
+    return core * s0.view(-1, 1, *[1] * (w.dim() - 2)) * s1.view(1, -1, *[1] * (w.dim() - 2)), f0 * s0, f1 * s1
+
+
+def _answer(w: Tensor, core: Tensor, f0: Tensor, f1: Tensor, gram: Tensor) -> Tensor:
+    """The core of the least ‖(w − core ×₀ f₀ ×₁ f₁) · Xᵀ‖ for f₀ with orthonormal columns."""
+    spread = torch.kron(f1.T.contiguous(), torch.eye(prod(w.shape[2:]), dtype=w.dtype))  # [r₁·k, in·k]
+    return solved_left(f0.T @ w.flatten(1), spread, gram).view_as(core)
+
+
+def _stored(core: Tensor, f0: Tensor, f1: Tensor, dtype: torch.dtype) -> Tucker:
+    core, f0, f1 = (x.to(dtype).contiguous() for x in balanced([core, f0, f1]))
+    return Tucker(Dense(core), (Dense(f0), Dense(f1), *[None] * (core.dim() - 2)))
 
 
 def _two(ranks: Sequence[int]) -> bool:

@@ -30,6 +30,7 @@ INTERPOLATED = Skeleton(
     LowRank, (("u", Skeleton(Interpolation, (("rest", DENSE), ("rows", Skeleton(Mask))))), ("v", DENSE))
 )
 _UNSEEN = "found no inputs of it in the data"
+_WHOLE = "found bytes for the whole weight in the budget"
 _LEAST = 1e-3  # of the mean weight of an output: those that the loss hardly depends on still count a little
 
 
@@ -175,9 +176,7 @@ class WhitenedSVD(Factorization):
             most = self._most(site)
             rank = ranks[site.key] if budget is not None else self._rank(site, summaries[site.key]["energy"])
             if rank is None:
-                skipped[site.key] = (
-                    "found no pattern of rank that matches it" if self.rank else "found it worth its bytes"
-                )
+                skipped[site.key] = "found no pattern of rank that matches it" if self.rank else _WHOLE
             elif rank > most or not most:
                 nbytes = self._nbytes(site, rank)
                 skipped[site.key] = f"rank {rank} would take {nbytes} bytes, the weight itself has {_whole(site)}"
@@ -232,7 +231,7 @@ class WhitenedSVD(Factorization):
         if gram is None:
             raise DataError(f"WhitenedSVD: {site.key}: {_UNSEEN}, expected those that it was planned with")
         matrix, dtype, rest = _matrix(weight), weight.to_dense().dtype, weight.dense_shape()[1:]
-        u, v = best_product(matrix, self._weights(site, evidence), gram, rank)
+        u, v = best_product(matrix, gram, rank, self._weights(site, evidence))
         if not self.identity:
             v = v.to(dtype)
             u = u if dtype.itemsize > 2 else solved_left(matrix, v.double(), gram)

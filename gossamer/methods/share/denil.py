@@ -20,6 +20,7 @@ from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary
+from gossamer.methods.input_space import gram_of, solved_left
 
 __all__ = ["Denil"]
 
@@ -39,8 +40,9 @@ class Denil(Method):
         grid: positions of the inputs, such as (28, 28); a row may hold several such grids, one per channel. None: the
             kernel's positions of a convolution, one axis of all inputs for other layers.
         kernel: "exponential": k(p, q) = exp(−‖p − q‖² / 2σ²); costs a seed, σ and λ. "covariance": of the layer's
-            inputs, needs data; its rows at the landmarks are a dictionary that is stored: landmarks · inputs numbers
-            per group.
+            inputs, needs data, and u is fitted to the layer's outputs over them; "weights": second moments of the
+            weight's own columns. Both store their rows at the landmarks, a dictionary of landmarks · inputs numbers per
+            group.
         sigma: σ in grid steps, 0.01 to 1000; None: the mean distance of landmarks, stored**(−1 / axes). Channels have
             nothing in common.
         ridge: λ, 1e-9 to 1e6, where k(p, p) is 1 (the mean variance for covariances).
@@ -60,7 +62,7 @@ class Denil(Method):
 
     stored: float
     grid: tuple[int, ...] | None = None
-    kernel: Literal["exponential", "covariance"] = "exponential"
+    kernel: Literal["exponential", "covariance", "weights"] = "exponential"
     sigma: float | None = None
     ridge: float = 0.01
     groups: int = 10
@@ -71,8 +73,8 @@ class Denil(Method):
             raise PlanError(f"Denil: stored: found {self.stored}, expected a fraction above 0 to 1")
         if self.grid is not None and not (1 <= len(self.grid) <= 7 and min(self.grid) >= 1):
             raise PlanError(f"Denil: grid: found {self.grid}, expected 1 to 7 sizes of at least 1")
-        if self.kernel not in ("exponential", "covariance"):
-            raise PlanError(f"Denil: kernel: found {self.kernel!r}, expected exponential or covariance")
+        if self.kernel not in ("exponential", "covariance", "weights"):
+            raise PlanError(f"Denil: kernel: found {self.kernel!r}, expected exponential, covariance or weights")
         if self.sigma is not None and not 0.01 <= self.sigma <= 1000:
             raise PlanError(f"Denil: sigma: found {self.sigma}, expected 0.01 to 1000 grid steps")
         if not 1e-9 <= self.ridge <= 1e6:
@@ -87,7 +89,7 @@ class Denil(Method):
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense weights become one low-rank product per group of rows."""
-        v = DENSE if self.kernel == "covariance" else Skeleton(KernelBasis)
+        v = Skeleton(KernelBasis) if self.kernel == "exponential" else DENSE
         group = Skeleton(LowRank, (("u", DENSE), ("v", v)))
         made = Skeleton(Concat, tuple((f"members.{i}", group) for i in range(self.groups)))
         return (Rule(DENSE, lambda _: made),)
@@ -110,7 +112,7 @@ class Denil(Method):
 
     def _numbers(self, shape: tuple[int, ...]) -> int:
         """Stored ones."""
-        dictionary = self.groups * prod(shape[1:]) if self.kernel == "covariance" else 0
+        dictionary = self.groups * prod(shape[1:]) if self.kernel != "exponential" else 0
         return self._landmarks(shape) * (shape[0] + dictionary)
 
     def refuses(self, site: Site) -> str:
@@ -149,7 +151,8 @@ class Denil(Method):
 
     def _predicted(self, site: Site, weight: Encoding, landmarks: int, evidence: Evidence) -> Concat:
         w = weight.to_dense().detach()
-        covariance = self._covariance(site, evidence) if self.kernel == "covariance" else None
+        covariance = None if self.kernel == "exponential" else self._covariance(site, w, evidence)
+        gram = gram_of(f"Denil: {site.key}", site.shape, evidence, _DAMPING) if "gram" in self.needs else None
         members = []
         for group, rows in enumerate(np.array_split(np.arange(len(w)), self.groups)):
             key = key_of(self.seed, site.key, group)
@@ -159,7 +162,7 @@ class Denil(Method):
                 basis = Dense(
                     _dictionary(covariance, landmarks, self.ridge, key).to(w.dtype).view(-1, *site.shape[1:]), True
                 )
-            members.append(LowRank(Dense(_fitted(w[rows[0] : rows[-1] + 1], basis.to_dense())), basis))
+            members.append(LowRank(Dense(_fitted(w[rows[0] : rows[-1] + 1], basis.to_dense(), gram)), basis))
         return Concat(tuple(members))
 
     def _exponential(self, shape: tuple[int, ...], landmarks: int, key: int) -> KernelBasis:
@@ -168,7 +171,11 @@ class Denil(Method):
         scales = (0.0, *(sigma for _ in grid[1:]))
         return KernelBasis(landmarks, grid, scales, self.ridge, key, shape[1:])
 
-    def _covariance(self, site: Site, evidence: Evidence) -> Tensor:
+    def _covariance(self, site: Site, w: Tensor, evidence: Evidence) -> Tensor:
+        if self.kernel == "weights":
+            rows = w.double().flatten(1)
+            moments = rows.T @ rows  # [in, out] · [out, in]
+            return moments / moments.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
         missing = sorted(self.needs - set(evidence))
         if missing:
             raise DataError(
@@ -196,9 +203,11 @@ def _dictionary(covariance: Tensor, landmarks: int, ridge: float, key: int) -> T
     return found
 
 
-def _fitted(rows: Tensor, basis: Tensor) -> Tensor:
-    """u with the least ‖rows − u · V‖, [rows, landmarks] in the dtype of the rows."""
+def _fitted(rows: Tensor, basis: Tensor, seen: Tensor | None) -> Tensor:
+    """u with the least ‖rows − u · V‖, or ‖(rows − u · V) · Xᵀ‖ XᵀX = ``seen``; [rows, landmarks], typed as rows."""
     v = basis.double().flatten(1)
+    if seen is not None:
+        return solved_left(rows.double().flatten(1), v, seen).to(rows.dtype).contiguous()
     gram = v @ v.T  # [k, inputs] · [inputs, k] → [k, k]
     gram.diagonal().add_((_DAMPING * gram.diagonal().mean()).clamp_min(torch.finfo(torch.float64).tiny))
     u: Tensor = torch.linalg.solve(gram, v @ rows.double().flatten(1).T).T  # [k, k]⁻¹ · [k, rows], turned

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +16,10 @@ from gossamer.encoding.random import key_of, uniform_bits
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.vectors import VectorCodebook
-from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Method, Rule, Site
+from gossamer.errors import DataError, PlanError
+from gossamer.methods.base import DENSE, Evidence, Method, Rule, Site
+from gossamer.methods.input_space import gram_of, root_of
+from gossamer.methods.share.seen_vectors import refined
 
 __all__ = ["ProductQuantization", "cluster"]
 
@@ -36,13 +38,18 @@ class ProductQuantization(Method):
 
     Minimises Σ ‖sub-vector − centroid‖². Costs bits / dim per weight and the codebooks.
 
+    With inputs="gram" it minimises Σ ‖x · (sub-vector − centroid)‖² over the inputs x of each sub-vector's place that
+    the data show, on from the answer without them: never worse on that sum.
+
     Args:
         dim: weights per sub-vector, ≥ 1; must divide the columns (inputs) of a layer.
         bits: 1 to 8.
         kernels: cut convolutions of k × k > 1 into whole kernels of k · k weights instead.
         per_subspace: a codebook for each of the columns / dim sub-spaces; False: one for the whole tensor.
-        iterations: of Lloyd's algorithm, at most.
+        iterations: of Lloyd's algorithm, at most; with data as many again.
         seed: of the starting centroids, together with the tensor's name.
+        inputs: "equal", or "gram", which needs data.
+        damping: added to the inputs' second moments as a share of their mean, above 0.
 
     Cost: O(weights · 2**bits) per iteration.
 
@@ -52,8 +59,8 @@ class ProductQuantization(Method):
         >>> ProductQuantization(dim=4, bits=8).per_subspace
         False
 
-    Source: Gong et al. 2014, arXiv 1412.6115, section 3.3; convolutions by whole kernels: Stock et al. 2020,
-    arXiv 1907.05686, section 3; starting centroids: Arthur and Vassilvitskii 2007, k-means++.
+    Source: Gong et al. 2014, arXiv 1412.6115, section 3.3; convolutions by whole kernels, and by inputs: Stock et al.
+    2020, arXiv 1907.05686, section 3; starting centroids: Arthur and Vassilvitskii 2007, k-means++.
     """
 
     dim: int = 4
@@ -62,6 +69,8 @@ class ProductQuantization(Method):
     per_subspace: bool = False
     iterations: int = 40
     seed: int = 0
+    inputs: Literal["equal", "gram"] = "equal"
+    damping: float = 1e-4
 
     def __post_init__(self) -> None:
         if self.dim < 1 or self.iterations < 1:
@@ -69,6 +78,15 @@ class ProductQuantization(Method):
             raise PlanError(f"ProductQuantization: found {found}, expected at least 1")
         if not 1 <= self.bits <= 8:
             raise PlanError(f"ProductQuantization: bits: found {self.bits}, expected 1 to 8")
+        if self.inputs not in ("equal", "gram"):
+            raise PlanError(f"ProductQuantization: inputs: found {self.inputs!r}, expected equal or gram")
+        if not 0 < self.damping <= 1:
+            raise PlanError(f"ProductQuantization: damping: found {self.damping}, expected above 0 to 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs' second moments, where they count."""
+        return frozenset({"gram"} if self.inputs == "gram" else ())
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense weights become a codebook of vectors."""
@@ -95,22 +113,49 @@ class ProductQuantization(Method):
             return f"found {prod(site.shape)} weights, expected more than the {table} numbers of the codebooks"
         return ""
 
-    def encode(
-        self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
-    ) -> Encoding:
-        """Cluster the sub-vectors of one site."""
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Cluster the sub-vectors; where inputs count, then go on from there by what the inputs see."""
+        return {s.key: self._clustered(s, weights[s.key], evidence.get(s.key, {})) for s in sites}
+
+    def _clustered(self, site: Site, weight: Encoding, evidence: Evidence) -> VectorCodebook:
         w = weight.to_dense().detach()
         dim, entries = self._dim(site.shape), 1 << self.bits
         vectors = w.float().reshape(len(w), -1, dim).numpy().astype(np.float64)  # [rows, spaces, dim]
-        spaces = vectors.shape[1] if self.per_subspace else 1
-        split = vectors.transpose(1, 0, 2) if self.per_subspace else vectors.reshape(1, -1, dim)
-        fits = [cluster(part, entries, self.iterations, key_of(self.seed, site.key, i)) for i, part in enumerate(split)]
+        roots = self._roots(site, dim, evidence) if self.inputs == "gram" else None
+        places = range(vectors.shape[1])
+        spaces = [slice(i, i + 1) for i in places] if self.per_subspace else [slice(None)]
+        fits = []
+        for i, space in enumerate(spaces):
+            part = vectors[:, space]
+            key = key_of(self.seed, site.key, i)
+            centroids, index = cluster(part.reshape(-1, dim), entries, self.iterations, key)
+            index = index.reshape(part.shape[:2])
+            if roots is not None:
+                centroids, index = refined(part, centroids, index, roots[space], self.iterations)
+            fits.append((centroids, index))
         width = max(len(centroids) for centroids, _ in fits)  # spaces with fewer repeat their last
         table = np.stack([np.pad(c, ((0, width - len(c)), (0, 0)), mode="edge") for c, _ in fits])
-        index = np.stack([i for _, i in fits]).astype(np.uint8)  # [spaces, rows or rows · columns / dim]
-        index = index.T if spaces > 1 else index.reshape(len(w), -1)
+        index = np.concatenate([i for _, i in fits], 1).astype(np.uint8)  # [rows, columns / dim]
         values = torch.from_numpy(table).to(w.dtype)
         return VectorCodebook(torch.from_numpy(np.ascontiguousarray(index)), Dense(values), site.shape[1:])
+
+    def _roots(self, site: Site, dim: int, evidence: Evidence) -> F64:
+        """Of the Gram matrix of each place's inputs, float64 [columns / dim, dim, dim]."""
+        gram = gram_of(f"ProductQuantization: {site.key}", site.shape, evidence, self.damping)
+        if gram is None:
+            raise DataError(
+                f"ProductQuantization: {site.key}: found no statistics of its inputs, expected data=… that reach it"
+            )
+        places = len(gram) // dim
+        own = gram.view(places, dim, places, dim).diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        return np.stack([root_of(g).numpy() for g in own])
 
 
 def cluster(vectors: F64, k: int, iterations: int, key: int) -> tuple[F64, I64]:

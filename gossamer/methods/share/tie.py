@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 import torch
@@ -18,8 +18,9 @@ from gossamer.encoding.random import key_of, uniform_bits
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Sum
-from gossamer.errors import PlanError
+from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary
+from gossamer.methods.input_space import best_product, gram_of, root_of
 
 __all__ = ["Tie"]
 
@@ -36,6 +37,9 @@ class Tie(Method):
     u · v is the correction of lowest Frobenius error at its rank. Trained as one weight and stored once; a later
     method changes the shared weight once, and unties it where only= or skip= reach one of the two alone.
 
+    With inputs="gram" correction and mean are those of the lowest error of the layers' outputs over the inputs that the
+    data show.
+
     Pairs are named, or found: layers whose distance ‖a − b‖ / √(‖a‖² + ‖b‖²) is at most ``threshold`` (0: equal,
     about 1: unrelated), closest first, each layer in one pair at most. Distances of found pairs are estimated from
     sketches of 4096 sums of sign · w to about 2% of themselves, so that no two layers are in memory together.
@@ -44,6 +48,8 @@ class Tie(Method):
         pairs: (first, second) names of tensors.
         threshold: 0 to 2, or None: only the named pairs.
         rank: of the correction; 0: none.
+        inputs: "equal", or "gram", which needs data.
+        damping: added to the inputs' second moments as a share of their mean, above 0.
 
     Cost: one pass over the weights, one SVD per pair if rank > 0.
 
@@ -62,6 +68,8 @@ class Tie(Method):
     pairs: tuple[tuple[str, str], ...] = ()
     threshold: float | None = None
     rank: int = 0
+    inputs: Literal["equal", "gram"] = "equal"
+    damping: float = 1e-4
 
     def __post_init__(self) -> None:
         if bool(self.pairs) == (self.threshold is not None):
@@ -75,6 +83,16 @@ class Tie(Method):
         names = [name for pair in self.pairs for name in pair]
         if len(set(names)) != len(names):
             raise PlanError(f"Tie: pairs: found {sorted(n for n in set(names) if names.count(n) > 1)} twice")
+
+        if self.inputs not in ("equal", "gram"):
+            raise PlanError(f"Tie: inputs: found {self.inputs!r}, expected equal or gram")
+        if not 0 < self.damping <= 1:
+            raise PlanError(f"Tie: damping: found {self.damping}, expected above 0 to 1")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs' second moments, where they count."""
+        return frozenset({"gram"} if self.inputs == "gram" else ())
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense weights become the shared one, or a sum of it and a correction."""
@@ -162,26 +180,41 @@ class Tie(Method):
         """The same object for both, in a sum with its correction for the second."""
         first, second = (weights[site.key].to_dense().detach() for site in sites)
         rank = int(entry["rank"])
+        grams: list[Tensor | None] = [None, None]
+        if self.inputs == "gram":
+            grams = [gram_of(f"Tie: {s.key}", s.shape, evidence.get(s.key, {}), self.damping, sums=True) for s in sites]
+            unseen = [s.key for s, g in zip(sites, grams, strict=True) if g is None]
+            if unseen:
+                raise DataError(f"Tie: {unseen[0]}: found no statistics of its inputs, expected data that reach it")
         if rank == 0:
-            both = Dense(((first.double() + second.double()) / 2).to(first.dtype))
+            both = Dense(_middle(first, second, *grams).to(first.dtype))
             return {site.key: both for site in sites}
         common = Dense(first.clone())
-        return {
-            sites[0].key: common,
-            sites[1].key: Sum((common, _correction(second.double() - first.double(), rank, first.dtype))),
-        }
+        correction = _correction(second.double() - first.double(), rank, grams[1], first.dtype)
+        return {sites[0].key: common, sites[1].key: Sum((common, correction))}
+
+
+def _middle(first: Tensor, second: Tensor, here: Tensor | None, there: Tensor | None) -> Tensor:
+    """The mean, or the w of the least ‖(first − w)·Xᵀ‖² + ‖(second − w)·Yᵀ‖² over the inputs of both."""
+    a, b = first.double(), second.double()
+    if torch.equal(a, b):
+        return a
+    if here is None or there is None:
+        return (a + b) / 2
+    seen = a.flatten(1) @ here + b.flatten(1) @ there  # [out, in] · [in, in]
+    return torch.cholesky_solve(seen.T, root_of(here + there)).T.reshape(a.shape)
+
+
+def _correction(difference: Tensor, rank: int, gram: Tensor | None, dtype: torch.dtype) -> LowRank:
+    matrix = difference.flatten(1)
+    rank = min(rank, *matrix.shape)
+    if gram is None:
+        gram = torch.eye(matrix.shape[1], dtype=torch.float64)
+    left, right = (x.to(dtype).contiguous() for x in best_product(matrix, gram, rank))
+    return LowRank(Dense(left), Dense(right.reshape(rank, *difference.shape[1:])))
 
 
 def _distance(a: Summary, b: Summary) -> float:
     square = float((a["sketch"] - b["sketch"]).square().sum())
     both = float(a["square"] + b["square"])
     return math.sqrt(square / both) if both else 0.0
-
-
-def _correction(difference: Tensor, rank: int, dtype: torch.dtype) -> LowRank:
-    u, s, v = torch.linalg.svd(difference.flatten(1), full_matrices=False)  # [out, k], [k], [k, rest]
-    rank = min(rank, len(s))
-    sign = u[u.abs().argmax(0), torch.arange(len(s))].sign()  # LAPACK leaves the signs open
-    root = torch.where(sign == 0, 1.0, sign)[:rank] * s[:rank].sqrt()
-    left, right = (u[:, :rank] * root).to(dtype), (root[:, None] * v[:rank]).to(dtype)
-    return LowRank(Dense(left.contiguous()), Dense(right.reshape(rank, *difference.shape[1:]).contiguous()))
