@@ -59,7 +59,8 @@ def test_the_solved_left_factor_is_that_of_least_squares_on_the_outputs(
     expected = torch.linalg.lstsq(x @ v.T, x @ w.T).solution.T
     found = solved_left(w, v, x.T @ x)
     best, mine = (torch.linalg.norm((w - u @ v) @ x.T) for u in (expected, found))
-    assert float(mine) == pytest.approx(float(best), rel=1e-6, abs=1e-6)
+    # normal equations: half of the digits where nothing but rounding is left
+    assert float(mine) == pytest.approx(float(best), rel=1e-6, abs=1e-5 * float(torch.linalg.norm(w @ x.T)))
 
 
 def test_right_factors_with_equal_or_empty_rows_are_solved_too() -> None:

@@ -12,6 +12,7 @@ from torch import nn
 from gossamer.drive import run
 from gossamer.encoding import LowRank
 from gossamer.methods.factorize import SVD
+from gossamer.methods.factorize.language import measure_unseen
 
 
 def matrix(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -118,3 +119,40 @@ def test_a_site_twice_gives_the_same_bits() -> None:
     weights = {"a": matrix(30, 20), "b": matrix(30, 20)}
     result = result_on(SVD(rank=3), weights)
     assert torch.equal(result["a"].to_dense(), result["b"].to_dense())
+
+
+class Language(nn.Module):
+    """Scores of the next of 50 words, from states that lie near a plane."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words = nn.Embedding(50, 16)
+        self.inner = nn.Linear(16, 24)
+        self.head = nn.Linear(24, 50)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.relu(self.inner(self.words(x) * torch.logspace(0, -2, 16))))
+
+
+def test_on_a_language_model_it_warns_with_what_it_loses_on_the_first_batch() -> None:
+    torch.manual_seed(0)
+    model, data = Language(), [torch.randint(50, (8, 20))]
+    with pytest.warns(
+        UserWarning, match=r"loses \d+% of the outputs' norm where WhitenedSVD loses \d+% \(medians of 2"
+    ):
+        state = run(model, [SVD(rank=6, skip="words*")], data=data)
+    assert isinstance(state.trees["inner.weight"], LowRank)
+    with pytest.warns(UserWarning, match="give data to have it measured"):
+        run(model, [SVD(energy=0.5)])
+    found = measure_unseen(model, data[0], lambda name: name == "inner.weight", lambda _: 6)
+    assert found is not None
+    seen = model.words(data[0]).flatten(0, 1) * torch.logspace(0, -2, 16)
+    made = one(SVD(rank=6), model.inner.weight.detach()).to_dense()
+    outputs = seen @ model.inner.weight.T
+    assert found.plain == pytest.approx(float(((seen @ made.T - outputs).norm() / outputs.norm()).detach()), rel=1e-2)
+    assert found.whitened < found.plain
+
+
+def test_other_networks_are_factorized_without_a_word() -> None:
+    model = nn.Sequential(nn.Embedding(10, 16), nn.Flatten(), nn.Linear(64, 40))
+    run(model, [SVD(rank=4)], data=[torch.randint(10, (3, 4))])

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer.encoding.factors import LowRank
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction, matches
 from gossamer.methods.factorize.family import Factorization, refuses_matrix
 from gossamer.methods.factorize.gauge import signs
+from gossamer.methods.factorize.language import is_language_model, measure_unseen
 from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, enough, spend, too_big
 
 __all__ = ["LOWRANK", "SVD", "thin"]
@@ -40,8 +42,8 @@ class SVD(Factorization):
 
     Cost: one SVD, O(m·n·min(m, n)), when ranks depend on the values, and one more to apply.
 
-    Exact: full rank reproduces the weight up to float rounding. Plain SVD ignores the activations: never the method
-    of choice for language models.
+    Exact: full rank reproduces the weight up to float rounding. It ignores what reaches the layers: on a language model
+    it warns, where data are given with what that costs there, measured on the first batch. Use `WhitenedSVD`.
 
     Example:
         >>> SVD(energy=0.9).energy
@@ -64,6 +66,41 @@ class SVD(Factorization):
             raise PlanError(f"SVD: budget_bytes: found {self.budget_bytes}, expected at least 1")
         if self.energy is not None:
             check_fraction("SVD: energy", self.energy)
+
+    @property
+    def runs_network(self) -> bool:
+        """To measure what it loses on a language model."""
+        return True
+
+    def bind(self, model: nn.Module, example: Tensor | None) -> SVD:
+        """The same method.
+
+        Warns:
+            UserWarning: the network is a language model.
+        """
+        if is_language_model(model):
+            found = None if example is None else measure_unseen(model, example, self._meant, self._likely)
+            if found is None:
+                how = "give data to have it measured"
+            else:
+                share = f"{found.plain:.0%} of the outputs' norm where WhitenedSVD loses {found.whitened:.0%}"
+                how = f"at these ranks it loses {share} (medians of {found.layers} layers on the first batch)"
+            warnings.warn(
+                f"SVD: found a language model, whose inputs are far from independent: {how}. Use factorize.WhitenedSVD",
+                stacklevel=2,
+            )
+        return self
+
+    def _meant(self, name: str) -> bool:
+        return not matches([name], self.skip) and (not self.only or matches([name], self.only))
+
+    def _likely(self, matrix: Tensor) -> int:
+        """The rank that the settings give; for a budget, which is for all layers, that of half the numbers."""
+        if self.rank is not None:
+            return self.rank
+        if self.energy is not None:
+            return _rank_for(torch.linalg.svdvals(matrix).square(), self.energy)
+        return matrix.numel() // (2 * sum(matrix.shape))
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense weights become low-rank ones."""
