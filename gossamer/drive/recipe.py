@@ -188,7 +188,7 @@ def _plain_shape(spec: TensorSpec) -> tuple[int, ...]:
 
 def example_for(method: Method, data: Iterable[Any] | None) -> Any:
     """Inputs of the first batch for a method that runs the network to bind to it; None for others and without data."""
-    if data is None or not method.runs_network:
+    if data is None or not method.uses_example:
         return None
     batch = next(iter(data), None)
     return None if batch is None else inputs_of(batch)

@@ -150,6 +150,11 @@ class Method(ABC):
         """Whether `bind` runs the network on example inputs; drivers take a batch only then."""
         return False
 
+    @property
+    def uses_example(self) -> bool:
+        """Whether `bind` looks at example inputs where there are some; those that run the network must have them."""
+        return self.runs_network
+
     def bind(self, model: nn.Module, example: Tensor | None) -> Method:
         """The method made concrete for one network; only structured methods need its graph."""
         del model, example

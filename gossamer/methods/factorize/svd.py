@@ -68,7 +68,7 @@ class SVD(Factorization):
             check_fraction("SVD: energy", self.energy)
 
     @property
-    def runs_network(self) -> bool:
+    def uses_example(self) -> bool:
         """To measure what it loses on a language model."""
         return True
 
