@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gossamer.errors import DataError
 
-__all__ = ["best_product", "gram_of", "output_error", "root_of", "solved_left", "weighted"]
+__all__ = ["UNSEEN", "best_product", "gram_of", "output_error", "root_of", "solved_left", "weighted"]
 
+UNSEEN = "found no inputs of it in the data"
 _MOST_DAMPING = 1e-2
 
 

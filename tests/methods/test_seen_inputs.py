@@ -184,17 +184,20 @@ def test_equal_layers_stay_bit_for_bit_whatever_their_inputs() -> None:
         LowRankPlusSparse(rank=2, density=0.1, inputs="scaled"),
         Monarch(blocks=4, inputs="gram"),
         ProductQuantization(dim=4, bits=3, inputs="gram"),
-        Tie(pairs=(("w", "w2"),), inputs="gram"),
     ],
     ids=lambda m: type(m).__name__,
 )
-def test_a_layer_that_no_data_reach_is_named(method: Method) -> None:
-    weights = {"w": matrix(24, 16), "w2": matrix(24, 16, seed=1)}
-    planned = planned_on(method, weights)
-    step = planned.plan.steps[0]
-    sites = [planned.sites[t] for t in step.targets]
-    with pytest.raises(DataError, match="w: found no statistics of its inputs"):
-        method.apply(sites, {k: Dense(v) for k, v in weights.items()}, step.entry, {}, {s.key: {} for s in sites})
+def test_a_layer_that_no_data_reach_stays_and_the_plan_says_so(method: Method) -> None:
+    weights = {"a": matrix(24, 16), "b": matrix(24, 16, seed=1)}
+    planned = planned_on(method, weights, {"a": seen(inputs(30, 16))})
+    assert [s.targets for s in planned.plan.steps] == [("a",)]
+    assert planned.skipped["b"] == "found no inputs of it in the data"
+
+
+def test_a_tie_whose_layer_no_data_reach_is_refused_by_name() -> None:
+    weights = {"a": matrix(24, 16), "b": matrix(24, 16, seed=1)}
+    with pytest.raises(DataError, match="b: found no statistics of its inputs"):
+        result_on(Tie(pairs=(("a", "b"),), inputs="gram"), weights, {"a": seen(inputs(30, 16))})
 
 
 @pytest.mark.parametrize("method", [m for m, _ in PAIRS.values()], ids=PAIRS.keys())

@@ -20,7 +20,7 @@ from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.family import Factorization, refuses_matrix
 from gossamer.methods.factorize.svd import LOWRANK
-from gossamer.methods.input_space import best_product, gram_of, output_error
+from gossamer.methods.input_space import UNSEEN, best_product, gram_of, output_error
 
 __all__ = ["LowRankPlusSparse"]
 
@@ -92,6 +92,15 @@ class LowRankPlusSparse(Factorization):
         """Vectors, and grouped convolutions, whose weight is not one matrix."""
         return refuses_matrix(site)
 
+    @property
+    def observes(self) -> bool:
+        """Where inputs count: which layers the data reach is only seen there."""
+        return self.inputs != "equal"
+
+    def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
+        """Whether anything is known of its inputs."""
+        return {"seen": bool({"gram", "sq"} & set(evidence))}
+
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """Live weights per layer."""
         steps, skipped = [], {}
@@ -100,7 +109,9 @@ class LowRankPlusSparse(Factorization):
             keep = max(1, round(self.density * whole))
             thin_ones = self.rank * (site.shape[0] + prod(site.shape[1:]))
             nbytes = (thin_ones + keep) * width + ceil(whole / 8)
-            if nbytes >= whole * width or self.rank > min(site.shape[0], whole // site.shape[0]):
+            if self.inputs != "equal" and not summaries[site.key]["seen"]:
+                skipped[site.key] = UNSEEN
+            elif nbytes >= whole * width or self.rank > min(site.shape[0], whole // site.shape[0]):
                 what = f"rank {self.rank} and {keep} live weights"
                 skipped[site.key] = f"{what} would take {nbytes} bytes, the weight itself has {whole * width}"
             else:

@@ -20,7 +20,7 @@ from gossamer.methods.base import DENSE, WEIGHTS, Ask, Evidence, Plan, Rule, Sit
 from gossamer.methods.factorize.family import Factorization
 from gossamer.methods.factorize.gauge import signs
 from gossamer.methods.factorize.ranks import too_big
-from gossamer.methods.input_space import gram_of, output_error, root_of, solved_left
+from gossamer.methods.input_space import UNSEEN, gram_of, output_error, root_of, solved_left
 
 __all__ = ["Monarch"]
 
@@ -92,6 +92,15 @@ class Monarch(Factorization):
             return f"found shape {site.shape}, expected multiples of {down} rows and {across} columns"
         return ""
 
+    @property
+    def observes(self) -> bool:
+        """Where inputs count: which layers the data reach is only seen there."""
+        return self.inputs != "equal"
+
+    def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
+        """Whether anything is known of its inputs."""
+        return {"seen": "gram" in evidence}
+
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """Every layer that becomes smaller."""
         down, across = self._division()
@@ -99,6 +108,8 @@ class Monarch(Factorization):
         for site in sites:
             numbers = site.shape[0] * across + site.shape[1] * down
             reason = too_big(f"{down} by {across} blocks", numbers, prod(site.shape))
+            if self.inputs != "equal" and not summaries[site.key]["seen"]:
+                reason = UNSEEN
             if reason:
                 skipped[site.key] = reason
             else:

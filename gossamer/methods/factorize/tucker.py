@@ -21,11 +21,10 @@ from gossamer.methods.factorize.decompositions import hooi
 from gossamer.methods.factorize.family import Factorization, refuses_convolution
 from gossamer.methods.factorize.gauge import balanced, signs
 from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, enough, spend, too_big
-from gossamer.methods.input_space import gram_of, output_error, root_of, solved_left
+from gossamer.methods.input_space import UNSEEN, gram_of, output_error, root_of, solved_left
 
 __all__ = ["Tucker2"]
 
-_UNSEEN = "found no inputs of it in the data"
 TUCKER2 = Skeleton(Tucker, (("core", DENSE), ("factors.0", DENSE), ("factors.1", DENSE)))
 
 
@@ -159,7 +158,7 @@ class Tucker2(Factorization):
                     reasons[site.key] = f"found no ranks with {wanted} that would be smaller than the weight"
                 else:
                     chosen[site.key] = _pair(summaries[site.key], level)
-        steps, skipped = [], {s.key: _UNSEEN for s in everywhere if s not in sites}
+        steps, skipped = [], {s.key: UNSEEN for s in everywhere if s not in sites}
         for site in sites:
             if site.key not in chosen:
                 skipped[site.key] = reasons[site.key]
@@ -201,7 +200,7 @@ class Tucker2(Factorization):
             return _stored(*_decomposed(w.double(), ranks, None), w.dtype)
         gram = self._gram(site, evidence)
         if gram is None:
-            raise DataError(f"Tucker2: {site.key}: {_UNSEEN}, expected those that it was planned with")
+            raise DataError(f"Tucker2: {site.key}: {UNSEEN}, expected those that it was planned with")
         found = []
         for root in (_channel_root(gram, w.shape), None):
             core, f0, f1 = _decomposed(w.double(), ranks, root)

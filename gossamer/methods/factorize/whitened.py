@@ -22,14 +22,13 @@ from gossamer.methods.factorize.family import Factorization, refuses_matrix
 from gossamer.methods.factorize.ranks import Curve, enough, spend
 from gossamer.methods.factorize.spanning import spanning_rows
 from gossamer.methods.factorize.svd import LOWRANK
-from gossamer.methods.input_space import best_product, gram_of, root_of, solved_left, weighted
+from gossamer.methods.input_space import UNSEEN, best_product, gram_of, root_of, solved_left, weighted
 
 __all__ = ["WhitenedSVD"]
 
 INTERPOLATED = Skeleton(
     LowRank, (("u", Skeleton(Interpolation, (("rest", DENSE), ("rows", Skeleton(Mask))))), ("v", DENSE))
 )
-_UNSEEN = "found no inputs of it in the data"
 _WHOLE = "found bytes for the whole weight in the budget"
 _LEAST = 1e-3  # of the mean weight of an output: those that the loss hardly depends on still count a little
 
@@ -166,7 +165,7 @@ class WhitenedSVD(Factorization):
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """A rank per layer."""
         seen = [s for s in sites if "energy" in summaries[s.key]]
-        skipped = {s.key: _UNSEEN for s in sites if "energy" not in summaries[s.key]}
+        skipped = {s.key: UNSEEN for s in sites if "energy" not in summaries[s.key]}
         budget = self.budget_bytes
         if self.density is not None and self.scope == "global":
             budget = int(self.density * sum(_whole(s) for s in seen))
@@ -229,7 +228,7 @@ class WhitenedSVD(Factorization):
     def _factors(self, site: Site, weight: Encoding, rank: int, evidence: Evidence) -> LowRank:
         gram = gram_of(f"WhitenedSVD: {site.key}", site.shape, evidence, self.damping)
         if gram is None:
-            raise DataError(f"WhitenedSVD: {site.key}: {_UNSEEN}, expected those that it was planned with")
+            raise DataError(f"WhitenedSVD: {site.key}: {UNSEEN}, expected those that it was planned with")
         matrix, dtype, rest = _matrix(weight), weight.to_dense().dtype, weight.dense_shape()[1:]
         u, v = best_product(matrix, gram, rank, self._weights(site, evidence))
         if not self.identity:

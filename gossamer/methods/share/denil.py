@@ -120,6 +120,8 @@ class Denil(Method):
         shape = site.shape
         if len(shape) < 2 or not prod(shape):
             return f"found shape {shape}, expected a matrix"
+        if self.needs and site.spec.groups != 1:
+            return f"found a convolution of {site.spec.groups} groups, whose rows see different inputs, expected 1"
         columns, landmarks = prod(shape[1:]), self._landmarks(shape)
         if self.grid is not None and columns % prod(self.grid):
             return f"found {columns} inputs, expected a multiple of {prod(self.grid)} for the grid {self.grid}"

@@ -17,8 +17,8 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.vectors import VectorCodebook
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, Evidence, Method, Rule, Site
-from gossamer.methods.input_space import gram_of, root_of
+from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary
+from gossamer.methods.input_space import UNSEEN, gram_of, root_of
 from gossamer.methods.share.seen_vectors import refined
 
 __all__ = ["ProductQuantization", "cluster"]
@@ -104,6 +104,8 @@ class ProductQuantization(Method):
         """Vectors, columns that do not divide, and tensors smaller than their codebooks."""
         if len(site.shape) < 2 or not prod(site.shape):
             return f"found shape {site.shape}, expected a matrix"
+        if self.inputs == "gram" and site.spec.groups != 1:
+            return f"found a convolution of {site.spec.groups} groups, whose rows see different inputs, expected 1"
         columns, dim = prod(site.shape[1:]), self._dim(site.shape)
         if columns % dim:
             divisors = [d for d in range(2, min(columns, 64) + 1) if columns % d == 0]
@@ -112,6 +114,20 @@ class ProductQuantization(Method):
         if table >= prod(site.shape):
             return f"found {prod(site.shape)} weights, expected more than the {table} numbers of the codebooks"
         return ""
+
+    @property
+    def observes(self) -> bool:
+        """Where inputs count: which layers the data reach is only seen there."""
+        return self.inputs != "equal"
+
+    def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
+        """Whether anything is known of its inputs."""
+        return {"seen": "gram" in evidence}
+
+    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
+        """Every layer that the data reach, or all where they do not count."""
+        unseen = {s.key: UNSEEN for s in sites if self.inputs != "equal" and not summaries[s.key]["seen"]}
+        return Plan(tuple(Step((s.key,), {}) for s in sites if s.key not in unseen), skipped=unseen)
 
     def apply(
         self,

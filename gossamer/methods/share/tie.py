@@ -106,6 +106,8 @@ class Tie(Method):
         """Layers that are in no named pair, and corrections that would not be smaller than the weight."""
         if self.pairs and not any(name in site.spec.names for pair in self.pairs for name in pair):
             return "found it in none of the pairs"
+        if self.inputs == "gram" and (site.spec.groups != 1 or len(site.shape) < 2):
+            return f"found shape {site.shape} in {site.spec.groups} groups, expected a matrix of inputs of its own"
         if self.rank and len(site.shape) < 2:
             return f"found shape {site.shape}, expected a matrix"
         cost, whole = self.rank * (site.shape[0] + prod(site.shape[1:])) if self.rank else 0, prod(site.shape)
