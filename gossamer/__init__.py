@@ -9,7 +9,9 @@ True
 
 from gossamer import methods, presets
 from gossamer.api import Compressed, compress, load
+from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.tune import Tune
 from gossamer.errors import CompositionError, DataError, FormatError, PlanError
@@ -23,7 +25,9 @@ __all__ = [
     "Gradual",
     "PlanError",
     "QuantizationAware",
+    "ReestimateNorms",
     "Tune",
+    "allocate",
     "code",
     "compress",
     "factorize",

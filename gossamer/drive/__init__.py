@@ -1,6 +1,8 @@
 """Drivers: who runs a method, on what, when. One-shot over a source, and inside training."""
 
+from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe, Stage, State, run
 from gossamer.drive.source import ModelSource, Source, TreeSource
@@ -11,10 +13,12 @@ __all__ = [
     "ModelSource",
     "QuantizationAware",
     "Recipe",
+    "ReestimateNorms",
     "Source",
     "Stage",
     "State",
     "TreeSource",
     "Tune",
+    "allocate",
     "run",
 ]

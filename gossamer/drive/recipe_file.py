@@ -13,6 +13,7 @@ import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe
 from gossamer.drive.tune import Tune
@@ -30,12 +31,17 @@ from gossamer.methods.prune import (
     Magnitude,
     Movement,
     NofM,
+    OptimalBrain,
+    PerTensor,
     Random,
+    Reconstruct,
     Rows,
     Sensitivity,
+    SparseGPT,
     SynFlow,
     Taylor,
     Unstructured,
+    Wanda,
 )
 from gossamer.methods.quantize import (
     Cast,
@@ -63,6 +69,10 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "prune.GraSP": GraSP,
         "prune.SynFlow": SynFlow,
         "prune.HardThreshold": HardThreshold,
+        "prune.Wanda": Wanda,
+        "prune.SparseGPT": SparseGPT,
+        "prune.OptimalBrain": OptimalBrain,
+        "prune.Reconstruct": Reconstruct,
         "prune.Unstructured": Unstructured,
         "prune.Rows": Rows,
         "prune.Columns": Columns,
@@ -71,6 +81,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "code.Delta": Delta,
         "prune.KernelPattern": KernelPattern,
         "prune.Sensitivity": Sensitivity,
+        "prune.PerTensor": PerTensor,
         "prune.LatencyTable": LatencyTable,
         "share.KMeans": KMeans,
         "share.ProductQuantization": ProductQuantization,
@@ -97,12 +108,13 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "shrink.Heads": Heads,
         "shrink.Blocks": Blocks,
         "Gradual": Gradual,
+        "ReestimateNorms": ReestimateNorms,
         "QuantizationAware": QuantizationAware,
         "Tune": Tune,
     }
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
-_PARTS = (Unstructured, Rows, Columns, Block, NofM, KernelPattern, Sensitivity, LatencyTable)
+_PARTS = (Unstructured, Rows, Columns, Block, NofM, KernelPattern, Sensitivity, PerTensor, LatencyTable)
 # found in the network, not written by people
 _DERIVED = frozenset({"bound", "candidates", "foldings", "reasons", "ramped", "weight_uses"})
 

@@ -76,10 +76,9 @@ def trees_of(model: nn.Module) -> dict[str, Encoding]:
 
 
 def statistics(inputs: int) -> dict[str, Tensor]:
-    """Of 50 made-up inputs."""
-    x = torch.randn(50, inputs, generator=torch.Generator().manual_seed(inputs))
-    sums = {"count": torch.tensor([50.0]), "sum": x.sum(0), "sq": x.square().sum(0)}
-    return {**sums, "gram": x.T @ x}
+    """Of 100 made-up inputs."""
+    x = torch.randn(100, inputs, generator=torch.Generator().manual_seed(inputs))
+    return {"count": torch.tensor([100.0]), "sum": x.sum(0), "sq": x.square().sum(0), "gram": x.T @ x}
 
 
 def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:

@@ -11,11 +11,11 @@ from typing import final
 import torch
 
 from gossamer.errors import PlanError
-from gossamer.methods.base import Site
+from gossamer.methods.base import Site, check_fraction
 from gossamer.methods.prune.budget import Budget
 from gossamer.methods.prune.latency import Curve, check_curve
 
-__all__ = ["Sensitivity", "erdos_renyi", "fill", "proportional"]
+__all__ = ["PerTensor", "Sensitivity", "erdos_renyi", "fill", "proportional"]
 
 
 @final
@@ -88,6 +88,46 @@ class Sensitivity:
             kept = torch.tensor(_units(site, budget, 1 - sparsity), dtype=torch.float64)
             points.append((budget.cost(site, kept).item(), loss * share, sparsity))
         return points
+
+
+@final
+@dataclass(frozen=True)
+class PerTensor:
+    """The sparsity of each tensor, decided beforehand, so that blocks can be pruned one after the other.
+
+    `gossamer.drive.allocate` makes one: a threshold over the whole network at once.
+
+    Args:
+        sparsities: (name of a tensor, or of one of its gates such as "lstm.weight_ih_l0#/members.0", fraction of its
+            weights that become zero).
+
+    Example:
+        >>> PerTensor((("fc.weight", 0.5),)).scaled(0.5).sparsities
+        (('fc.weight', 0.25),)
+    """
+
+    sparsities: tuple[tuple[str, float], ...]
+
+    def __post_init__(self) -> None:
+        for name, sparsity in self.sparsities:
+            check_fraction(f"PerTensor: {name}", sparsity)
+
+    def of(self, site: Site) -> float:
+        """The sparsity of one site, by its own name or that of its tensor.
+
+        Raises:
+            PlanError: a tensor that is not listed.
+        """
+        known = dict(self.sparsities)
+        for name in (site.key, site.spec.name):
+            if name in known:
+                return known[name]
+        some = ", ".join(n for n, _ in self.sparsities[:4])
+        raise PlanError(f"PerTensor: found no sparsity of {site.key!r}, expected one like those of {some}")
+
+    def scaled(self, share: float) -> PerTensor:
+        """All sparsities times a factor."""
+        return PerTensor(tuple((name, sparsity * share) for name, sparsity in self.sparsities))
 
 
 def _hull(points: list[tuple[float, float, float]]) -> list[tuple[float, float, float]]:

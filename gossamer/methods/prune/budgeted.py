@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gossamer.encoding.node import Encoding
 from gossamer.errors import PlanError
 from gossamer.methods.base import Ask, Evidence, Method, Plan, Site, Step, Summary, check_fraction
-from gossamer.methods.prune.allocate import Sensitivity, erdos_renyi, fill, most, proportional
+from gossamer.methods.prune.allocate import PerTensor, Sensitivity, erdos_renyi, fill, most, proportional
 from gossamer.methods.prune.budget import Budget, Bytes, Elements, Macs, Milliseconds
 from gossamer.methods.prune.latency import LatencyTable
 from gossamer.methods.prune.ranking import BINS, Pieces, fine, histogram, narrow, tail, wide
@@ -25,7 +25,7 @@ from gossamer.methods.prune.usage import uses_of
 
 __all__ = ["Budgeted", "Scope"]
 
-Scope = Literal["uniform", "global", "lamp", "er", "erk"] | Sensitivity
+Scope = Literal["uniform", "global", "lamp", "er", "erk"] | Sensitivity | PerTensor
 
 _FORMULAS = ("uniform", "global", "lamp", "er", "erk")
 _BUDGETS = ("sparsity", "budget_bytes", "macs", "ms")
@@ -44,7 +44,7 @@ class Budgeted(Scored, ABC):
         scope: how the budget is divided: "uniform" (one density), "global" (one threshold over all tensors), "lamp"
             (one threshold over s² / Σ s'², the sum over the units of the same tensor with s' ≥ s: a tensor's last units
             are worth the most, which spares small tensors), "er" and "erk" (densities by `erdos_renyi`, those above 1
-            capped and the rest raised), or a `Sensitivity`.
+            capped and the rest raised), a `Sensitivity`, or a `PerTensor`, which says all and takes no budget.
         structure: what lives or dies together. `NofM` takes no budget, `KernelPattern` may do without.
     """
 
@@ -63,9 +63,14 @@ class Budgeted(Scored, ABC):
         super().__post_init__()
         name = type(self).__name__
         given = [b for b in _BUDGETS if getattr(self, b) is not None]
-        if not (isinstance(self.scope, Sensitivity) or self.scope in _FORMULAS):
-            raise PlanError(f"{name}: scope: found {self.scope!r}, expected one of {_FORMULAS} or a Sensitivity")
-        if self.structure.complete and not given:
+        if not (isinstance(self.scope, (Sensitivity, PerTensor)) or self.scope in _FORMULAS):
+            raise PlanError(
+                f"{name}: scope: found {self.scope!r}, expected one of {_FORMULAS}, a Sensitivity or a PerTensor"
+            )
+        if isinstance(self.scope, PerTensor):
+            if given or isinstance(self.structure, NofM):
+                raise PlanError(f"{name}: found {given or self.structure} beside PerTensor, which says all itself")
+        elif self.structure.complete and not given:
             if self.scope != "uniform":
                 raise PlanError(f"{name}: found a scope beside {self.structure}, which fixes every layer itself")
         elif isinstance(self.structure, NofM):
@@ -104,6 +109,8 @@ class Budgeted(Scored, ABC):
             )
         if self.sparsity is not None:
             return dataclasses.replace(self, sparsity=self.sparsity * share)
+        if isinstance(self.scope, PerTensor):
+            return dataclasses.replace(self, scope=self.scope.scaled(share))
         if any(getattr(self, b) is not None for b in _BUDGETS):
             return dataclasses.replace(self, ramped=share)
         return super().at(progress)
@@ -126,6 +133,8 @@ class Budgeted(Scored, ABC):
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """How many units each site keeps."""
+        if isinstance(self.scope, PerTensor):
+            return _plan(sites, {s.key: self._share(s, self.scope.of(s)) for s in sites})
         budget = self._budget()
         if budget is None:
             return _plan(sites, {s.key: self.structure.units(s.shape) for s in sites})
