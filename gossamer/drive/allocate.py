@@ -29,9 +29,9 @@ def allocate(
 ) -> PerTensor:
     """How sparse each tensor would become if the method were planned over the whole dense network at once.
 
-    A driver that goes block by block sees one block at a time, and a threshold over all layers needs all of them. So the
-    threshold is found here, and the result is the ``scope`` of the method that is then carried out, which need not be
-    the same one.
+    A driver that goes block by block sees one block at a time, and a threshold over all layers needs all of them. So
+    the threshold is found here, and the result is the ``scope`` of the method that is then carried out, which need not
+    be the same one.
 
     Args:
         model: dense; not changed.

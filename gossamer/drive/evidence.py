@@ -6,6 +6,7 @@ weight's dimensions after the first (a convolution's inputs are unfolded):
 - "count" [1]: rows (samples, tokens, pixels) seen; "sum" Σ x, "sq" Σ x², "zeros" Σ [x = 0], each [in];
 - "gram" [in, in]: Σ x·xᵀ;
 - "grad" Σ dL/dw and "grad_sq" Σ (dL/dw)², a summand per batch, shape of the weight;
+- "fisher" Σ g·gᵀ over blocks of a row's gradients, a summand per batch, see `fisher_blocks`;
 - "initial_grad", "hessian_grad" and "flow", of a network before training, shape of the weight: see `initial`.
 
 `Encoding.hand_down` turns them into those of a child (a factor, a gate, what channels were kept).
@@ -32,11 +33,12 @@ from gossamer.encoding.node import INPUT_STATISTICS, Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import Evidence
+from gossamer.methods.second_order import fisher_blocks
 from gossamer.network.inspect import assign, tensors
 
 __all__ = ["gather", "inputs_of"]
 
-OF_GRADIENTS = frozenset({"grad", "grad_sq"})
+OF_GRADIENTS = frozenset({"grad", "grad_sq", "fisher"})
 _RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
 
 
@@ -150,6 +152,8 @@ def _add_gradients(
             _add(found[spec.name], "grad", gradient)
         if "grad_sq" in needs:
             _add(found[spec.name], "grad_sq", gradient.square())
+        if "fisher" in needs:
+            _add(found[spec.name], "fisher", fisher_blocks(gradient))
 
 
 def _add(statistics: dict[str, Tensor], key: str, value: Tensor) -> None:

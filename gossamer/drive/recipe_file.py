@@ -42,6 +42,7 @@ from gossamer.methods.prune import (
     Taylor,
     Unstructured,
     Wanda,
+    WoodFisher,
 )
 from gossamer.methods.quantize import (
     Cast,
@@ -73,6 +74,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "prune.SparseGPT": SparseGPT,
         "prune.OptimalBrain": OptimalBrain,
         "prune.Reconstruct": Reconstruct,
+        "prune.WoodFisher": WoodFisher,
         "prune.Unstructured": Unstructured,
         "prune.Rows": Rows,
         "prune.Columns": Columns,

@@ -133,6 +133,8 @@ class Kept(Encoding):
         if "gram" in evidence:
             below["gram"] = evidence["gram"][flat][:, flat]
         for key in evidence.keys() - INPUT_STATISTICS:
+            if tuple(evidence[key].shape) != self.dense_shape():
+                continue
             below[key] = evidence[key]
             for dim in range(len(self.keep)):
                 kept = self.kept_indices(dim)
@@ -323,7 +325,7 @@ class Permuted(Encoding):
                 turned[name] = found[order][:, order]
             elif tuple(found.shape) == shape:
                 turned[name] = found.flatten(1)[:, order].view(shape)
-            else:
+            elif name in INPUT_STATISTICS:
                 turned[name] = found[order] if found.numel() == len(order) else found
         return turned
 

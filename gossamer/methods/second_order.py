@@ -20,8 +20,19 @@ from torch import Tensor
 
 from gossamer.errors import DataError
 
-__all__ = ["Settle", "damped", "grams_of", "inverse_factor", "keep_better", "row_errors", "sweep"]
+__all__ = [
+    "FISHER_BLOCK",
+    "Settle",
+    "damped",
+    "fisher_blocks",
+    "grams_of",
+    "inverse_factor",
+    "keep_better",
+    "row_errors",
+    "sweep",
+]
 
+FISHER_BLOCK = 32  # weights of a row whose gradients are seen together
 _MOST_DAMP = 1e4
 
 
@@ -206,3 +217,23 @@ def keep_better(weight: Tensor, gram: Tensor, first: Tensor, second: Tensor, *, 
     bands = torch.zeros(-(-len(gain) // height), dtype=gain.dtype)
     bands.index_add_(0, torch.arange(len(gain)) // height, gain)
     return (bands > 0).repeat_interleave(height)[: len(gain)]
+
+
+def fisher_blocks(gradient: Tensor) -> Tensor:
+    """g·gᵀ of every `FISHER_BLOCK` consecutive weights of each row: a summand of the empirical Fisher information.
+
+    Args:
+        gradient: float32 [out, …], of one batch.
+
+    Returns:
+        float32 [out, blocks, width, width]; beyond a row's end zeros.
+
+    Cost: `FISHER_BLOCK` times the memory of the weight.
+
+    Example:
+        >>> fisher_blocks(torch.ones(2, 40)).shape
+        torch.Size([2, 2, 32, 32])
+    """
+    rows = gradient.flatten(1)
+    padded = torch.nn.functional.pad(rows, (0, -rows.shape[1] % FISHER_BLOCK)).view(len(rows), -1, FISHER_BLOCK)
+    return padded[..., :, None] * padded[..., None, :]

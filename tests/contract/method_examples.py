@@ -31,6 +31,7 @@ from gossamer.methods.prune import (
     Taylor,
     Unstructured,
     Wanda,
+    WoodFisher,
 )
 from gossamer.methods.quantize import (
     Cast,
@@ -98,6 +99,9 @@ METHODS: Mapping[str, Method] = {
     "optimal-brain-per-row": OptimalBrain(sparsity=0.5, per_row=True),
     "optimal-brain-global": OptimalBrain(sparsity=0.5, scope="global"),
     "optimal-brain-2:4": OptimalBrain(structure=NofM(2, 4)),
+    "woodfisher": WoodFisher(sparsity=0.5),
+    "woodfisher-global-blocks": WoodFisher(sparsity=0.3, structure=Block(2, 3), scope="global"),
+    "woodfisher-2:4": WoodFisher(structure=NofM(2, 4)),
     "snip": SNIP(sparsity=0.5, scope="uniform"),
     "grasp": GraSP(sparsity=0.5, scope="uniform"),
     "synflow": SynFlow(sparsity=0.5, steps=3, scope="uniform"),

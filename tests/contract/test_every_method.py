@@ -41,6 +41,7 @@ from gossamer.methods.prune import (
     Magnitude,
     Movement,
     NofM,
+    Reconstruct,
     Sensitivity,
     Taylor,
 )
@@ -54,6 +55,7 @@ from gossamer.methods.quantize import (
     RoundToNearest,
     Ternary,
 )
+from gossamer.methods.second_order import fisher_blocks
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Blocks as ResidualBlocks
 from gossamer.methods.shrink import Channels, Heads
@@ -94,6 +96,7 @@ def gathered(trees: Mapping[str, Encoding]) -> dict[str, dict[str, Tensor]]:
                 "initial_grad": signed,
                 "hessian_grad": signed,
                 "flow": signed.abs(),
+                **({"fisher": fisher_blocks(signed)} if signed.dim() > 1 else {}),
                 **statistics(prod(node.dense_shape()[1:])),
             }
     return found
@@ -122,7 +125,8 @@ def test_every_method_of_the_package_has_an_example() -> None:
     ours = {k for k in below(Method) if k.__module__.startswith("gossamer.")}
     concrete = {k for k in ours if not getattr(k, "__abstractmethods__", None)}
     # Differences need a reference in the network's own dtype: tests/methods/test_delta.py.
-    assert concrete == {type(m) for m in METHODS.values()} | {Delta}
+    # Reconstruction needs pruned weights: tests/methods/test_calibrated.py.
+    assert concrete == {type(m) for m in METHODS.values()} | {Delta, Reconstruct}
 
 
 @every_method

@@ -18,6 +18,7 @@ from gossamer.methods.prune.synflow import SynFlow
 from gossamer.methods.prune.taylor import Taylor
 from gossamer.methods.prune.threshold import HardThreshold
 from gossamer.methods.prune.wanda import Wanda
+from gossamer.methods.prune.woodfisher import WoodFisher
 
 __all__ = [
     "SNIP",
@@ -44,4 +45,5 @@ __all__ = [
     "Taylor",
     "Unstructured",
     "Wanda",
+    "WoodFisher",
 ]
