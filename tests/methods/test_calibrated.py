@@ -17,7 +17,7 @@ import gossamer as gs
 from gossamer.drive import TreeSource, run
 from gossamer.drive.one_shot import apply_plan, plan_method
 from gossamer.drive.recipe_file import dump_recipe, parse_recipe
-from gossamer.encoding import Dense, Encoding, Kind, Masked, TensorSpec
+from gossamer.encoding import Dense, Encoding, Kind, Mask, Masked, TensorSpec
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.base import Method
 from gossamer.methods.prune import (
@@ -194,6 +194,20 @@ def test_what_is_dead_stays_dead_and_counts() -> None:
         assert isinstance(found, Masked)
         assert not bool((found.where.mask() & ~first.where.mask()).any())
         assert found.where.positions().numel() == w.numel() - round(0.7 * w.numel())
+
+
+def test_blocks_over_a_free_mask_are_an_intersection() -> None:
+    w, x = weights(8, 24), inputs(24)
+    first = one(Magnitude(sparsity=0.4), w, x)
+    assert isinstance(first, Masked)
+    found = one(SparseGPT(sparsity=0.5, structure=Block(4, 1), block=8), first, x)
+    assert isinstance(found, Masked)
+    assert isinstance(found.where, Mask)
+    kept = found.where.mask()
+    assert not bool((kept & ~first.where.mask()).any())
+    units = kept.view(2, 4, 24).any(1)
+    assert int(units.sum()) == 24
+    assert torch.equal(kept, first.where.mask() & units.repeat_interleave(4, 0))
 
 
 # -- Optimal Brain ---------------------------------------------------------------------------------------
@@ -410,6 +424,7 @@ def test_recipes_with_data_run_from_layers_to_network_and_through_yaml() -> None
         "reconstructed": [Magnitude(sparsity=0.5, skip="fc2.*"), Reconstruct()],
         "wanda": [Wanda(sparsity=0.5, skip="fc2.*")],
         "sparsegpt": [SparseGPT(sparsity=0.5, skip="fc2.*"), RoundToNearest(bits=8)],
+        "per tensor": [SparseGPT(scope=PerTensor((("conv.weight", 0.2), ("fc1.weight", 0.6))), skip="fc2.*")],
     }
     error = {}
     for name, recipe in recipes.items():

@@ -130,9 +130,9 @@ class SparseGPT(Calibrated):
     def _pattern(self, mask: Tensor, weight: Encoding) -> Pattern:
         """The pattern of a mask that was chosen block by block."""
         shape = weight.dense_shape()
-        old = type(weight.where) if isinstance(weight, Masked) else None
-        if self._kind_over(old) is Mask:
-            return Mask.of(mask.view(shape))
+        old = weight.where if isinstance(weight, Masked) else None
+        if self._kind_over(None if old is None else type(old)) is Mask:
+            return Mask.of(mask.view(shape) if old is None else mask.view(shape) & old.mask())
         if isinstance(self.structure, NofM):
             return self.structure.pattern(mask, shape)
         return self.structure.pattern(unit_mask(self.structure, mask), shape)
