@@ -46,14 +46,15 @@ def widths(way: Way, lanes: int) -> tuple[int, ...]:
         return (1, 2)
     if way is not Way.SLICED:
         return (1, 2, 3, 4) if way is Way.PATTERNS else (1, 2, 3, 4, 6)
-    return (1, 2, 3, 4, 6) if lanes == 8 else (1, 2, 3, 4, 6, 7)
+    return (1, 2, 3, 4, 7) if lanes == 8 else (1, 2, 3, 4, 6, 7)
 
 
 def convolution_kernels(lanes: int) -> str:
     """LLVM IR of a module with two entry points.
 
     ``convolve(description, x, y, residual, images, scratch, threads)`` is Y = f(W ⊛ X + b + residual); the residual may
-    be null. ``ConvField`` says what the description holds. And ``pool``, of `gossamer.runtime.pool_code`.
+    be null, and where sums are kept in place and tiles do not overlap it may be Y. ``ConvField`` says what the
+    description holds. And ``pool``, of `gossamer.runtime.pool_code`.
 
     Args:
         lanes: floats per vector register, a power of two.
@@ -93,7 +94,8 @@ def convolution_kernels(lanes: int) -> str:
     held = e.element(own, word(ConvField.SUMS), F32)
     starts = e.element(own, word(ConvField.PLACES), F32)
     x_at, y_at, r_at = (e.at.inttoptr(word, PTR) for word in (x, y, residual))
-    none = e.equal(residual, 0)
+    keeps = e.at.zext(e.equal(residual, y), I64)
+    none = e.at.or_(e.equal(residual, 0), e.equal(residual, y))
     direct, in_place = e.equal(copies, 0), e.equal(word(ConvField.IN_PLACE), 1)
     row = e.at.select(in_place, y_tile, e.mul(width, lanes))
     units = e.mul(e.mul(images, bands), tiles)
@@ -137,7 +139,8 @@ def convolution_kernels(lanes: int) -> str:
                     yes, no = made.append_basic_block(), made.append_basic_block()
                     e.at.cbranch(right, yes, no)
                     e.at.position_at_end(yes)
-                    e.at.call(product, [description, x_panel, sums, e.at.inttoptr(added, PTR), row, p, c, end])
+                    ends = [row, p, c, end, keeps]
+                    e.at.call(product, [description, x_panel, sums, e.at.inttoptr(added, PTR), *ends])
                     e.at.branch(after)
                     e.at.position_at_end(no)
                 e.at.branch(after)
@@ -165,10 +168,10 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
     """One panel of W, rows of the chunks [first, last), times one tile: added to the sums, or b + … in the first.
 
     Sums are ``row`` floats apart. Where they are the outputs, the last panel clips them, after the residual is added
-    that may be null.
+    that may be null. If the sums ``keep`` what lies there, the first panel adds to it, too.
     """
-    made = function(module, f"{way.name.lower()}_{vectors}", [PTR] * 4 + [I64] * 4, exported=False)
-    description, x, sums_at, residual, row, panel, first, last = made.args
+    made = function(module, f"{way.name.lower()}_{vectors}", [PTR] * 4 + [I64] * 5, exported=False)
+    description, x, sums_at, residual, row, panel, first, last, keeps = made.args
     e = Emitter(made, lanes)
     rows, align = height(way, lanes), lanes * 4
     starts, counts, order, index, values, bias = (
@@ -198,6 +201,26 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
     ceiling = e.at.select(e.at.and_(closing, six), ir.Constant(F32, 6.0), infinite)
     steps = Group(e, counts, index, values, x, I16, lanes, segments_of(way))
 
+    x_block, y_block, fetched = word(ConvField.X_BLOCK), word(ConvField.Y_BLOCK), word(ConvField.FETCHED)
+    coming = e.equal(word(ConvField.NEXT), 1)
+    origin = e.read(starts, e.mul(e.add(e.mul(panel, chunks), first), 3), I64)
+
+    def next_block(g: Node) -> None:
+        """A group's share of the next block's inputs, outputs and what is added to them: memory is far away."""
+        done = e.sub(g, origin)
+        inputs = e.add(x_block, e.mul(done, fetched))
+
+        def line(i: Node, _: list[Node]) -> list[Node]:
+            e.prefetch(x, e.add(inputs, i), F32, near=False)
+            return []
+
+        e.loop(0, fetched, line, step=16)
+        outputs = e.add(y_block, e.mul(done, rows * vectors * lanes))
+        for base, wanted in ((sums_at, opening), (residual, adding)):
+            with e.at.if_then(wanted):
+                for v in range(0, rows * vectors * lanes, 16):
+                    e.prefetch(base, e.add(outputs, v), F32, near=False)
+
     def prefetched(g: Node) -> None:
         """Outputs of the group after the next, and what is added to them, on their way to the first-level cache."""
         later = [e.wide(order, e.add(e.mul(e.add(g, AHEAD), rows), r), I32) for r in range(rows)]
@@ -212,13 +235,22 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
         at, value_at = carried
         with e.at.if_then(closing):
             prefetched(g)
+        with e.at.if_then(coming):
+            next_block(g)
         ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
         outs = [e.element(sums_at, e.mul(i, row), F32) for i in ids]
-        flat = e.choose(
-            opening,
-            lambda: [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * vectors],
-            lambda: [e.load(out, lanes * v, align) for out in outs for v in range(vectors)],
-        )
+
+        def kept() -> list[Node]:
+            return [e.load(out, lanes * v, align) for out in outs for v in range(vectors)]
+
+        def shifts() -> list[Node]:
+            return [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * vectors]
+
+        def first_sums() -> list[Node]:
+            both = lambda: [e.at.fadd(s, b) for s, b in zip(kept(), shifts(), strict=True)]  # noqa: E731
+            return e.choose(e.equal(keeps, 0), shifts, both)
+
+        flat = e.choose(opening, first_sums, kept)
         sums = [flat[r * vectors : (r + 1) * vectors] for r in range(rows)]
         sums, at, value_at = steps_of(way)(steps, g, sums, at, value_at)
         flat = [s for one in sums for s in one]

@@ -80,6 +80,8 @@ class ConvField(IntEnum):
     PLACES = 42  # the first so many of them hold sums; then comes where segments of a tile go,
     SUMS = 43  # and after so many floats copies
     IN_PLACE = 44  # 1 if sums are kept where outputs belong
+    NEXT = 45  # 1 if a tile is a whole block: then the next one is fetched while this one is worked on
+    FETCHED = 46  # floats of the next block's inputs per group of rows and panel
 
 
 def lying(e: Emitter, position: Node, tile: Node, block: Node) -> Node:

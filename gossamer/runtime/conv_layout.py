@@ -26,11 +26,15 @@ class TiledConv(nn.Module):
 
     Args:
         layer: of two dimensions.
+
+    Attributes:
+        into: whether the result takes the memory of the residual, which nobody reads afterwards.
     """
 
     def __init__(self, layer: SparseConv) -> None:
         super().__init__()
         self.layer = layer
+        self.into = False
 
     def forward(self, x: PlaneTiles | Tensor, residual: PlaneTiles | None = None) -> PlaneTiles:
         """Blocks of the layer's inputs, or float32 [N, C, rows, columns], → blocks of its outputs.
@@ -58,7 +62,7 @@ class TiledConv(nn.Module):
             raise RuntimeError(f"TiledConv: {found}, expected what fits {self.layer}")
         if torch.is_grad_enabled() and x.data.requires_grad:
             raise RuntimeError("TiledConv: found an input that requires a gradient, expected inference")
-        return product.tiled(x, residual)
+        return product.tiled(x, residual, into=self.into)
 
 
 def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ...]], memory: Slabs) -> int:
@@ -102,6 +106,14 @@ def hand_on_tiles(traced: fx.GraphModule, shapes: Mapping[fx.Node, tuple[int, ..
             name = f"tiled_{node.name}"
             traced.add_submodule(name, _on_tiles(tiled[node]))
             node.target = name
+    modules = dict(traced.named_modules())
+    read_last = {value: node for node in graph.nodes for value in node.all_input_nodes}
+    for node in tiled:
+        layer = modules[str(node.target)]
+        if isinstance(layer, TiledConv) and len(node.args) == 2:
+            residual = node.args[1]
+            assert isinstance(residual, fx.Node)
+            layer.into = residual in tiled and read_last[residual] is node and node.args[0] is not residual
     return len(tiled)
 
 

@@ -14,6 +14,7 @@ from gossamer.runtime.conv_code import AHEAD, widths
 from gossamer.runtime.conv_edge import ConvField
 from gossamer.runtime.conv_plan import Geometry, Plan, plan
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
+from gossamer.runtime.cpu import first_level_cache
 from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
@@ -30,7 +31,7 @@ __all__ = ["ConvolutionProduct", "GroupedProduct", "PlaneProduct", "panel_width"
 Array = npt.NDArray[Any]
 
 _PANEL_BYTES = 40960
-"""What a tile reads of a panel should stay in the first-level cache."""
+"""What a tile reads of a panel should stay in the first-level cache; of processors with vectors of 16 floats."""
 
 _CLIPS = (Activation.NONE, Activation.RELU, Activation.RELU6)
 """What is applied in registers."""
@@ -46,10 +47,13 @@ _KEPT = 8
 class _Prepared:
     """A description for one image size, and the arrays that it points to."""
 
-    __slots__ = ("address", "arrays", "plan", "scratch")
+    __slots__ = ("address", "arrays", "once", "plan", "scratch")
 
-    def __init__(self, made: Plan, description: Array, arrays: tuple[Array, ...], scratch: int) -> None:
+    def __init__(
+        self, made: Plan, description: Array, arrays: tuple[Array, ...], scratch: int, once: bool
+    ) -> None:
         self.plan = made
+        self.once = once  # whether every output is begun once, in its place: then it may begin with what is added
         self.address: int = description.ctypes.data
         self.arrays = (description, *arrays)
         self.scratch = scratch
@@ -100,12 +104,13 @@ class PlaneProduct(CompiledProduct):
         self._run(x, y, residual, (high, wide), images, high * wide, rows * columns)
         return y
 
-    def tiled(self, x: PlaneTiles, residual: PlaneTiles | None = None) -> PlaneTiles:
+    def tiled(self, x: PlaneTiles, residual: PlaneTiles | None = None, *, into: bool = False) -> PlaneTiles:
         """The same for planes cut into blocks.
 
         Args:
             x: of C channels; if the layer is not pointwise, a block may be a plane. Not checked.
             residual: of the result's shape.
+            into: whether the result takes the residual's memory: it is not needed any more.
 
         Raises:
             PlanError: a row of the image is too long.
@@ -114,8 +119,13 @@ class PlaneProduct(CompiledProduct):
         size = self.geometry.outputs(x.size)
         if self.geometry.pointwise:
             blocks, _, tile = x.data.shape
-            y = empty(self.memory, blocks, self.rows, tile)
-            self._run(x.data, y, added, (1, tile), blocks, tile, tile)
+            y = added if into and added is not None else empty(self.memory, blocks, self.rows, tile)
+            rest = -(-(x.images * x.size[0] * x.size[1] - (blocks - 1) * tile) // self._lanes) * self._lanes
+            whole = blocks if rest == tile else blocks - 1
+            self._run(x.data, y, added, (1, tile), whole, tile, tile)
+            if whole < blocks:  # vectors behind the last image are left out
+                last = None if added is None else added[whole:]
+                self._run(x.data[whole:], y[whole:], last, (1, rest), 1, tile, tile)
         else:
             positions = x.images * size[0] * size[1]
             tile = block_length(positions, size[1], self._lanes)
@@ -252,7 +262,9 @@ class ConvolutionProduct(PlaneProduct):
         ready = self._prepared.get(key, lambda: self._prepare(size, x_tile, y_tile))
         if not ready.plan.copies.size and x.data_ptr() % (4 * self._lanes):
             x = x.clone()
-        if residual is not None and residual.data_ptr() % (4 * self._lanes):
+        if residual is not None and (
+            residual.data_ptr() % (4 * self._lanes) or (residual.data_ptr() == y.data_ptr() and not ready.once)
+        ):
             residual = residual.clone()
         vectors = images * ready.plan.bands * ready.plan.vectors
         threads = 1 if self._nonzeros * vectors < self._team_from else self._openmp.threads()
@@ -291,6 +303,8 @@ class ConvolutionProduct(PlaneProduct):
         # Tiles that overlap, and are added to panel by panel, would disturb each other; so would channels far apart.
         undisturbed = panels == 1 or (made.vectors % made.width == 0 and y_tile <= _CLOSE * lanes)
         in_place = not copies and undisturbed and self.activation in _CLIPS
+        whole = in_place and made.tiles == 1 and made.width * lanes == x_tile == y_tile
+        groups = -(-self.rows // height(self.way, lanes))
         sums = 0 if in_place else -(-self.rows * made.width * lanes // 16) * 16
         words = max(int(np.diff(made.segment_starts).max(initial=0)), copies * (made.lines + 2))
         places = -(-2 * words // 16) * 16
@@ -329,6 +343,8 @@ class ConvolutionProduct(PlaneProduct):
             ConvField.PLACES: sums,
             ConvField.SUMS: sums + places,
             ConvField.IN_PLACE: int(in_place),
+            ConvField.NEXT: int(whole),
+            ConvField.FETCHED: -(-min(panel, self.channels) * x_tile // groups // 16) * 16 if whole else 0,
         }
         addressed = (
             ConvField.STARTS,
@@ -344,7 +360,7 @@ class ConvolutionProduct(PlaneProduct):
         )
         numbers |= {field: table.ctypes.data for field, table in zip(addressed, tables, strict=True)}
         description = described(ConvField, numbers, self._openmp)
-        return _Prepared(made, description, tables, scratch + 16)
+        return _Prepared(made, description, tables, scratch + 16, in_place and not made.vectors % made.width)
 
     @property
     def packed(self) -> Packed:
@@ -490,8 +506,13 @@ def panel_width(
     """
     high, wide = geometry.outputs(size)
     vectors = min(known[-1], -(-high * wide // lanes))
-    cached = _PANEL_BYTES / (4 * lanes * vectors * geometry.taps)
+    cached = _panel_bytes(lanes) / (4 * lanes * vectors * geometry.taps)
     long_enough = (12 if geometry.taps == 1 else 20) / max(density * geometry.taps, 1e-9)
     panels = max(1, round(channels / max(1.0, min(max(cached, long_enough), 4 * cached))))
     largest = max(1, 65535 // geometry.taps)
     return max(1, min(-(-channels // panels), largest))
+
+
+def _panel_bytes(lanes: int) -> int:
+    """What a tile reads of a panel at most; weights and outputs need room beside it."""
+    return _PANEL_BYTES if lanes > 8 else first_level_cache() * 3 // 4

@@ -20,7 +20,7 @@ from gossamer.runtime.slabs import Slabs, empty
 
 __all__ = ["FromTiles", "IntoTiles", "PlaneTiles", "block_length", "clear_end", "planes_as_blocks"]
 
-_WIDEST = 7  # vectors that kernels take at once, six without 32 registers
+_WIDEST = 7  # vectors that kernels take at once
 _VECTORS = 48  # that a block has at most where rows allow it
 
 
@@ -55,7 +55,7 @@ def block_length(positions: int, columns: int, lanes: int) -> int:
         >>> block_length(56 * 56, 56, 16), block_length(7 * 7, 7, 16)
         (112, 64)
     """
-    widest = _WIDEST if lanes > 8 else _WIDEST - 1
+    widest = _WIDEST
     all_vectors = -(-positions // lanes)
     row = lcm(columns, lanes) // lanes
     if all_vectors <= max(row, widest):
