@@ -199,7 +199,9 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
     lowered = e.at.and_(closing, e.at.or_(six, e.equal(activation, int(Activation.RELU))))
     floor = e.at.select(lowered, ir.Constant(F32, 0.0), ir.Constant(F32, float("-inf")))
     ceiling = e.at.select(e.at.and_(closing, six), ir.Constant(F32, 6.0), infinite)
-    steps = Group(e, counts, index, values, x, I16, lanes, segments_of(way))
+    # Where vectors are long all of them are aligned.
+    unit = word(ConvField.UNIT) if lanes <= 8 else lanes
+    steps = Group(e, counts, index, values, x, I16, unit, segments_of(way), align=4 if lanes <= 8 else align)
 
     x_block, y_block, fetched = word(ConvField.X_BLOCK), word(ConvField.Y_BLOCK), word(ConvField.FETCHED)
     coming = e.equal(word(ConvField.NEXT), 1)
@@ -233,10 +235,10 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
 
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at = carried
-        with e.at.if_then(closing):
-            prefetched(g)
         with e.at.if_then(coming):
             next_block(g)
+        with e.at.if_then(e.at.and_(closing, e.at.not_(coming))):
+            prefetched(g)
         ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
         outs = [e.element(sums_at, e.mul(i, row), F32) for i in ids]
 
@@ -262,7 +264,8 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
 
         def clipped() -> list[Node]:
             low, high = e.spread(floor), e.spread(ceiling)
-            return [e.at_most(e.at_least(s, low), high) for s in flat]
+            raised = [e.at_least(s, low) for s in flat]
+            return e.choose(six, lambda: [e.at_most(s, high) for s in raised], lambda: raised)
 
         flat = e.choose(adding, plus, lambda: flat)
         flat = e.choose(closing, clipped, lambda: flat)

@@ -48,7 +48,7 @@ class ConvField(IntEnum):
     STARTS = 6  # as in group_code.Field, and so on to VALUES
     COUNTS = 7
     ORDER = 8
-    INDEX = 9  # uint16: distance from the start of the panel, in vectors
+    INDEX = 9  # uint16: distance from the start of the panel, in units
     VALUES = 10
     BIAS = 15
     ACTIVATION = 16
@@ -81,6 +81,7 @@ class ConvField(IntEnum):
     SUMS = 43  # and after so many floats copies
     IN_PLACE = 44  # 1 if sums are kept where outputs belong
     NEXT = 45  # 1 if a tile is a whole block: then the next one is fetched while this one is worked on
+    UNIT = 47  # of indices, in floats
     FETCHED = 46  # floats of the next block's inputs per group of rows and panel
 
 

@@ -18,6 +18,8 @@ Array = npt.NDArray[Any]
 
 _LARGEST_INDEX = 1 << 16
 _HELD = 1 << 18  # floats of copies that should stay in the second-level cache, half of 2 MB
+_HELD_AVX2 = 3 << 15  # the same where vectors have 8 floats: of 512 KB
+_CROSSING = 1.1  # times as long as with aligned vectors do products take that read at any float, 8 floats a vector
 _TIME_OF_WIDTH = {1: 2.2, 2: 1.45, 3: 1.2, 4: 1.08, 6: 1.02, 7: 1.0}
 _MULTIPLY, _COPY = 0.7, 4.0  # cycles per vector, roughly
 _START = 60.0  # cycles to begin a tile with a row
@@ -82,9 +84,10 @@ class Plan:
         copy_size: from copy to copy.
         line: from row to row of a copy.
         lines: rows of a copy.
-        distances: int64 [panel's columns], in vectors: where each channel and tap of a panel begins.
+        distances: int64 [panel's columns], in units: where each channel and tap of a panel begins.
         segments: int32 [n, 3] of all tiles of all bands.
         segment_starts: int64 [bands · tiles + 1].
+        unit: of distances, in floats: a vector, or 1 where inputs are read at any float.
     """
 
     size: tuple[int, int]
@@ -99,6 +102,7 @@ class Plan:
     distances: Array
     segments: Array
     segment_starts: Array
+    unit: int
 
     @property
     def tiles(self) -> int:
@@ -115,9 +119,10 @@ class _Draft:
     vectors: int
     width: int
     copies: tuple[tuple[int, int, int], ...]
-    distance: tuple[tuple[int, int], ...]  # per tap: copy, vectors
+    distance: tuple[tuple[int, int], ...]  # per tap: copy, units
     copy_vectors: int
     lines: int
+    unit: int
 
 
 def plan(
@@ -165,10 +170,11 @@ def _cost(draft: _Draft, channels: int, nonzeros: int, lanes: int) -> float:
     bands = -(-draft.outputs[0] // draft.band)
     tiles = -(-draft.vectors // draft.width)
     multiply = nonzeros * tiles * draft.width * _MULTIPLY * _TIME_OF_WIDTH[draft.width] + tiles * _START
+    multiply *= 1.0 if draft.unit == lanes else _CROSSING
     ragged = -(-draft.line // lanes) * lanes / draft.line
     copied = channels * len(draft.copies) * draft.copy_vectors * ragged * _COPY
     held = channels * len(draft.copies) * draft.copy_vectors * lanes
-    return bands * (multiply + copied) * (1.0 if held <= _HELD else 1.3)
+    return bands * (multiply + copied) * (1.0 if held <= (_HELD if lanes > 8 else _HELD_AVX2) else 1.3)
 
 
 def _drafts(
@@ -189,11 +195,13 @@ def _drafts(
             for width in widths:
                 if width <= vectors:
                     flat = (1, pixels)
-                    yield _Draft(flat, flat, x_channel, 1, vectors, width, (), ((0, 0),), x_channel // lanes, 0)
+                    yield _Draft(flat, flat, x_channel, 1, vectors, width, (), ((0, 0),), x_channel // lanes, 0, lanes)
             return
         yield from _copied(geometry, (1, pixels), (1, pixels), pixels, in_panel, lanes, widths)
     for line in _lines(geometry, size, outputs, lanes):
         yield from _copied(geometry, size, outputs, line, in_panel, lanes, widths)
+        if lanes <= 8:
+            yield from _copied(geometry, size, outputs, line, in_panel, lanes, widths, loose=True)
 
 
 def _lines(geometry: Geometry, size: tuple[int, int], outputs: tuple[int, int], lanes: int) -> list[int]:
@@ -223,7 +231,14 @@ def _copied(
     panel: int,
     lanes: int,
     widths: tuple[int, ...],
+    *,
+    loose: bool = False,
 ) -> Iterator[_Draft]:
+    """One copy per distance modulo a vector; or, if ``loose``, one for all, read at any float.
+
+    Half of the vectors that begin anywhere cross a cache line if they have 8 floats, nearly all if they have 16. What
+    one copy saves of the first-level cache is worth more than these.
+    """
     found: dict[tuple[int, int, int], int] = {}
     distance = []
     # Where rows are whole vectors and apart, copies start at another column instead: then all stores are aligned, too.
@@ -233,11 +248,13 @@ def _copied(
         for j in range(geometry.kernel[1]):
             down, row = divmod(i * geometry.dilation[0], geometry.stride[0])
             right, column = divmod(j * geometry.dilation[1], geometry.stride[1])
-            whole, shift = divmod(down * line + right, lanes)
+            whole, shift = (down * line + right, 0) if loose else divmod(down * line + right, lanes)
             left, shift = (column + shift * geometry.stride[1], 0) if apart else (column, shift)
             copy = found.setdefault((row - geometry.padding[0], left - geometry.padding[1], shift), len(found))
             distance.append((copy, whole))
     farthest = max(whole for _, whole in distance)
+    unit = 1 if loose else lanes
+    farthest = -(-farthest * unit // lanes)
     for band in sorted({-(-outputs[0] // n) for n in range(1, outputs[0] + 1)}):
         needed = -(-((band - 1) * line + outputs[1]) // lanes)
         for width in widths:
@@ -247,16 +264,16 @@ def _copied(
             copy_vectors = vectors + farthest + 1
             copy_vectors += 1 - copy_vectors % 2  # an odd number spreads channels over the sets of the cache
             lines = -(-(((vectors + farthest) * lanes) + lanes) // line)
-            if panel * len(found) * copy_vectors <= _LARGEST_INDEX:
-                yield _Draft(
-                    size, outputs, line, band, vectors, width, tuple(found), tuple(distance), copy_vectors, lines
-                )
+            if panel * len(found) * copy_vectors * (lanes // unit) <= _LARGEST_INDEX:
+                shape = size, outputs, line, band, vectors, width
+                yield _Draft(*shape, tuple(found), tuple(distance), copy_vectors, lines, unit)
 
 
 def _finished(draft: _Draft, geometry: Geometry, panel: int, lanes: int, run: int) -> Plan:
     bands = -(-draft.outputs[0] // draft.band)
-    channel = max(1, len(draft.copies)) * draft.copy_vectors
-    within = np.array([copy * draft.copy_vectors + whole for copy, whole in draft.distance], np.int64)
+    copy_size = draft.copy_vectors * lanes // draft.unit
+    channel = max(1, len(draft.copies)) * copy_size
+    within = np.array([copy * copy_size + whole for copy, whole in draft.distance], np.int64)
     distances = (np.arange(panel)[:, None] * channel + within).ravel()
     starts, segments = _segments(draft, bands, lanes, run)
     return Plan(
@@ -272,6 +289,7 @@ def _finished(draft: _Draft, geometry: Geometry, panel: int, lanes: int, run: in
         distances=distances,
         segments=segments,
         segment_starts=starts,
+        unit=draft.unit,
     )
 
 

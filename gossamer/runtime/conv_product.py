@@ -49,9 +49,7 @@ class _Prepared:
 
     __slots__ = ("address", "arrays", "once", "plan", "scratch")
 
-    def __init__(
-        self, made: Plan, description: Array, arrays: tuple[Array, ...], scratch: int, once: bool
-    ) -> None:
+    def __init__(self, made: Plan, description: Array, arrays: tuple[Array, ...], scratch: int, once: bool) -> None:
         self.plan = made
         self.once = once  # whether every output is begun once, in its place: then it may begin with what is added
         self.address: int = description.ctypes.data
@@ -344,6 +342,7 @@ class ConvolutionProduct(PlaneProduct):
             ConvField.SUMS: sums + places,
             ConvField.IN_PLACE: int(in_place),
             ConvField.NEXT: int(whole),
+            ConvField.UNIT: made.unit,
             ConvField.FETCHED: -(-min(panel, self.channels) * x_tile // groups // 16) * 16 if whole else 0,
         }
         addressed = (
@@ -506,13 +505,31 @@ def panel_width(
     """
     high, wide = geometry.outputs(size)
     vectors = min(known[-1], -(-high * wide // lanes))
-    cached = _panel_bytes(lanes) / (4 * lanes * vectors * geometry.taps)
+    cached = _panel_bytes(geometry, lanes) / (4 * _reach(geometry, (high, wide), lanes * vectors, lanes))
     long_enough = (12 if geometry.taps == 1 else 20) / max(density * geometry.taps, 1e-9)
     panels = max(1, round(channels / max(1.0, min(max(cached, long_enough), 4 * cached))))
     largest = max(1, 65535 // geometry.taps)
     return max(1, min(-(-channels // panels), largest))
 
 
-def _panel_bytes(lanes: int) -> int:
+def _reach(geometry: Geometry, outputs: tuple[int, int], tile: int, lanes: int) -> int:
+    """Floats of a channel that a tile reads."""
+    if lanes > 8:
+        return tile * geometry.taps  # of a copy each
+    down, right = (
+        [divmod(geometry.dilation[d] * t, geometry.stride[d]) for t in range(geometry.kernel[d])] for d in range(2)
+    )
+    line, total = outputs[1] + right[-1][0], 0
+    for row in {phase for _, phase in down}:
+        below = {far for far, phase in down if phase == row}
+        for column in {phase for _, phase in right}:
+            beside = max(far for far, phase in right if phase == column)
+            total += min(len(below) * (tile + beside), tile + max(below) * line + beside)
+    return total
+
+
+def _panel_bytes(geometry: Geometry, lanes: int) -> int:
     """What a tile reads of a panel at most; weights and outputs need room beside it."""
-    return _PANEL_BYTES if lanes > 8 else first_level_cache() * 3 // 4
+    if lanes > 8:
+        return _PANEL_BYTES
+    return first_level_cache() * (6 if geometry.taps == 1 else 5) // 8

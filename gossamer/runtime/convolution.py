@@ -19,6 +19,7 @@ from gossamer.runtime.group_code import Way
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ConvolutionKernels, PackKernels, load
 from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.stepped_product import SteppedProduct, pointwise_part
 from gossamer.runtime.strips import in_strips
 from gossamer.runtime.threads import openmp
 
@@ -97,21 +98,25 @@ def product_of(
     weight = weight.reshape(*weight.shape[:2], *geometry.kernel)
     bias = None if layer.bias is None else layer.bias.detach().cpu().float().numpy()
     rows = layer.out_channels // layer.groups
+    size = (1, size[0]) if len(size) == 1 else (size[0], size[1])
+    stepped = pointwise_part(geometry, kernels.processor.lanes) if layer.groups == 1 else None
     parts = tuple(
         ConvolutionProduct(
             weight[first : first + rows].numpy(),
             None if bias is None else bias[first : first + rows],
-            geometry,
+            stepped or geometry,
             activation=activation,
             kernels=kernels,
             packers=packers,
             openmp=openmp(),
             way=way,
-            size=(1, size[0]) if len(size) == 1 else (size[0], size[1]),
+            size=geometry.outputs(size) if stepped else size,
             panel=panel,
         )
         for first in range(0, layer.out_channels, rows)
     )
+    if stepped:
+        return SteppedProduct(geometry, parts[0], openmp())
     return parts[0] if len(parts) == 1 else GroupedProduct(parts)
 
 

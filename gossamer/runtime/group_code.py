@@ -317,7 +317,16 @@ class Group:
     """What the inner loops of both ways read."""
 
     def __init__(
-        self, e: Emitter, counts: Node, index: Node, values: Node, x: Node, index_type: Node, tile: int, segments: int
+        self,
+        e: Emitter,
+        counts: Node,
+        index: Node,
+        values: Node,
+        x: Node,
+        index_type: Node,
+        tile: Node,
+        segments: int,
+        align: int | None = None,
     ) -> None:
         self.e = e
         self.counts = counts
@@ -327,6 +336,7 @@ class Group:
         self.index_type = index_type
         self.tile = tile
         self.segments = segments
+        self.align = 4 * e.lanes if align is None else align  # of vectors of X, in bytes
 
     def count(self, g: Node, segment: int) -> Node:
         """Steps of a segment of group ``g``."""
@@ -380,7 +390,7 @@ class Group:
 
     def vector(self, address: Node, v: int) -> Node:
         """Vector ``v`` of a row of X."""
-        return self.e.load(address, self.e.lanes * v, self.e.lanes * 4)
+        return self.e.load(address, self.e.lanes * v, self.align)
 
 
 Steps = Callable[[Group, Node, list[list[Node]], Node, Node], tuple[list[list[Node]], Node, Node]]
