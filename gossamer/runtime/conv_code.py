@@ -30,7 +30,7 @@ from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Group, Way, height, segments_of, steps_of
 from gossamer.runtime.layout import in_team
-from gossamer.runtime.pool_code import add_pooling
+from gossamer.runtime.pool_code import add_picking, add_pooling
 
 __all__ = ["AHEAD", "convolution_kernels", "widths"]
 
@@ -50,11 +50,11 @@ def widths(way: Way, lanes: int) -> tuple[int, ...]:
 
 
 def convolution_kernels(lanes: int) -> str:
-    """LLVM IR of a module with two entry points.
+    """LLVM IR of a module with three entry points.
 
     ``convolve(description, x, y, residual, images, scratch, threads)`` is Y = f(W ⊛ X + b + residual); the residual may
     be null, and where sums are kept in place and tiles do not overlap it may be Y. ``ConvField`` says what the
-    description holds. And ``pool``, of `gossamer.runtime.pool_code`.
+    description holds. And ``pool`` and ``pick``, of `gossamer.runtime.pool_code`.
 
     Args:
         lanes: floats per vector register, a power of two.
@@ -161,6 +161,7 @@ def convolution_kernels(lanes: int) -> str:
     e.at.ret_void()
     in_team(module, "convolve", made, 5)
     add_pooling(module, lanes)
+    add_picking(module, lanes)
     return str(module)
 
 

@@ -196,6 +196,7 @@ class ConvolutionKernels(KernelSet):
         super().__init__(object_code, processor)
         self.convolve = self._engine.function("convolve", 7)
         self.pool = self._engine.function("pool", 6)
+        self.pick = self._engine.function("pick", 5)
 
 
 @final

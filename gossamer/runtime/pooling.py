@@ -12,11 +12,11 @@ from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
 from gossamer.runtime.description import described
 from gossamer.runtime.kernels import ConvolutionKernels
 from gossamer.runtime.pool_code import PoolField
-from gossamer.runtime.slabs import Slabs
+from gossamer.runtime.slabs import Slabs, empty
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import OpenMP
 
-__all__ = ["PlanePool", "Pooling", "TiledPool"]
+__all__ = ["PlanePool", "Pooling", "TiledPool", "every_second"]
 
 _WORTH_A_TEAM = 1 << 18
 """Inputs from which on starting a team of threads saves time."""
@@ -99,6 +99,41 @@ class Pooling(CompiledProduct):
         threads = 1 if images * channels * size[0] * size[1] < _WORTH_A_TEAM else self._openmp.threads()
         scratch = workspace().address(line * threads)
         self.kernels.pool(description.ctypes.data, x.data_ptr(), y.data_ptr(), images, scratch, threads)
+
+
+def every_second(x: PlaneTiles, kernels: ConvolutionKernels, openmp: OpenMP, memory: Slabs | None) -> PlaneTiles:
+    """Every second row and column of planes cut into blocks.
+
+    Args:
+        x: any.
+        kernels: compiled code.
+        openmp: where threads come from.
+        memory: for the result.
+
+    Cost: reads half of the lines of X.
+    Exact: yes.
+    """
+    (high, wide), channels = x.size, x.data.shape[1]
+    rows, columns = -(-high // 2), -(-wide // 2)
+    positions = x.images * rows * columns
+    tile = block_length(positions, columns, kernels.processor.lanes)
+    y = empty(memory, -(-positions // tile), channels, tile)
+    numbers = {
+        PoolField.CHANNELS: channels,
+        PoolField.HEIGHT: high,
+        PoolField.BREADTH: wide,
+        PoolField.OUT_ROWS: rows,
+        PoolField.OUT_COLUMNS: columns,
+        PoolField.X_TILE: x.data.shape[2],
+        PoolField.X_BLOCK: x.data.shape[2] * channels,
+        PoolField.Y_TILE: tile,
+        PoolField.Y_BLOCK: tile * channels,
+    }
+    threads = 1 if x.data.numel() < _WORTH_A_TEAM else openmp.threads()
+    description = described(PoolField, numbers, openmp)
+    kernels.pick(description.ctypes.data, x.data.data_ptr(), y.data_ptr(), x.images, threads)
+    clear_end(y, positions)
+    return PlaneTiles(y, x.images, (rows, columns), x.batched)
 
 
 @final

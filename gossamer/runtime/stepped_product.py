@@ -10,7 +10,7 @@ from gossamer.runtime.conv_plan import Geometry
 from gossamer.runtime.conv_product import ConvolutionProduct, PlaneProduct
 from gossamer.runtime.conv_tiles import PlaneTiles
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.pooling import Pooling
+from gossamer.runtime.pooling import every_second
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import OpenMP
 
@@ -40,21 +40,15 @@ class SteppedProduct(PlaneProduct):
 
     def __init__(self, geometry: Geometry, inner: ConvolutionProduct, openmp: OpenMP) -> None:
         super().__init__(inner.rows, inner.channels, geometry, inner.activation, inner.kernels, inner.way)
-        self.inner = inner
-        self._openmp = openmp
+        self.inner, self._openmp = inner, openmp
 
     def __call__(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         """f(W ⊛ x + b + R), of planes."""
-        return self.inner(self._picked().planes(x) if x.numel() else x[..., ::2, ::2].contiguous(), residual)
+        return self.inner(x[..., ::2, ::2].contiguous(), residual)
 
     def tiled(self, x: PlaneTiles, residual: PlaneTiles | None = None, *, into: bool = False) -> PlaneTiles:
         """The same for planes cut into blocks."""
-        return self.inner.tiled(self._picked().tiled(x), residual, into=into)
-
-    def _picked(self) -> Pooling:
-        """What picks every second row and column: the largest of windows of one."""
-        memory = Slabs() if self.memory is None else self.memory
-        return Pooling((1, 1), 2, (0, 0), self.kernels, self._openmp, memory)
+        return self.inner.tiled(every_second(x, self.kernels, self._openmp, self.memory), residual, into=into)
 
     def within(self, activation: Activation, memory: Slabs) -> Self:
         """The same weight, shared, with another f and outputs in the memory of a network."""
