@@ -2,6 +2,7 @@
 
 O = V·softmax(scale · KᵀQ) per image and head, with queries along vectors: scores of one key are vectors over
 queries, so that the maximum, the exponentials and the sum over keys need no shuffles, and outputs are feature-major.
+Keys are copied into panels of four, [keys / 4, features, 4]: what scores of four keys read is one run of memory.
 """
 
 from __future__ import annotations
@@ -20,7 +21,12 @@ __all__ = ["AttentionField", "attention_kernels", "scratch_floats"]
 
 Node = Any  # llvmlite has no type stubs
 
-_WIDTHS = (4, 1)  # vectors of queries at once
+_ROWS = 4  # keys, or features of values, at once
+
+
+def _widths(lanes: int) -> tuple[int, ...]:
+    """Vectors of queries at once, falling: with four rows of sums each what registers have room for, and down to 1."""
+    return (4, 1) if lanes > 8 else (3, 2, 1)
 
 
 class AttentionField(IntEnum):
@@ -42,7 +48,7 @@ class AttentionField(IntEnum):
 def scratch_floats(queries: int, keys: int, depth: int, lanes: int) -> int:
     """Floats that one member of the team needs: copies of a head's queries, keys, values and outputs, and scores."""
     wide, long = (-(-n // lanes) * lanes for n in (queries, keys))
-    return depth * (2 * wide + 2 * long) + keys * max(_WIDTHS) * lanes + 8 * lanes
+    return depth * (2 * wide + 2 * long) + keys * _widths(lanes)[0] * lanes + 8 * lanes
 
 
 def attention_kernels(lanes: int) -> str:
@@ -54,11 +60,10 @@ def attention_kernels(lanes: int) -> str:
         lanes: floats per vector register, a power of two.
     """
     module = ir.Module("gossamer_attention")
-    rows = 4 if lanes > 8 else 2  # with four vectors of queries each: sums that fit the registers
     gather, scatter = (_copy(module, lanes, into_tiles=into) for into in (False, True))
-    blocks = {(w, hides): _block(module, lanes, w, rows, hides=hides) for w in _WIDTHS for hides in (False, True)}
-    fill = _fill(module, lanes)
-    _attend(module, lanes, gather, scatter, blocks, fill)
+    blocks = {(w, hides): _block(module, lanes, w, hides=hides) for w in _widths(lanes) for hides in (False, True)}
+    fill, panels = _fill(module, lanes), _panels(module, lanes)
+    _attend(module, lanes, gather, scatter, panels, blocks, fill)
     return str(module)
 
 
@@ -117,10 +122,32 @@ def _copy(module: ir.Module, lanes: int, *, into_tiles: bool) -> ir.Function:
     return made
 
 
-def _block(module: ir.Module, lanes: int, width: int, rows: int, *, hides: bool) -> ir.Function:
+def _panels(module: ir.Module, lanes: int) -> ir.Function:
+    """``panels(rows, panels, depth, long)``: rows of keys, ``long`` floats apart, into panels [long / 4, depth, 4]."""
+    made = function(module, "panels", [PTR, PTR, I64, I64], exported=False)
+    rows, panels, depth, long = made.args
+    e = Emitter(made, lanes)
+    four = ir.VectorType(F32, _ROWS)
+
+    def feature(f: Node, _: list[Node]) -> list[Node]:
+        def panel(s: Node, _: list[Node]) -> list[Node]:
+            value = e.at.load(e.element(rows, e.add(e.mul(f, long), s), F32), align=4, typ=four)
+            e.at.store(value, e.element(panels, e.add(e.mul(s, depth), e.mul(f, _ROWS)), F32), align=4)
+            return []
+
+        e.loop(0, long, panel, step=_ROWS)
+        return []
+
+    e.loop(0, depth, feature)
+    e.at.ret_void()
+    return made
+
+
+def _block(module: ir.Module, lanes: int, width: int, *, hides: bool) -> ir.Function:
     """``attend_w(q, k, v, scores, o, depth, keys, wide, long, first, scale)`` for ``width`` vectors of queries.
 
-    Rows of q and o are ``wide`` floats apart, of k and v ``long``; ``scores`` keeps those of the first ``keys`` keys.
+    Rows of q and o are ``wide`` floats apart, of v ``long``; k is in panels; ``scores`` keeps those of the first
+    ``keys`` keys.
     If the block hides, key s does not count for queries before s, the first of which here is ``first``.
     """
     name = f"attend_{width}_causal" if hides else f"attend_{width}"
@@ -151,9 +178,14 @@ def _block(module: ir.Module, lanes: int, width: int, rows: int, *, hides: bool)
 
         return e.loop(0, count, step, [e.number(0)] * (height * width))
 
+    whole = e.sub(keys, e.at.urem(keys, e.constant(_ROWS)))
+
     def scored(height: int) -> Any:
         def some(s: Node, largest: list[Node]) -> list[Node]:
-            sums = products(height, [e.element(k, e.add(s, r), F32) for r in range(height)], long, q, wide, depth)
+            # The last panel may not be full: its keys are gone through one by one.
+            begin = e.mul(s, depth) if height == _ROWS else e.add(e.mul(whole, depth), e.sub(s, whole))
+            left = [e.element(k, e.add(begin, r), F32) for r in range(height)]
+            sums = products(height, left, e.constant(_ROWS), q, wide, depth)
             for r in range(height):
                 for w in range(width):
                     value = e.at.fmul(sums[r * width + w], factor)
@@ -166,8 +198,7 @@ def _block(module: ir.Module, lanes: int, width: int, rows: int, *, hides: bool)
 
         return some
 
-    whole = e.mul(e.div(keys, rows), rows)
-    largest = e.loop(0, whole, scored(rows), [never] * width, step=rows)
+    largest = e.loop(0, whole, scored(_ROWS), [never] * width, step=_ROWS)
     largest = e.loop(whole, keys, scored(1), largest)
 
     def raised(s: Node, sums: list[Node]) -> list[Node]:
@@ -194,8 +225,8 @@ def _block(module: ir.Module, lanes: int, width: int, rows: int, *, hides: bool)
 
         return some
 
-    whole = e.mul(e.div(depth, rows), rows)
-    e.loop(0, whole, mixed(rows), step=rows)
+    whole = e.mul(e.div(depth, _ROWS), _ROWS)
+    e.loop(0, whole, mixed(_ROWS), step=_ROWS)
     e.loop(whole, depth, mixed(1))
     e.at.ret_void()
     return made
@@ -232,6 +263,7 @@ def _attend(
     lanes: int,
     gather: ir.Function,
     scatter: ir.Function,
+    panels: ir.Function,
     blocks: Mapping[tuple[int, bool], ir.Function],
     fill: ir.Function,
 ) -> None:
@@ -269,16 +301,17 @@ def _attend(
     def item(i: Node, _: list[Node]) -> list[Node]:
         image = e.div(i, heads)
         first = e.mul(e.sub(i, e.mul(image, heads)), depth)
-        for source, rows, tokens, span, stride in (
-            (q, q_at, queries, query_tile, wide),
-            (k, k_at, keys, key_tile, long),
-            (v, v_at, keys, value_tile, long),
-        ):
+
+        def taken(source: Node, rows: Node, tokens: Node, span: Node, stride: Node) -> None:
             e.at.call(gather, [source, rows, e.mul(image, tokens), tokens, features, first, depth, span, stride])
+
+        taken(q, q_at, queries, query_tile, wide)
+        taken(k, v_at, keys, key_tile, long)
+        e.at.call(panels, [v_at, k_at, depth, long])
+        taken(v, v_at, keys, value_tile, long)
         start = e.constant(0)
-        for width in _WIDTHS:
+        for width, end in _parts(e, wide, _widths(lanes)):
             span = width * lanes
-            end = e.add(start, e.mul(e.div(e.sub(wide, start), span), span))
 
             def some(t: Node, _: list[Node], width: int = width, span: int = span) -> list[Node]:
                 here = [e.element(q_at, t, F32), k_at, v_at, scores, e.element(o_at, t, F32), depth]
@@ -302,3 +335,16 @@ def _attend(
     e.loop(e.div(e.mul(part, items), team), e.div(e.mul(e.add(part, 1), items), team), item)
     e.at.ret_void()
     in_team(module, "attend", made, 6)
+
+
+def _parts(e: Emitter, wide: Node, widths: tuple[int, ...]) -> list[tuple[int, Node]]:
+    """Up to which query blocks of each width go; two pairs of vectors rather than three and one: sums side by side."""
+    vectors = e.div(wide, e.lanes)
+    widest = e.div(vectors, widths[0])
+    if widths[:2] == (3, 2):
+        alone = e.at.and_(e.equal(e.sub(vectors, e.mul(widest, 3)), 1), e.less(0, widest))
+        widest = e.sub(widest, e.at.zext(alone, I64))
+    ends = [e.mul(widest, widths[0])]
+    for width in widths[1:]:
+        ends.append(e.add(ends[-1], e.mul(e.div(e.sub(vectors, ends[-1]), width), width)))
+    return [(width, e.mul(end, e.lanes)) for width, end in zip(widths, ends, strict=True)]
