@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from gossamer.network.attention import FewerHeads, additive, projections, score_bias
 from gossamer.network.inspect import owner_of
 
-__all__ = ["spell_out"]
+__all__ = ["hides_weights", "spell_out"]
 
 _LAYERS = (nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 _STACKS = (nn.TransformerEncoder, nn.TransformerDecoder)
@@ -59,6 +59,11 @@ def spell_out(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     attentions = [(name, m) for name, m in network.named_modules() if isinstance(m, _Attending)]
     new = (f"{name}.{part}".lstrip(".") for name, m in attentions for part in m.projections)
     return network.eval(), tuple(new)
+
+
+def hides_weights(network: nn.Module) -> bool:
+    """Whether a network has attention or transformer layers that `spell_out` would replace."""
+    return any(_written_out(module) for module in network.modules())
 
 
 def _written_out(module: nn.Module) -> bool:

@@ -125,7 +125,7 @@ def _on_tiles(layer: SparseConv | PlanePool | PlaneDepthwise) -> nn.Module:
 
 def _reads_planes(layer: nn.Module, node: fx.Node, value: fx.Node) -> bool:
     """Whether a layer on blocks takes a value as planes, for it copies what it reads anyway."""
-    able = isinstance(layer, SparseConv) and not layer.product.geometry.pointwise
+    able = isinstance(layer, PlanePool) or (isinstance(layer, SparseConv) and not layer.product.geometry.pointwise)
     return able and node.args[0] is value and value not in node.args[1:]
 
 
@@ -147,6 +147,9 @@ def _cost(
     total = 0.0
     values = (*node.all_input_nodes, node)
     for value in values:
-        if any(on_blocks(user) != on_blocks(value) for user in value.users):
-            total += prod(shapes.get(value, ()))
+        for user in value.users:
+            free = on_blocks(user) and user in tiled and _reads_planes(tiled[user], user, value)
+            if on_blocks(user) != on_blocks(value) and not free:
+                total += prod(shapes.get(value, ()))
+                break
     return total - _GAIN * inside * sum(prod(shapes.get(value, ())) for value in values)

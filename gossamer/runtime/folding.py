@@ -181,10 +181,16 @@ def fused_graph(network: nn.Module, arguments: tuple[Any, ...]) -> FusedGraph | 
     for node in list(graph.nodes):
         pool = modules.get(str(node.target)) if node.op == "call_module" else None
         if type(pool) is nn.MaxPool2d and sparse and not node.kwargs:
-            planes = PlanePool.of(pool, sparse[0].product.kernels, openmp(), memory)
+            before = _rectifier_of(node, modules)
+            planes = PlanePool.of(
+                pool, sparse[0].product.kernels, openmp(), memory, rectified=before is not None
+            )
             if planes is not None:
                 node.target = f"planes_{node.name}"
                 traced.add_submodule(node.target, planes)
+                if before is not None:
+                    node.args = before.args
+                    graph.erase_node(before)
         elif sparse and pool is not None and PlaneDepthwise.takes(pool) and len(node.args) == 1 and not node.kwargs:
             _fuse_depthwise(traced, node, modules, sparse[0].product.kernels.processor, memory)
     graph.lint()
@@ -205,6 +211,14 @@ def _fuse_depthwise(
     if user is not None and activation is not None:
         user.replace_all_uses_with(node)
         traced.graph.erase_node(user)
+
+
+def _rectifier_of(pool: fx.Node, modules: Mapping[str, nn.Module]) -> fx.Node | None:
+    """The ReLU whose result a pooling alone reads, if that is what it reads."""
+    value = pool.args[0] if len(pool.args) == 1 else None
+    if not isinstance(value, fx.Node) or _only_user(value) is not pool or value.kwargs:
+        return None
+    return value if activation_of(value, modules) is Activation.RELU else None
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:

@@ -24,7 +24,7 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.errors import CompositionError, DataError
-from gossamer.network.explicit import spell_out
+from gossamer.network.explicit import hides_weights, spell_out
 from gossamer.network.inspect import owner_of, refuse_live_only
 from gossamer.network.inspect import specs as specs_of
 from gossamer.network.rebuild import small_tree
@@ -362,7 +362,7 @@ def _taken_back(choice: Choice) -> Choice:
 
 def _spelled_out(dense: nn.Module, arguments: tuple[Any, ...]) -> tuple[nn.Module, tuple[str, ...]]:
     """The network with PyTorch's own attention in Linear layers, if that computes the same; and names of new ones."""
-    network, new = spell_out(_copied(dense))
+    network, new = spell_out(_copied(dense)) if hides_weights(dense) else (dense, ())
     if not new:
         return dense, ()
     with torch.inference_mode():

@@ -8,7 +8,7 @@ from typing import Any
 from llvmlite import ir
 
 from gossamer.runtime.conv_edge import lanes_below, lying, masked_load, masked_store
-from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
+from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
 __all__ = ["PoolField", "add_picking", "add_pooling", "larger"]
@@ -35,6 +35,7 @@ class PoolField(IntEnum):
     Y_TILE = 17
     Y_BLOCK = 18
     SCRATCH = 19  # of one member of the team
+    FLOOR = 20  # bits of a float32 that outputs are not below
 
 
 def add_pooling(module: ir.Module, lanes: int) -> None:
@@ -52,6 +53,7 @@ def add_pooling(module: ir.Module, lanes: int) -> None:
     x_at, y_at = e.at.inttoptr(x, PTR), e.at.inttoptr(y, PTR)
     held = e.at.inttoptr(e.add(scratch, e.mul(e.mul(part, own), 4)), PTR)
     lowest = e.number(float("-inf"))
+    floor = e.spread(e.at.bitcast(e.at.trunc(e.read(description, int(PoolField.FLOOR), I64), I32), F32))
 
     def store(value: Node, base: Node, at: Node) -> list[Node]:
         e.store(value, base, at)
@@ -110,7 +112,7 @@ def add_pooling(module: ir.Module, lanes: int) -> None:
                 (value,) = e.choose(e.equal(stride, 1), lambda: [e.load(held, at)], second)
                 return [larger(e, carried[0], value)]
 
-            (value,) = e.loop(0, broad, tap, [lowest])
+            (value,) = e.loop(0, broad, tap, [floor])
             return value
 
         whole = e.mul(e.div(columns, lanes), lanes)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
+from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end, planes_as_blocks
 from gossamer.runtime.description import described
 from gossamer.runtime.kernels import ConvolutionKernels
 from gossamer.runtime.pool_code import PoolField
@@ -20,6 +20,8 @@ __all__ = ["PlanePool", "Pooling", "TiledPool", "every_second"]
 
 _WORTH_A_TEAM = 1 << 18
 """Inputs from which on starting a team of threads saves time."""
+
+_MINUS_INFINITY = 0xFF800000  # as a float32
 
 
 @final
@@ -33,6 +35,7 @@ class Pooling(CompiledProduct):
         kernels: compiled code.
         openmp: where threads come from.
         memory: for outputs.
+        rectified: whether ReLU follows.
     """
 
     def __init__(
@@ -43,8 +46,10 @@ class Pooling(CompiledProduct):
         kernels: ConvolutionKernels,
         openmp: OpenMP,
         memory: Slabs,
+        *,
+        rectified: bool = False,
     ) -> None:
-        self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.kernel, self.stride, self.padding, self.rectified = kernel, stride, padding, rectified
         self.kernels, self._openmp, self.memory = kernels, openmp, memory
 
     def outputs(self, size: tuple[int, int]) -> tuple[int, int]:
@@ -94,6 +99,7 @@ class Pooling(CompiledProduct):
             PoolField.Y_TILE: y_tile,
             PoolField.Y_BLOCK: y_tile * channels,
             PoolField.SCRATCH: line,
+            PoolField.FLOOR: 0 if self.rectified else _MINUS_INFINITY,
         }
         description = described(PoolField, numbers, self._openmp)
         threads = 1 if images * channels * size[0] * size[1] < _WORTH_A_TEAM else self._openmp.threads()
@@ -155,8 +161,24 @@ class PlanePool(nn.Module):
         self.pooling = pooling
 
     @classmethod
-    def of(cls, pool: nn.MaxPool2d, kernels: ConvolutionKernels, openmp: OpenMP, memory: Slabs) -> PlanePool | None:
-        """The module, or None if there is no kernel for such windows."""
+    def of(
+        cls,
+        pool: nn.MaxPool2d,
+        kernels: ConvolutionKernels,
+        openmp: OpenMP,
+        memory: Slabs,
+        *,
+        rectified: bool = False,
+    ) -> PlanePool | None:
+        """The module, or None if there is no kernel for such windows.
+
+        Args:
+            pool: dense.
+            kernels: compiled code.
+            openmp: where threads come from.
+            memory: for outputs.
+            rectified: whether ReLU comes before or after, which is the same: fewer numbers are left after.
+        """
         kernel, stride, padding, dilation = (
             (n, n) if isinstance(n, int) else cast("tuple[int, int]", tuple(n))
             for n in (pool.kernel_size, pool.stride, pool.padding, pool.dilation)
@@ -165,13 +187,14 @@ class PlanePool(nn.Module):
             return None
         if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
             return None
-        return cls(pool, Pooling(kernel, stride[0], padding, kernels, openmp, memory))
+        return cls(pool, Pooling(kernel, stride[0], padding, kernels, openmp, memory, rectified=rectified))
 
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, rows, columns] → the largest of every window, contiguous."""
         fits = x.dtype is torch.float32 and x.is_cpu and x.ndim == 4 and x.numel()
         if not fits or min(self.pooling.outputs((x.shape[2], x.shape[3]))) < 1 or x.requires_grad:
-            return cast(Tensor, self.pool(x))
+            y = cast(Tensor, self.pool(x))
+            return y.relu() if self.pooling.rectified else y
         return self.pooling.planes(x.contiguous())
 
 
@@ -187,12 +210,17 @@ class TiledPool(nn.Module):
         super().__init__()
         self.layer = layer
 
-    def forward(self, x: PlaneTiles) -> PlaneTiles:
-        """Blocks of planes → blocks of the largest of every window.
+    def forward(self, x: PlaneTiles | Tensor) -> PlaneTiles:
+        """Blocks of planes, or float32 [N, C, rows, columns], → blocks of the largest of every window.
 
         Raises:
-            RuntimeError: planes are smaller than a window.
+            RuntimeError: planes are smaller than a window, or no planes.
         """
+        if isinstance(x, Tensor):
+            if x.dtype is not torch.float32 or not x.is_cpu or x.ndim not in (3, 4) or x.requires_grad:
+                found = f"found input {tuple(x.shape)} {x.dtype} on {x.device}"
+                raise RuntimeError(f"TiledPool: {found}, expected [N, C, rows, columns] torch.float32 on cpu")
+            x = planes_as_blocks(x)
         if min(self.layer.pooling.outputs(x.size)) < 1 or not x.images:
             expected = f"planes of at least {self.layer.pooling.kernel}"
             raise RuntimeError(f"TiledPool: found {x.images} images of {x.size}, expected {expected}")

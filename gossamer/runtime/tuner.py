@@ -22,9 +22,11 @@ from gossamer.runtime.candidates import (
     resident_bytes,
     weights_of,
 )
-from gossamer.runtime.convolution import refusal
+from gossamer.runtime.conv_tiles import IntoTiles
+from gossamer.runtime.convolution import SparseConv, refusal
 from gossamer.runtime.explanation import Choice
 from gossamer.runtime.operators import factorized
+from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.tiled import GroupedLinear, tiler
 from gossamer.runtime.tuning import Memory, convolution_key, layer_key
 
@@ -99,7 +101,7 @@ class Tuner:
             key = f"{layer_key(shape, plain.density, tokens_of(inputs), inputs.dtype)} tiles {tiled}"
             times = self.memory.times(key, tuple(offers), measure)
         elif isinstance(layer, (nn.Conv1d, nn.Conv2d)) and not factorized(tree):
-            key = convolution_key(layer, plain.density, tuple(inputs.shape), inputs.dtype)
+            key = f"{convolution_key(layer, plain.density, tuple(inputs.shape), inputs.dtype)} blocks"
             times = self.memory.times(key, tuple(offers), measure)
         else:
             times = measure()
@@ -150,6 +152,11 @@ def _call(module: nn.Module, inputs: Tensor, *, tiled: bool) -> Callable[[], obj
     if isinstance(module, GroupedLinear) and tiled and inputs.numel():
         packed = tiler().pack(inputs)
         return lambda: module.product(packed.data)
+    if isinstance(module, SparseConv) and inputs.ndim == 4 and inputs.numel():  # as its neighbours will hand on planes
+        memory = Slabs()
+        product = module.within(module.product.activation, memory).product
+        blocks = IntoTiles(product.kernels.processor.lanes, memory)(inputs)
+        return lambda: product.tiled(blocks)
     return lambda: module(inputs)
 
 
