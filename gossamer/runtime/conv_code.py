@@ -206,7 +206,7 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
 
     x_block, y_block, fetched = word(ConvField.X_BLOCK), word(ConvField.Y_BLOCK), word(ConvField.FETCHED)
     coming = e.equal(word(ConvField.NEXT), 1)
-    origin = e.read(starts, e.mul(e.add(e.mul(panel, chunks), first), 3), I64)
+    origin = e.read(starts, e.mul(e.mul(panel, chunks), 3), I64)
 
     def next_block(g: Node) -> None:
         """A group's share of the next block's inputs, outputs and what is added to them: memory is far away."""

@@ -33,6 +33,12 @@ Array = npt.NDArray[Any]
 _PANEL_BYTES = 40960
 """What a tile reads of a panel should stay in the first-level cache; of processors with vectors of 16 floats."""
 
+_CHUNK = 128
+"""Rows that are sorted together where vectors have 8 floats: long runs of equal lengths, whose ends are foreseen."""
+
+_BLOCK = 1024
+"""Rows whose sums stay in the second-level cache from panel to panel there."""
+
 _CLIPS = (Activation.NONE, Activation.RELU, Activation.RELU6)
 """What is applied in registers."""
 
@@ -227,7 +233,7 @@ class ConvolutionProduct(PlaneProduct):
         self._nonzeros = count_nonzeros(flat)
         best = panel_width(self.channels, geometry, size, self.density, self._widths, self._lanes)
         self.panel = best if panel is None else panel
-        chunks = max(1, min(16, self.rows // 64))
+        chunks = max(1, min(16, self.rows // (64 if self._lanes > 8 else _CHUNK)))
         bounds = np.minimum((np.arange(chunks + 1) * self.rows // chunks + 3) // 4 * 4, self.rows).astype(np.int64)
         bounds[-1] = self.rows
         width, tall = self.panel * geometry.taps, height(way, self._lanes)
@@ -315,7 +321,7 @@ class ConvolutionProduct(PlaneProduct):
             ConvField.PANELS: panels,
             ConvField.PANEL_STRIDE: panel * (copies * made.copy_size if copies else x_tile),
             ConvField.CHUNKS: len(bounds) - 1,
-            ConvField.STEP: max(1, 384 // chunk),
+            ConvField.STEP: max(1, (384 if lanes > 8 else _BLOCK) // chunk),
             ConvField.ACTIVATION: int(self.activation),
             ConvField.WAY: int(self.way),
             ConvField.WIDTH: made.width,
