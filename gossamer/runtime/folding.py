@@ -182,9 +182,7 @@ def fused_graph(network: nn.Module, arguments: tuple[Any, ...]) -> FusedGraph | 
         pool = modules.get(str(node.target)) if node.op == "call_module" else None
         if type(pool) is nn.MaxPool2d and sparse and not node.kwargs:
             before = _rectifier_of(node, modules)
-            planes = PlanePool.of(
-                pool, sparse[0].product.kernels, openmp(), memory, rectified=before is not None
-            )
+            planes = PlanePool.of(pool, sparse[0].product.kernels, openmp(), memory, rectified=before is not None)
             if planes is not None:
                 node.target = f"planes_{node.name}"
                 traced.add_submodule(node.target, planes)

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 import gossamer as gs
 from gossamer.runtime.conv_layout import TiledConv
 from gossamer.runtime.conv_product import ConvolutionProduct
-from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, block_length
+from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, PlaneTiles, block_length, planes_as_blocks
 from gossamer.runtime.convolution import SparseConv
 from gossamer.runtime.cpu import Level, host, levels
 from gossamer.runtime.epilogue import Activation
@@ -24,7 +24,7 @@ from gossamer.runtime.group_code import Way
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ConvolutionKernels, load
 from gossamer.runtime.lower import Lowered
-from gossamer.runtime.pooling import PlanePool, TiledPool
+from gossamer.runtime.pooling import PlanePool, TiledPool, every_second
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import openmp
 
@@ -147,6 +147,72 @@ def test_pooling_of_planes_and_blocks_is_that_of_pytorch(
     assert torch.equal(on_blocks.nan_to_num(7.0), pool(x).nan_to_num(7.0))
 
 
+@pytest.mark.parametrize("level", LEVELS)
+def test_pooling_after_relu_is_pooling_that_rectifies(level: Level) -> None:
+    kernels = load(ConvolutionKernels, host(level), cache_directory())
+    pool = nn.MaxPool2d(3, 2, 1)
+    x = torch.randn(2, 5, 13, 22) - 1.0
+    x[0, 0, 2, 2] = float("nan")
+    expected = pool(x.relu()).nan_to_num(7.0)
+    planes = PlanePool.of(pool, kernels, openmp(), Slabs(), rectified=True)
+    assert planes is not None
+    back = FromTiles(Slabs())
+    assert torch.equal(planes(x).nan_to_num(7.0), expected)
+    assert torch.equal(back(TiledPool(planes)(x)).nan_to_num(7.0), expected)
+    assert torch.equal(planes(x.double()).nan_to_num(7.0), expected.double())
+    with pytest.raises(RuntimeError, match=r"float64.*expected"):
+        TiledPool(planes)(x.double())
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=40, deadline=None)
+@given(size=st.tuples(st.integers(1, 40), st.integers(1, 70)), images=st.integers(1, 3), channels=st.integers(1, 5))
+def test_every_second_row_and_column_of_blocks(level: Level, size: tuple[int, int], images: int, channels: int) -> None:
+    kernels = load(ConvolutionKernels, host(level), cache_directory())
+    memory = Slabs()
+    x = torch.randn(images, channels, *size)
+    for blocks in (IntoTiles(host(level).lanes, memory)(x), planes_as_blocks(x)):
+        assert torch.equal(FromTiles(memory)(every_second(blocks, kernels, openmp(), memory)), x[..., ::2, ::2])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("size", [(9, 14), (28, 28), (1, 1)])
+def test_a_pointwise_convolution_with_stride_agrees_with_float64(level: Level, size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    layer = thinned(nn.Conv2d(70, 30, 1, 2), 0.2)
+    memory = Slabs()
+    conv = SparseConv(layer, Way.SLICED, size, level=level).within(Activation.RELU, memory)
+    into, back = IntoTiles(host(level).lanes, memory), FromTiles(memory)
+    for images in (1, 3):
+        x = torch.randn(images, 70, *size)
+        plain = exact(layer, x)
+        residual = torch.randn(plain.shape)
+        wanted = (plain + residual.double()).relu()
+        assert error(conv(x), plain.relu()) <= 1e-5 and error(conv(x, residual), wanted) <= 1e-5
+        assert error(back(TiledConv(conv)(into(x), into(residual))), wanted) <= 1e-5
+        assert error(back(TiledConv(conv)(x)), plain.relu()) <= 1e-5
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("channels", "rows", "size"), [(64, 96, (56, 56)), (300, 40, (14, 14)), (33, 130, (5, 9))])
+@pytest.mark.parametrize("activation", [Activation.RELU, Activation.SILU])
+def test_a_result_that_takes_the_residuals_memory_is_the_same(
+    level: Level, way: Way, channels: int, rows: int, size: tuple[int, int], activation: Activation
+) -> None:
+    torch.manual_seed(0)
+    layer, memory = thinned(nn.Conv2d(channels, rows, 1), 0.15), Slabs()
+    conv = TiledConv(SparseConv(layer, way, size, level=level).within(activation, memory))
+    into = IntoTiles(host(level).lanes, memory)
+    x, residual = into(torch.randn(2, channels, *size)), into(torch.randn(2, rows, *size))
+    expected = FromTiles(memory)(conv(x, residual))
+    address = residual.data.data_ptr()
+    conv.into = True
+    found: PlaneTiles = conv(x, residual)
+    assert found.data.data_ptr() == address
+    assert error(FromTiles(memory)(found), expected.double()) <= 1e-6
+
+
 def test_windows_that_the_kernel_cannot_do_stay_with_pytorch() -> None:
     kernels = load(ConvolutionKernels, host("native"), cache_directory())
     for pool in (nn.MaxPool2d(3, 3), nn.MaxPool2d(2, ceil_mode=True), nn.MaxPool2d(2, dilation=2)):
@@ -199,6 +265,31 @@ def tiled_of(fast: Lowered) -> list[TiledConv | TiledPool]:
     called = {str(n.target) for n in graphs[0].graph.nodes if n.op == "call_module"}
     modules = dict(graphs[0].named_modules())
     return [m for name in sorted(called) if isinstance(m := modules[name], (TiledConv, TiledPool))]
+
+
+class Twice(nn.Module):
+    """Two sums: what is added in the first is read again afterwards, what is added in the second is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (thinned(nn.Conv2d(32, 32, 1), 0.1) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.a(x))
+        second = torch.relu(self.b(first) + first)
+        third = torch.relu(self.c(second) + first)
+        return third
+
+
+def test_only_a_residual_that_is_read_last_gives_its_memory_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gossamer.runtime.tuner.raced", sparse_wins)
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(1, 32, 28, 28)
+    fast = gs.lower(model, x)  # type: ignore[operator]
+    with_residual = [m for m in tiled_of(fast) if isinstance(m, TiledConv)]
+    assert [m.into for m in with_residual] == [False, False, True]
+    for _ in range(2):
+        assert error(fast(x), exact(model, x)) <= 1e-4
 
 
 def test_a_network_hands_on_blocks_for_any_batch_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
