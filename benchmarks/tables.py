@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -109,7 +109,7 @@ def _runtime(document: dict[str, Any]) -> dict[str, str]:
 
 
 def _training(document: dict[str, Any]) -> dict[str, str]:
-    """Steps beside dense PyTorch and SparseLab; accuracies of whole runs, means and standard errors over seeds."""
+    """Steps beside dense PyTorch and SparseLab; whole runs."""
 
     def ms(value: float | None) -> str:
         return "–" if value is None else f"{value:.3g}" if value < 100 else f"{value:,.0f}"
@@ -129,19 +129,83 @@ def _training(document: dict[str, Any]) -> dict[str, str]:
         )
         for row in document["steps"]
     ]
-    groups: dict[tuple[str, float, str], list[dict[str, Any]]] = {}
-    for row in document["runs"]:
-        groups.setdefault((row["network"], row["sparsity"], row["method"]), []).append(row)
-    lines = []
-    for (network, sparsity, method), found in groups.items():
-        accuracies = [row["accuracy"] for row in found]
-        error = f" ± {stdev(accuracies) / len(found) ** 0.5:.2%}" if len(found) > 1 else ""
-        gap = mean(row["train_accuracy"] - row["accuracy"] for row in found)
-        cells = (f"{mean(accuracies):.2%}{error}", f"{gap:.2%}", f"{mean(row['seconds'] for row in found):.0f}")
-        lines.append((network, method, f"{sparsity:.0%}", str(len(found)), *cells))
-    titles = ("network", "method", "zeros", "seeds", "test accuracy", "train − test", "seconds")
     tables = {"training_steps": _table(head, steps, words=1)}
-    return tables | ({"training_runs": _table(titles, lines, words=2)} if lines else {})
+    whole = [row for row in document["runs"] if "goal" not in row]
+    followed = [row for row in document["runs"] if "goal" in row]
+    return tables | (_training_runs(whole) if whole else {}) | (_training_times(followed) if followed else {})
+
+
+def _points(values: list[float], *, sign: bool = False) -> str:
+    """Mean of fractions in percent, ± its standard error where there are several."""
+    error = f" ± {100 * stdev(values) / len(values) ** 0.5:.2f}" if len(values) > 1 else ""
+    return f"{100 * mean(values):{'+' if sign else ''}.2f}{error}"
+
+
+def _training_runs(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Accuracy over sparsity, its gap to training accuracy, and how far methods that follow each other lie apart."""
+    levels = sorted({row["sparsity"] for row in rows})
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    found: dict[tuple[str, float], dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault((row["method"], row["sparsity"]), {})[row["seed"]] = row
+    dense = {row["seed"]: (row["dense_accuracy"], row["dense_train_accuracy"]) for row in rows}
+
+    def gap(pairs: list[tuple[float, float]]) -> str:
+        return f"{100 * mean(train for _, train in pairs):.2f} ({100 * mean(train - test for test, train in pairs):+.2f})"
+
+    line = _points([test for test, _ in dense.values()])
+    accuracies = [("dense", *(line for _ in levels))]
+    gaps = [("dense", *(gap(list(dense.values())) for _ in levels))]
+    order = []
+    for i, method in enumerate(methods):
+        seeds = [found.get((method, level), {}) for level in levels]
+        accuracies.append((method, *(_points([r["accuracy"] for r in of.values()]) if of else "–" for of in seeds)))
+        pairs = [[(r["accuracy"], r["train_accuracy"]) for r in of.values()] for of in seeds]
+        gaps.append((method, *(gap(of) if of else "–" for of in pairs)))
+        if i:
+            before = [found.get((methods[i - 1], level), {}) for level in levels]
+            cells = [_apart(upper, lower) for upper, lower in zip(before, seeds, strict=True)]
+            order.append((f"{methods[i - 1]} − {method}", *cells))
+    titles = tuple(f"{level:.0%}" for level in levels)
+    return {
+        "training_runs": _table(("test accuracy, %, at zeros of", *titles), accuracies, words=1),
+        "training_gaps": _table(("training accuracy, % (less test accuracy)", *titles), gaps, words=1),
+        "training_order": _table(("points between methods", *titles), order, words=1),
+    }
+
+
+def _apart(upper: dict[int, dict[str, Any]], lower: dict[int, dict[str, Any]]) -> str:
+    """Difference over common seeds; in italics where it is within two standard errors of nothing, or not known."""
+    apart = [upper[seed]["accuracy"] - lower[seed]["accuracy"] for seed in upper if seed in lower]
+    if not apart:
+        return "–"
+    clear = len(apart) > 1 and abs(mean(apart)) > 2 * stdev(apart) / len(apart) ** 0.5
+    return _points(apart, sign=True) if clear else f"*{_points(apart, sign=True)}*"
+
+
+def _training_times(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Time to the accuracy of dense training less a margin, medians over seeds."""
+    groups: dict[tuple[str, str, float], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["network"], row["method"], row["sparsity"]), []).append(row)
+    lines = []
+    for (network, method, sparsity), found in groups.items():
+        times, first = [row["seconds"] for row in found], found[0]
+        dense = first["dense_seconds"]
+        reached = None if None in times else median(times)
+        ratio = f"**{reached / dense:.2f}**" if reached is not None and dense is not None else "–"
+        cells = (
+            _points([row["accuracy"] for row in found]),
+            _points([row["dense_accuracy"] for row in found]),
+            f"{100 * first['goal']:.2f}",
+            f"{reached:.0f}" if reached is not None else "never" if not any(times) else "not all seeds",
+            "never" if dense is None else f"{dense:.0f}",
+            ratio,
+            f"{mean(row['step_ratio'] for row in found):.2f}",
+        )
+        lines.append((network, method, f"{sparsity:.0%}", str(len(found)), *cells))
+    head = ("network", "method", "zeros", "seeds", "test accuracy, %", "dense", "goal", "seconds to it", "dense, s")
+    return {"training_times": _table((*head, "time of dense", "step of dense"), lines, words=2)}
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

@@ -26,7 +26,8 @@ from gossamer.errors import DataError, GossamerError
 
 __all__ = ["Run", "finished", "trained", "with_dense"]
 
-_LOOKS = 4  # per epoch, at the test data; not part of the time
+_LOOKS = 8  # per epoch, at the test data; not part of the time
+_UNSEEN = 0.3  # share of a run before the first look: at a high rate no network is near its goal
 _MARGIN = 0.003  # below dense accuracy, at which times are taken
 
 
@@ -42,7 +43,7 @@ class Run:
         threads: of torch and of kernels.
         looks: whether test accuracy is followed during the run.
         data: folder with Fashion-MNIST, None: the packaged subset.
-        share: of the usual epochs.
+        share: of the usual epochs. Dense runs of several shares are schedules, of which the best counts.
     """
 
     network: str
@@ -81,7 +82,7 @@ def trained(run: Run, data: Fashion) -> dict[str, Any]:
 
     Returns:
         accuracy, train_accuracy (of 10,000 training images), seconds of training alone, curve: [seconds, test accuracy]
-        a few times per epoch, dense_phase, mean_density, live, weights.
+        a few times per epoch, dense_phase, mean_density, live, weights: of the whole network, with its dense layers.
     """
     torch.set_num_threads(run.threads)
     torch.set_flush_denormal(True)
@@ -95,8 +96,6 @@ def trained(run: Run, data: Fashion) -> dict[str, Any]:
     method = None if dense else METHODS[run.method](run.sparsity, steps, run.seed)
     if method is not None:
         model = sparse.sparsify(model, method)
-        if any(isinstance(m, nn.Conv2d) for m in model.modules()):
-            raise DataError(f"{run.network}: found convolutions that stay dense, expected sparse ones")
     peak = how.rate if dense else how.sparse_rate
     optimizer = how.optimizer(list(model.parameters()), peak)
     sparsifier = None if method is None else sparse.Sparsifier(model, optimizer, method)
@@ -122,11 +121,11 @@ def trained(run: Run, data: Fashion) -> dict[str, Any]:
         if sparsifier is not None:
             sparsifier.step()
         seconds += time.perf_counter() - start
-        if run.looks and ((step + 1) % last == 0 or step + 1 == steps):
+        if run.looks and step >= _UNSEEN * steps and ((step + 1) % last == 0 or step + 1 == steps):
             curve.append([round(seconds, 3), _accuracy(model, data.test, data.test_labels)])
     if sparsifier is not None:
         sparsifier.finish()
-    live = sum(layer.topology.live for layer in sparse.sparse_layers(model).values())
+    dead = sum(layer.topology.size - layer.topology.live for layer in sparse.sparse_layers(model).values())
     return {
         "accuracy": _accuracy(model, data.test, data.test_labels),
         "train_accuracy": _accuracy(model, data.train[:10_000], data.train_labels[:10_000]),
@@ -135,7 +134,7 @@ def trained(run: Run, data: Fashion) -> dict[str, Any]:
         "curve": curve,
         "dense_phase": 1.0 if method is None else round(method.dense_share(steps), 4),
         "mean_density": 1.0 if method is None else round(method.mean_density(steps), 4),
-        "live": live if method is not None else weights,
+        "live": weights - dead,
         "weights": weights,
     }
 
@@ -229,24 +228,48 @@ def finished(
     return [(r, f) for r, f in zip(runs, results, strict=True) if f is not None], late, failed
 
 
+@dataclass(frozen=True)
+class _Dense:
+    """The dense runs of a network; each share of the epochs is a schedule."""
+
+    schedules: list[list[tuple[Run, dict[str, Any]]]]
+
+    @property
+    def best(self) -> list[tuple[Run, dict[str, Any]]]:
+        """Of the schedule with the highest mean accuracy at the end."""
+        return max(self.schedules, key=lambda runs: statistics.mean(f["accuracy"] for _, f in runs))
+
+    def reaching(self, goal: float) -> tuple[list[tuple[Run, dict[str, Any]]], float] | None:
+        """The schedule that reaches an accuracy first, and when: the median over seeds; None: none does."""
+        times = [statistics.median(_or_never(_reached(f, goal)) for _, f in runs) for runs in self.schedules]
+        first = min(range(len(times)), key=times.__getitem__)
+        return None if math.isinf(times[first]) else (self.schedules[first], times[first])
+
+
+def _dense(results: list[tuple[Run, dict[str, Any]]], like: Run) -> _Dense | None:
+    schedules: dict[float, list[tuple[Run, dict[str, Any]]]] = {}
+    for run, found in results:
+        if run.method == "dense" and (run.network, run.looks) == (like.network, like.looks):
+            schedules.setdefault(run.share, []).append((run, found))
+    return _Dense(list(schedules.values())) if schedules else None
+
+
 def with_dense(results: list[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]]:
     """Rows of the issue: each sparse run beside the dense ones of its network.
 
-    ``dense_accuracy`` is that of the same seed where there is one, else the mean. Where accuracies were followed,
-    ``seconds`` and ``dense_seconds`` are times at which each first reached the dense runs' mean accuracy at the end
-    less 0.3 points (null: never), else those of the whole runs.
+    ``dense_accuracy`` is that of the dense schedule that ends best: of the same seed where there is one, else the mean.
+    Where accuracies were followed, ``seconds`` and ``dense_seconds`` are times at which each first reached ``goal``,
+    that schedule's mean accuracy less 0.3 points (null: never); the dense time is that of the schedule that gets there
+    first, the median over its seeds, of ``dense_steps`` in all. Else they are times of whole runs.
     """
     rows = []
-    dense = [(r, f) for r, f in results if r.method == "dense"]
     bf16 = [f for r, f in results if r.method == "dense_bf16"]
     for run, found in results:
-        if run.method.startswith("dense"):
+        dense = None if run.method.startswith("dense") else _dense(results, run)
+        if dense is None:
             continue
-        peers = [(r, f) for r, f in dense if r.network == run.network and r.share == run.share]
-        if not peers:
-            continue
-        own = next((f for r, f in peers if r.seed == run.seed), None)
-        goal = statistics.mean(f["accuracy"] for _, f in peers) - _MARGIN
+        best = [f for _, f in dense.best]
+        own = next((f for r, f in dense.best if r.seed == run.seed), None)
         row = {
             "network": run.network,
             "method": run.method,
@@ -254,27 +277,43 @@ def with_dense(results: list[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]
             "seed": run.seed,
             "accuracy": found["accuracy"],
             "train_accuracy": found["train_accuracy"],
-            "seconds": _reached(found, goal) if run.looks else found["total_seconds"],
+            "seconds": found["total_seconds"],
             "total_seconds": found["total_seconds"],
+            "steps": found["steps"],
             "dense_phase": found["dense_phase"],
             "mean_density": found["mean_density"],
             "live": found["live"],
+            "weights": found["weights"],
             "threads": run.threads,
         }
         for key in ("accuracy", "train_accuracy"):
-            row[f"dense_{key}"] = own[key] if own else statistics.mean(f[key] for _, f in peers)
-        reached = [_reached(f, goal) for _, f in peers] if run.looks else [f["total_seconds"] for _, f in peers]
-        times = [t for t in reached if t is not None]
-        row["dense_seconds"] = round(statistics.median(times), 3) if times else None
-        row["dense_total_seconds"] = round(statistics.median(f["total_seconds"] for _, f in peers), 3)
+            row[f"dense_{key}"] = own[key] if own else statistics.mean(f[key] for f in best)
+        row["dense_total_seconds"] = row["dense_seconds"] = round(statistics.median(f["total_seconds"] for f in best), 3)
+        row["dense_steps"] = best[0]["steps"]
         if run.looks:
-            row["goal"] = goal
-            row["dense_bf16_seconds"] = next((_reached(f, goal) for f in bf16), None)
-            row["dense_bf16_step_ratio"] = next(
-                (_per_step(f) / statistics.median(_per_step(d) for _, d in peers) for f in bf16), None
-            )
+            row |= _times(run, found, dense, bf16)
         rows.append(row)
     return rows
+
+
+def _times(run: Run, found: dict[str, Any], dense: _Dense, bf16: list[dict[str, Any]]) -> dict[str, Any]:
+    """When the goal was reached."""
+    goal = statistics.mean(f["accuracy"] for _, f in dense.best) - _MARGIN
+    first = dense.reaching(goal)
+    step = statistics.median(_per_step(f) for _, f in dense.best)
+    return {
+        "goal": goal,
+        "seconds": _reached(found, goal),
+        "dense_seconds": None if first is None else round(first[1], 3),
+        "dense_steps": None if first is None else first[0][0][1]["steps"],
+        "step_ratio": round(_per_step(found) / step, 3),
+        "dense_bf16_seconds": next((_reached(f, goal) for f in bf16), None),
+        "dense_bf16_step_ratio": next((_per_step(f) / step for f in bf16), None),
+    }
+
+
+def _or_never(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds
 
 
 def _per_step(found: dict[str, Any]) -> float:

@@ -37,7 +37,40 @@ def test_training_steps_stand_beside_dense_ones_and_runs_have_means_over_seeds()
         "| --- | --: | --: | --: | --: | --: | --: | --: | --: |\n"
         "| mlp | 90% | 1 | **20** | 100 | – | **5.0x** | 0.125 | 0.75 |\n"
     }
-    run = {"network": "mlp", "method": "rigl", "sparsity": 0.9, "train_accuracy": 0.95, "seconds": 10.0}
-    runs = [run | {"accuracy": value} for value in (0.88, 0.92)]
-    line = tables._training({"steps": [], "runs": runs})["training_runs"].splitlines()[2]
-    assert line == "| mlp | rigl | 90% | 2 | 90.00% ± 2.00% | 5.00% | 10 |"
+
+
+def _run(method: str, sparsity: float, seed: int, accuracy: float) -> dict[str, Any]:
+    dense = {"dense_accuracy": 0.90 + 0.02 * seed, "dense_train_accuracy": 0.98}
+    run = {"network": "conv", "method": method, "sparsity": sparsity, "seed": seed, "accuracy": accuracy}
+    return run | dense | {"train_accuracy": accuracy + 0.01, "seconds": 10.0}
+
+
+def test_runs_become_accuracy_over_sparsity_beside_the_dense_line_with_standard_errors_and_gaps() -> None:
+    rows = [_run("rigl", 0.9, 0, 0.88), _run("rigl", 0.9, 1, 0.92), _run("rigl", 0.95, 0, 0.87)]
+    rows += [_run("set", 0.9, 0, 0.86), _run("set", 0.9, 1, 0.901)]
+    found = tables._training({"steps": [], "runs": rows})
+    lines = found["training_runs"].splitlines()
+    assert lines[0] == "| test accuracy, %, at zeros of | 90% | 95% |"
+    assert lines[2:] == [
+        "| dense | 91.00 ± 1.00 | 91.00 ± 1.00 |",
+        "| rigl | 90.00 ± 2.00 | 87.00 |",
+        "| set | 88.05 ± 2.05 | – |",
+    ]
+    assert found["training_gaps"].splitlines()[2:4] == [
+        "| dense | 98.00 (+7.00) | 98.00 (+7.00) |",
+        "| rigl | 91.00 (+1.00) | 88.00 (+1.00) |",
+    ]
+    # Of the same seeds; in italics where it may be chance.
+    assert found["training_order"].splitlines()[2:] == ["| rigl − set | +1.95 ± 0.05 | – |"]
+    rows[-1]["accuracy"] = 0.96
+    assert tables._training_runs(rows)["training_order"].splitlines()[2] == "| rigl − set | *-1.00 ± 3.00* | – |"
+
+
+def test_times_to_the_goal_are_medians_and_a_seed_that_never_reached_it_is_not_left_out() -> None:
+    time = {"goal": 0.91, "dense_seconds": 50.0, "step_ratio": 0.25}
+    rows = [_run("rigl", 0.9, seed, 0.92) | time | {"seconds": 18.0 + seed} for seed in range(3)]
+    (line,) = tables._training_times(rows)["training_times"].splitlines()[2:]
+    assert line == "| conv | rigl | 90% | 3 | 92.00 ± 0.00 | 92.00 ± 1.15 | 91.00 | 19 | 50 | **0.38** | 0.25 |"
+    rows[0]["seconds"] = None
+    (line,) = tables._training_times(rows)["training_times"].splitlines()[2:]
+    assert line.endswith("| 91.00 | not all seeds | 50 | – | 0.25 |")

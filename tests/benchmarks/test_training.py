@@ -136,9 +136,37 @@ def test_times_are_those_at_which_the_dense_accuracy_less_a_margin_was_first_rea
     first, second = with_dense(results)
     assert set(RUN_COLUMNS.split()) <= set(first)
     assert (first["seconds"], first["dense_seconds"], first["goal"]) == (20.0, 70.0, pytest.approx(0.897))
+    assert first["step_ratio"] == pytest.approx(30 / 105, abs=1e-3)
     assert second["seconds"] is None and second["dense_accuracy"] == 0.90
     whole = with_dense([(run("dense", 0, False), results[0][1]), (run("set", 0, False), results[2][1])])
-    assert (whole[0]["seconds"], whole[0]["dense_seconds"]) == (30.0, 100.0)
+    assert (whole[0]["seconds"], whole[0]["dense_seconds"]) == (30.0, 100.0) and "goal" not in whole[0]
+
+
+def test_dense_accuracy_is_that_of_its_best_schedule_and_dense_time_that_of_its_fastest() -> None:
+    def dense(seed: int, share: float) -> Run:
+        return Run("mlp", "dense", 0.0, seed, 2, True, None, share)
+
+    long = [(dense(s, 1.0), result(0.900, 100.0, [[90.0, 0.899], [100.0, 0.900]])) for s in range(3)]
+    short = [(dense(s, 0.5), result(0.898, 50.0, [[48.0 + s, 0.898]]) | {"steps": 5}) for s in range(3)]
+    ours = (Run("mlp", "rigl", 0.9, 0, 2, True, None), result(0.899, 20.0, [[20.0, 0.899]]))
+    (row,) = with_dense([*short, *long, ours])
+    assert row["dense_accuracy"] == 0.900 and row["goal"] == pytest.approx(0.897)
+    assert (row["dense_seconds"], row["dense_steps"], row["dense_total_seconds"]) == (49.0, 5, 100.0)
+    # A schedule most of whose seeds do not get there is not the one that does.
+    for _, found in short[:2]:
+        found["curve"] = [[50.0, 0.896]]
+    (row,) = with_dense([*short, *long, ours])
+    assert (row["dense_seconds"], row["dense_steps"]) == (90.0, 10)
+
+
+def test_full_layers_that_stay_dense_count_among_the_live_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    try:  # Erdős–Rényi leaves the first convolution full at 80%
+        found = trained(Run("conv-16-32-128", "static", 0.8, 0, 1, False, None, 0.1), load_fashion())
+    finally:
+        torch.set_num_threads(before)
+        torch.set_flush_denormal(False)
+    assert found["live"] == pytest.approx(0.2 * found["weights"], rel=2e-3)
 
 
 def test_finished_runs_are_kept_and_late_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
