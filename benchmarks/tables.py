@@ -151,7 +151,8 @@ def _training_runs(rows: list[dict[str, Any]]) -> dict[str, str]:
     dense = {row["seed"]: (row["dense_accuracy"], row["dense_train_accuracy"]) for row in rows}
 
     def gap(pairs: list[tuple[float, float]]) -> str:
-        return f"{100 * mean(train for _, train in pairs):.2f} ({100 * mean(train - test for test, train in pairs):+.2f})"
+        test, train = (mean(values) for values in zip(*pairs, strict=True))
+        return f"{100 * train:.2f} ({100 * (train - test):+.2f})"
 
     line = _points([test for test, _ in dense.values()])
     accuracies = [("dense", *(line for _ in levels))]

@@ -26,6 +26,7 @@ from benchmarks.training_runs import Run, finished, with_dense
 from benchmarks.training_steps import StepSetting, relaxed_rows, step_rows
 
 _MLP, _CONV = "mlp-784-2048-2048-10", "conv-16-32-128"
+_SCHEDULES = (1.0, 0.5)  # shares of the dense network's epochs; the longer ends better, the shorter may be there sooner
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,9 @@ def full(data: str | None) -> Plan:
     steps += [StepSetting(name, threads, (0.9,), plain, 40.0) for name in (transformer, resnet) for threads in (1, 2)]
     threads = min(2, os.cpu_count() or 1)
     timed = [
-        Run(_MLP, method, sparsity, seed, threads, True, data)
+        Run(_MLP, method, sparsity, seed, threads, True, data, share)
         for seed in range(3)
-        for method, sparsity in (("rigl", 0.9), ("dense", 0.0))
+        for method, sparsity, share in (("rigl", 0.9, 1.0), *(("dense", 0.0, share) for share in _SCHEDULES))
     ]
     # One seed; a fraction of the run, which tells how long a step takes. Slow without instructions for it.
     timed.append(Run(_MLP, "dense_bf16", 0.0, 0, threads, True, data, 1.0 if _has_bf16() else 0.02))

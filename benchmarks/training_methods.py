@@ -12,7 +12,7 @@ import gossamer.train as sparse
 from benchmarks.training_networks import mlp
 from gossamer.train import SparseTraining
 
-__all__ = ["METHODS", "TRAINED", "Trained", "conv"]
+__all__ = ["METHODS", "TRAINED", "Recipe", "Trained", "adamw", "conv", "sgd"]
 
 
 def conv() -> nn.Sequential:
@@ -30,39 +30,59 @@ def conv() -> nn.Sequential:
 
 
 @dataclass(frozen=True)
+class Recipe:
+    """How a network is trained.
+
+    Args:
+        optimizer: parameters and rate → optimiser.
+        rate: peak of the learning rate: up for ``warm`` of the run, then down to zero along a cosine.
+        epochs: of the run.
+        warm: share of the run.
+        smoothing: of labels, 0 to 1.
+    """
+
+    optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+    rate: float
+    epochs: float
+    warm: float = 0.1
+    smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
 class Trained:
     """A network and how it is trained, with any method and without.
 
     Args:
         make: freshly initialised.
         batch: samples per step.
-        epochs: of dense training.
-        sparse_epochs: of sparse training.
-        rate: peak learning rate of dense training: up for a fifth of the run, then down to zero along a cosine.
-        sparse_rate: that of sparse training.
-        optimizer: parameters and rate → optimiser.
+        dense: recipe of dense training.
+        sparse: recipe of every sparse method.
     """
 
     make: Callable[[], nn.Module]
     batch: int
-    epochs: int
-    sparse_epochs: int
-    rate: float
-    sparse_rate: float
-    optimizer: Callable[[list[nn.Parameter], float], torch.optim.Optimizer]
+    dense: Recipe
+    sparse: Recipe
 
 
-def _sgd(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+def sgd(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """With Nesterov momentum."""
     return torch.optim.SGD(parameters, rate, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=True)
 
 
-def _adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+def adamw(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
+    """With weight decay apart from the gradient."""
     return torch.optim.AdamW(parameters, rate, weight_decay=1e-2, fused=True)
 
 
 TRAINED: Mapping[str, Trained] = {
-    "conv-16-32-128": Trained(conv, 128, 3, 3, 0.05, 0.05, _sgd),
-    "mlp-784-2048-2048-10": Trained(lambda: mlp(784, 2048, 2048, 10), 256, 8, 8, 1e-3, 2e-3, _adam),
+    "conv-16-32-128": Trained(conv, 128, Recipe(sgd, 0.05, 5, 0.2), Recipe(sgd, 0.05, 5, 0.2)),
+    "mlp-784-2048-2048-10": Trained(
+        lambda: mlp(784, 2048, 2048, 10),
+        256,
+        Recipe(adamw, 1e-3, 12, smoothing=0.1),
+        Recipe(adamw, 2e-3, 14, smoothing=0.1),
+    ),
 }
 
 

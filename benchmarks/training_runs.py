@@ -20,11 +20,11 @@ from torch.nn import functional as F
 
 import gossamer.train as sparse
 from benchmarks.rows import ROOT, Rows
-from benchmarks.training_methods import METHODS, TRAINED
+from benchmarks.training_methods import METHODS, TRAINED, Recipe
 from gossamer.demo.data import Fashion, load_fashion
 from gossamer.errors import DataError, GossamerError
 
-__all__ = ["Run", "finished", "trained", "with_dense"]
+__all__ = ["Run", "finished", "reached", "trained", "with_dense"]
 
 _LOOKS = 8  # per epoch, at the test data; not part of the time
 _UNSEEN = 0.3  # share of a run before the first look: at a high rate no network is near its goal
@@ -70,15 +70,20 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     return right / len(labels)
 
 
-def _rate(step: int, steps: int, peak: float) -> float:
-    rising = max(1, steps // 5)
+def _rate(step: int, steps: int, recipe: Recipe) -> float:
+    rising = max(1, round(recipe.warm * steps))
     if step < rising:
-        return peak * (step + 1) / rising
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
+        return recipe.rate * (step + 1) / rising
+    return recipe.rate * 0.5 * (1 + math.cos(math.pi * (step - rising) / max(1, steps - rising)))
 
 
-def trained(run: Run, data: Fashion) -> dict[str, Any]:
+def trained(run: Run, data: Fashion, recipe: Recipe | None = None) -> dict[str, Any]:
     """Train, and say how it went.
+
+    Args:
+        run: what.
+        data: on which.
+        recipe: None: that of the network in `TRAINED`.
 
     Returns:
         accuracy, train_accuracy (of 10,000 training images), seconds of training alone, curve: [seconds, test accuracy]
@@ -91,13 +96,13 @@ def trained(run: Run, data: Fashion) -> dict[str, Any]:
     model = how.make()
     weights = sum(p.numel() for n, p in model.named_parameters() if n.endswith("weight"))
     dense = run.method.startswith("dense")
+    recipe = recipe or (how.dense if dense else how.sparse)
     per_epoch = len(data.train) // how.batch
-    steps = max(20, round(run.share * per_epoch * (how.epochs if dense else how.sparse_epochs)))
+    steps = max(20, round(run.share * per_epoch * recipe.epochs))
     method = None if dense else METHODS[run.method](run.sparsity, steps, run.seed)
     if method is not None:
         model = sparse.sparsify(model, method)
-    peak = how.rate if dense else how.sparse_rate
-    optimizer = how.optimizer(list(model.parameters()), peak)
+    optimizer = recipe.optimizer(list(model.parameters()), recipe.rate)
     sparsifier = None if method is None else sparse.Sparsifier(model, optimizer, method)
     order = torch.Generator().manual_seed(run.seed)
     bf16 = run.method == "dense_bf16"
@@ -112,10 +117,10 @@ def trained(run: Run, data: Fashion) -> dict[str, Any]:
         chosen = places[at * how.batch : (at + 1) * how.batch]
         x, y = data.train[chosen], data.train_labels[chosen]
         for group in optimizer.param_groups:
-            group["lr"] = _rate(step, steps, peak)
+            group["lr"] = _rate(step, steps, recipe)
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss = F.cross_entropy(model(x), y)
+            loss = F.cross_entropy(model(x), y, label_smoothing=recipe.smoothing)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if sparsifier is not None:
@@ -241,7 +246,7 @@ class _Dense:
 
     def reaching(self, goal: float) -> tuple[list[tuple[Run, dict[str, Any]]], float] | None:
         """The schedule that reaches an accuracy first, and when: the median over seeds; None: none does."""
-        times = [statistics.median(_or_never(_reached(f, goal)) for _, f in runs) for runs in self.schedules]
+        times = [statistics.median(_or_never(reached(f, goal)) for _, f in runs) for runs in self.schedules]
         first = min(range(len(times)), key=times.__getitem__)
         return None if math.isinf(times[first]) else (self.schedules[first], times[first])
 
@@ -288,7 +293,8 @@ def with_dense(results: list[tuple[Run, dict[str, Any]]]) -> list[dict[str, Any]
         }
         for key in ("accuracy", "train_accuracy"):
             row[f"dense_{key}"] = own[key] if own else statistics.mean(f[key] for f in best)
-        row["dense_total_seconds"] = row["dense_seconds"] = round(statistics.median(f["total_seconds"] for f in best), 3)
+        total = round(statistics.median(f["total_seconds"] for f in best), 3)
+        row["dense_total_seconds"] = row["dense_seconds"] = total
         row["dense_steps"] = best[0]["steps"]
         if run.looks:
             row |= _times(run, found, dense, bf16)
@@ -303,11 +309,11 @@ def _times(run: Run, found: dict[str, Any], dense: _Dense, bf16: list[dict[str, 
     step = statistics.median(_per_step(f) for _, f in dense.best)
     return {
         "goal": goal,
-        "seconds": _reached(found, goal),
+        "seconds": reached(found, goal),
         "dense_seconds": None if first is None else round(first[1], 3),
         "dense_steps": None if first is None else first[0][0][1]["steps"],
         "step_ratio": round(_per_step(found) / step, 3),
-        "dense_bf16_seconds": next((_reached(f, goal) for f in bf16), None),
+        "dense_bf16_seconds": next((reached(f, goal) for f in bf16), None),
         "dense_bf16_step_ratio": next((_per_step(f) / step for f in bf16), None),
     }
 
@@ -320,7 +326,8 @@ def _per_step(found: dict[str, Any]) -> float:
     return float(found["total_seconds"]) / int(found["steps"])
 
 
-def _reached(found: dict[str, Any], goal: float) -> float | None:
+def reached(found: dict[str, Any], goal: float) -> float | None:
+    """Seconds of training after which a look first found that accuracy; None: never."""
     return next((seconds for seconds, accuracy in found["curve"] if accuracy >= goal), None)
 
 

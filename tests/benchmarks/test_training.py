@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import training
+from benchmarks import training, training_search
 from benchmarks.rows import Rows
-from benchmarks.training_methods import METHODS, TRAINED, Trained
+from benchmarks.training_methods import METHODS, TRAINED, Recipe, Trained
 from benchmarks.training_networks import NETWORKS, Decoder, conv_net, mlp, replaced, sparse_layers
 from benchmarks.training_runs import Run, finished, trained, with_dense
 from benchmarks.training_steps import StepSetting, step_rows
@@ -86,7 +86,8 @@ def small(monkeypatch: pytest.MonkeyPatch) -> str:
     def adam(parameters: list[nn.Parameter], rate: float) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, rate)
 
-    monkeypatch.setitem(TRAINED, "small", Trained(make, 100, 1, 1, 2e-3, 2e-3, adam))  # type: ignore[arg-type]
+    recipe = Recipe(adam, 2e-3, 1)
+    monkeypatch.setitem(TRAINED, "small", Trained(make, 100, recipe, recipe))  # type: ignore[arg-type]
     return "small"
 
 
@@ -181,8 +182,10 @@ def test_finished_runs_are_kept_and_late_ones_named(tmp_path: Path, monkeypatch:
 def test_the_full_plan_has_what_the_issue_asks_for() -> None:
     plan = training.full(None)
     assert {(s.network, s.threads) for s in plan.steps} == {(n, t) for n in NETWORKS for t in (1, 2)}
-    timed = [(r.method, r.seed) for r in plan.timed if r.method != "dense_bf16"]
-    assert sorted(timed) == sorted((m, s) for m in ("rigl", "dense") for s in range(3))
+    timed = [(r.method, r.share, r.seed) for r in plan.timed if r.method != "dense_bf16"]
+    assert sorted(timed) == sorted(
+        (m, share, s) for m, share in (("rigl", 1.0), ("dense", 1.0), ("dense", 0.5)) for s in range(3)
+    )
     seeds = {(r.method, r.sparsity): 0 for r in plan.side_by_side}
     for run in plan.side_by_side:
         seeds[run.method, run.sparsity] += 1
@@ -197,3 +200,22 @@ def test_a_folder_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch, 
         training.main()
     assert "--peers: found no folder /nowhere" in capsys.readouterr().err
     assert json.dumps(training.measure(training.Plan((), (), (), ()), None, "test_empty", 0.0))
+
+
+def test_recipes_are_searched_without_the_test_images_and_compared_at_the_best_dense_one() -> None:
+    data = load_fashion()
+    held = training_search.split(data)
+    assert len(held.train) == len(held.train_labels) == len(data.train) - 5000
+    assert torch.equal(held.test, data.train[-5000:]) and torch.equal(held.test_labels, data.train_labels[-5000:])
+    assert {method for method, _ in training_search.candidates()} == {"rigl", "dense"}
+    rows = [
+        {"name": "a", "method": "dense", "accuracy": 0.90, "train_accuracy": 0.95, "curve": [[80.0, 0.898]]},
+        {"name": "b", "method": "dense", "accuracy": 0.89, "train_accuracy": 0.95, "curve": [[50.0, 0.897]]},
+        {"name": "c", "method": "rigl", "accuracy": 0.89, "train_accuracy": 0.92, "curve": [[9.0, 0.8], [20.0, 0.897]]},
+        {"name": "d", "method": "rigl", "accuracy": 0.88, "train_accuracy": 0.92, "curve": [[20.0, 0.88]]},
+    ]
+    assert training_search.summary(rows)[2:] == [
+        "b: 89.00% (train 95.00%); goal: 50.0 s, 1.00 of dense",
+        "c: 89.00% (train 92.00%); goal: 20.0 s, 0.40 of dense",
+        "d: 88.00% (train 92.00%); goal: never",
+    ]
