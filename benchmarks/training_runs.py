@@ -26,8 +26,8 @@ from gossamer.errors import DataError, GossamerError
 
 __all__ = ["Run", "finished", "reached", "trained", "with_dense"]
 
-_LOOKS = 8  # per epoch, at the test data; not part of the time
-_UNSEEN = 0.3  # share of a run before the first look: at a high rate no network is near its goal
+_LOOKS = 6  # per epoch, at the test data; not part of the time
+_UNSEEN = 0.4  # share of a run before the first look: at a high rate no network is near its goal
 _MARGIN = 0.003  # below dense accuracy, at which times are taken
 
 

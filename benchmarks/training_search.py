@@ -26,7 +26,7 @@ _HELD_OUT = 5000
 
 def candidates() -> Iterator[tuple[str, Recipe]]:
     """(method, recipe), what matters most first."""
-    for epochs, sparse_epochs in ((8, 12), (12, 16), (5, 8)):
+    for epochs, sparse_epochs in ((10, 12), (6, 8), (15, 18)):
         for smoothing in (0.1, 0.0):
             for optimizer, rate, sparse_rate in ((adamw, 1e-3, 2e-3), (sgd, 0.1, 0.1)):
                 yield "rigl", Recipe(optimizer, sparse_rate, sparse_epochs, smoothing=smoothing)
@@ -34,7 +34,7 @@ def candidates() -> Iterator[tuple[str, Recipe]]:
     for optimizer, rate in ((adamw, 1e-3), (adamw, 4e-3), (sgd, 0.2)):
         yield "rigl", Recipe(optimizer, rate, 12, smoothing=0.1)
     for optimizer, rate in ((adamw, 5e-4), (sgd, 0.05)):
-        yield "dense", Recipe(optimizer, rate, 8, smoothing=0.1)
+        yield "dense", Recipe(optimizer, rate, 10, smoothing=0.1)
 
 
 def split(data: Fashion) -> Fashion:
