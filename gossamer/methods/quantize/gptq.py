@@ -61,7 +61,7 @@ class GPTQ(PerGroup):
         rounds: of descent and least squares, ≥ 0.
         passes: over all columns in each descent, ≥ 0.
 
-    Cost: about (2 + 3 · passes · (rounds + 1)) · rows · n² multiplications in float64, n inputs, and n³ once.
+    Cost: about (2 + 3 · passes · (rounds + 1)) · rows · n² multiplications in float32, n inputs, and n³ once.
 
     Example:
         >>> GPTQ(bits=4, group=128).needs == {"gram", "sq", "count"}
@@ -80,7 +80,7 @@ class GPTQ(PerGroup):
     damp: float = 0.01
     candidates: int = 15
     rounds: int = 1
-    passes: int = 2
+    passes: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,8 +139,10 @@ class GPTQ(PerGroup):
         def settled(start: Tensor, grid: Grid) -> Tensor:
             if inputs.diagonal:
                 return grid.values(grid.steps(live))
-            return descend(matrix, inputs.damped, start, grid, keep, passes=self.passes)
+            moved = descend(light, inputs.light, start.float(), grid.to(torch.float32), small, passes=self.passes)
+            return grid.values(grid.steps(moved.double()))
 
+        light, small = matrix.float(), None if keep is None else keep.float()
         live = matrix if keep is None else matrix * keep
         columns = matrix.shape[1]
         size = columns if self._shares(site) else min(grouping_of(self.group, site.shape).size, columns)
@@ -162,8 +164,9 @@ class GPTQ(PerGroup):
             found = grid.values(grid.steps(live))
         else:
             order = inputs.order
-            found = torch.empty_like(matrix)
-            found[:, order] = sweep(matrix[:, order], inputs.factor, Rounding(grid, keep, order))
+            found = torch.empty_like(light)
+            settle = Rounding(grid.to(torch.float32), small, order)
+            found[:, order] = sweep(light[:, order], inputs.factor, settle)
             found = settled(found, grid)
         for _ in range(self.rounds):
             steps = grid.steps(found)
@@ -200,7 +203,8 @@ class _Inputs:
         diagonal: whether it is diagonal; then there is nothing to make up for.
         damped: positive definite.
         order: int64 [n], in which the columns are rounded.
-        factor: see `inverse_factor`, in that order; empty if diagonal.
+        light: the damped one in float32: which code is best needs no more.
+        factor: see `inverse_factor`, in that order, float32; empty if diagonal.
         cost: float64 [n], what an error in each column costs.
     """
 
@@ -208,6 +212,7 @@ class _Inputs:
     diagonal: bool
     damped: Tensor
     order: Tensor
+    light: Tensor
     factor: Tensor
     cost: Tensor
 
@@ -221,10 +226,10 @@ class _Inputs:
         dead = solid.diagonal() <= 0  # without damping: an input that is always zero
         solid = solid + torch.diag(dead.double()) if bool(dead.any()) else solid
         if diagonal:
-            return cls(gram, True, solid, order, gram.new_empty(0, 0), solid.diagonal())
+            return cls(gram, True, solid, order, solid.float(), gram.new_empty(0, 0), solid.diagonal())
         factor = inverse_factor(gram[order][:, order], damp)
         cost = torch.empty(n, dtype=gram.dtype).index_copy_(0, order, factor.diagonal().square().reciprocal())
-        return cls(gram, False, solid, order, factor, cost / cost.mean())
+        return cls(gram, False, solid, order, solid.float(), factor.float(), cost / cost.mean())
 
 
 def live_mask(weight: Encoding, shape: tuple[int, int]) -> Tensor | None:

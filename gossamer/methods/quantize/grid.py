@@ -9,7 +9,7 @@ from typing import Self, final
 import torch
 from torch import Tensor
 
-from gossamer.methods.second_order import Settle, row_errors
+from gossamer.methods.second_order import Settle
 
 __all__ = ["Grid", "Rounding", "descend", "fitted", "refit"]
 
@@ -22,8 +22,8 @@ class Grid:
     """Which values the weights of a matrix may take: scale · (q − zero), 0 ≤ q < 2^bits, per row and group of columns.
 
     Args:
-        scale: float64 [groups, rows], > 0, as stored; one row for all where a whole tensor shares a scale.
-        zero: float64 [groups, rows], whole numbers.
+        scale: [groups, rows], > 0, as stored; one row for all where a whole tensor shares a scale.
+        zero: [groups, rows], whole numbers.
         size: columns per group; the last group may have fewer.
         bits: of the codes.
     """
@@ -53,6 +53,10 @@ class Grid:
         """scale · steps, [rows, columns]."""
         return steps * self.spread(self.scale, steps.shape[1])
 
+    def to(self, dtype: torch.dtype) -> Grid:
+        """In another dtype, for faster work."""
+        return replace(self, scale=self.scale.to(dtype), zero=self.zero.to(dtype))
+
     def pick(self, rows: Tensor, other: Self) -> Grid:
         """This grid with the rows, bool [rows], of another."""
         return replace(
@@ -66,7 +70,7 @@ class Rounding(Settle):
 
     Args:
         grid: over the columns as they are numbered in the weight.
-        keep: float64 [rows, n], 1 = live; None: all.
+        keep: [rows, n], 1 = live; None: all.
         order: int64 [n], which column is the i-th that `sweep` passes.
     """
 
@@ -89,16 +93,16 @@ def descend(
     nearest grid value is the best one. No step raises tr((W − Ŵ)·G·(W − Ŵ)ᵀ).
 
     Args:
-        weight: float64 [rows, n].
-        gram: float64 [n, n], positive diagonal.
-        start: float64 [rows, n], on the grid.
+        weight: [rows, n].
+        gram: [n, n], positive diagonal.
+        start: [rows, n], on the grid.
         grid: over the columns.
-        keep: float64 [rows, n], 1 = live; None: all.
+        keep: [rows, n], 1 = live; None: all.
         passes: over all columns; fewer where nothing moves any more.
         block: columns between two matrix products; the result differs by rounding only.
 
     Returns:
-        float64 [rows, n], on the grid.
+        [rows, n], on the grid.
 
     Cost: 2 · rows · n² multiplications per pass.
 
@@ -113,14 +117,14 @@ def descend(
             last = min(n, first + block)
             local = gram[first:last, first:last]
             here = found[:, first:last].T.contiguous()  # [width, rows]: each column is contiguous
-            down = slope[:, first:last].T.contiguous()
+            down = slope[:, first:last].T.contiguous()  # columns behind the present one only are kept up to date
             live = None if keep is None else keep[:, first:last].T
             change = torch.empty_like(here)
             for j in range(last - first):
                 best = grid.column(here[j] + down[j] / local[j, j], first + j)
                 best = best if live is None else best.mul_(live[j])
                 change[j] = best - here[j]
-                down.addr_(local[j], change[j], alpha=-1)
+                down[j + 1 :].addr_(local[j, j + 1 :], change[j], alpha=-1)
             if bool(change.any()):
                 moved = True
                 found[:, first:last] = (here + change).T
@@ -156,14 +160,19 @@ def refit(weight: Tensor, gram: Tensor, found: Tensor, grid: Grid, store: Callab
     if shared:
         matrix, side = matrix.sum(0, keepdim=True), side.sum(0, keepdim=True)
     old = grid.scale.T
-    idle = matrix.diagonal(dim1=1, dim2=2) <= 0
-    ridge = torch.where(idle, 1.0, matrix.diagonal(dim1=1, dim2=2) * 1e-9)
+    power = matrix.diagonal(dim1=1, dim2=2)
+    idle = power <= 0
+    ridge = torch.where(idle, 1.0, power * 1e-9)
     solved, info = torch.linalg.solve_ex(matrix + torch.diag_embed(ridge), torch.where(idle, old, side))
     good = (info == 0)[:, None] & torch.isfinite(solved) & (solved > old / 4) & (solved < old * 4)
-    new = replace(grid, scale=store(torch.where(good.all(1, keepdim=True), solved, old).T.contiguous()))
-    before, after = row_errors(weight - found, gram), row_errors(weight - new.values(steps), gram)
-    better = (after.sum() < before.sum()).view(1) if shared else after < before
-    return grid.pick(better, new)
+    new = store(torch.where(good.all(1, keepdim=True), solved, old))
+
+    def error(scale: Tensor) -> Tensor:
+        """But for what does not depend on the scale, [rows]."""
+        return (scale * ((matrix @ scale.unsqueeze(2)).squeeze(2) - 2 * side)).sum(1)
+
+    better = error(new) < error(old)
+    return replace(grid, scale=torch.where(better, new.T, grid.scale))
 
 
 def _by_group(values: Tensor, groups: int, size: int) -> Tensor:
