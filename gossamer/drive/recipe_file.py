@@ -45,13 +45,18 @@ from gossamer.methods.prune import (
     WoodFisher,
 )
 from gossamer.methods.quantize import (
+    AWQ,
+    GPTQ,
+    HQQ,
     Cast,
     FoldBatchNorm,
     LearnedStep,
     MixedBits,
     NormalFloat,
     PowerOfTwo,
+    Rotate,
     RoundToNearest,
+    SmoothQuant,
     Ternary,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
@@ -92,6 +97,11 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "share.Denil": Denil,
         "share.Translation": Translation,
         "quantize.RoundToNearest": RoundToNearest,
+        "quantize.GPTQ": GPTQ,
+        "quantize.AWQ": AWQ,
+        "quantize.SmoothQuant": SmoothQuant,
+        "quantize.HQQ": HQQ,
+        "quantize.Rotate": Rotate,
         "quantize.Ternary": Ternary,
         "quantize.PowerOfTwo": PowerOfTwo,
         "quantize.NormalFloat": NormalFloat,

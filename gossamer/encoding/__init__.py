@@ -8,6 +8,7 @@ from gossamer.encoding.interpolation import Interpolation
 from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Category, Codec, Encoding, Leaf, Pattern, Role, Value
 from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
+from gossamer.encoding.rotated import Rotated
 from gossamer.encoding.skeleton import Skeleton, skeleton_of
 from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Affine, Codebook, Constant, Dense, Grouping
@@ -47,6 +48,7 @@ __all__ = [
     "PowerLevels",
     "Ref",
     "Role",
+    "Rotated",
     "Scaled",
     "Skeleton",
     "Sum",

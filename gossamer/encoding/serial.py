@@ -27,6 +27,7 @@ from gossamer.encoding.interpolation import Interpolation
 from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Encoding, Leaf, Pattern, Value, computable
 from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
+from gossamer.encoding.rotated import Rotated
 from gossamer.encoding.values import Affine, Codebook, Constant, Dense
 from gossamer.encoding.vectors import VectorCodebook
 from gossamer.encoding.weights import Concat, Kept, Masked, Permuted, Ref, Scaled, Sum, View
@@ -45,7 +46,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
             *(VectorCodebook, Hashed, KernelBasis, Convolutional),
             *(Constant, NormalLevels, PowerLevels),
             *(KernelShapes, Permuted),
-            Interpolation,
+            *(Interpolation, Rotated),
         )
     }
 )

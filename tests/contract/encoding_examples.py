@@ -31,6 +31,7 @@ from gossamer.encoding import (
     NormalLevels,
     Permuted,
     PowerLevels,
+    Rotated,
     Scaled,
     Sum,
     TensorTrain,
@@ -287,6 +288,15 @@ def scaled_one_side(m: Maker) -> Example:
     return Example(Scaled(m.dense(4, 3), None, m.positive(4)), (4, 3), 16 * m.width)
 
 
+def rotated(m: Maker) -> Example:
+    inner = Affine(12, 5, m.symbols(16, 4, 12), m.positive(12), m.symbols(16, 12), 4)
+    return Example(Rotated(inner, 4, 0xFFFF_FFFF_FFFF_FFFF), (4, 12), 48 * 4 + 12 * m.width + 12 * 8)
+
+
+def rotated_conv(m: Maker) -> Example:
+    return Example(Rotated(m.dense(3, 2, 2, 2), 8, 5), (3, 2, 2, 2), 24 * m.width)
+
+
 def tucker_two(m: Maker) -> Example:
     tree = Tucker(m.dense(2, 3, 2, 2), (m.dense(5, 2), m.dense(4, 3), None, None))
     return Example(tree, (5, 4, 2, 2), (24 + 10 + 12) * m.width)
@@ -364,7 +374,7 @@ MAKERS: tuple[Callable[[Maker], Example], ...] = (
     *(vector_codebook, vector_codebook_of_kernels, hashed, predicted, predicted_convolution),
     *(toeplitz, convolutional_strided, convolutional_in_tiles),
     *(constant, normal_levels, normal_levels_ragged_groups, power_levels, masked_levels, masked_power_levels),
-    *(masked_kernel_shapes, permuted, permuted_clustered_conv),
+    *(masked_kernel_shapes, permuted, permuted_clustered_conv, rotated, rotated_conv),
     *(interpolated, interpolated_convolution_of_clustered, interpolated_at_full_rank),
     everything_at_once,
 )

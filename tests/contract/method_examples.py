@@ -34,13 +34,18 @@ from gossamer.methods.prune import (
     WoodFisher,
 )
 from gossamer.methods.quantize import (
+    AWQ,
+    GPTQ,
+    HQQ,
     Cast,
     FoldBatchNorm,
     LearnedStep,
     MixedBits,
     NormalFloat,
     PowerOfTwo,
+    Rotate,
     RoundToNearest,
+    SmoothQuant,
     Ternary,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
@@ -108,6 +113,8 @@ METHODS: Mapping[str, Method] = {
     "hard-threshold": HardThreshold(threshold=0.05),
     "hard-threshold-relative": HardThreshold(threshold=0.5, relative=True, structure=Block(1, 2)),
     **{f"kmeans-{bits}": KMeans(bits=bits) for bits in (1, 4, 8)},
+    "kmeans-inputs": KMeans(bits=3, weighted="inputs"),
+    "kmeans-fisher-grouped": KMeans(bits=2, group_size=8, weighted="fisher"),
     "kmeans-grouped": KMeans(bits=2, group_size=8),
     "kmeans-network-wide": KMeans(bits=5, network_wide=True),
     **{
@@ -136,6 +143,24 @@ METHODS: Mapping[str, Method] = {
     "learned-step-grouped-half-steps": LearnedStep(bits=3, group=5, scale_dtype="bfloat16"),
     "mixed-bits-average": MixedBits(average_bits=3.7),
     "mixed-bits-bytes": MixedBits(budget_bytes=2400, bits=(2, 5, 8), symmetric=False, scale_dtype="float16"),
+    "mixed-bits-inputs": MixedBits(average_bits=4, weighted="inputs"),
+    **{
+        f"gptq-{bits}-{group}-{'symmetric' if symmetric else 'asymmetric'}": GPTQ(
+            bits=bits,
+            group=group,  # type: ignore[arg-type]
+            symmetric=symmetric,
+        )
+        for bits, group, symmetric in ((2, "tensor", True), (3, "channel", False), (4, 5, True), (8, "tensor", False))
+    },
+    "gptq-plain": GPTQ(bits=4, candidates=1, rounds=0, passes=0, act_order=False, scale_dtype="bfloat16"),
+    "awq": AWQ(bits=4, group=5),
+    "awq-symmetric-tensor": AWQ(bits=3, group="tensor", symmetric=True, scale_dtype="float16", steps=3),
+    "smooth-quant": SmoothQuant(),
+    "hqq": HQQ(bits=3, group=8),
+    "hqq-symmetric": HQQ(bits=4, group="channel", symmetric=True, scale_dtype="bfloat16"),
+    "rotate-rtn": Rotate(inner=RoundToNearest(bits=4)),
+    "rotate-gptq": Rotate(inner=GPTQ(bits=3, group=8), seed=3),
+    "rotate-normal-float": Rotate(inner=NormalFloat(bits=4, group=8)),
     **{f"cast-{dtype}": Cast(dtype=dtype) for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")},
     "fold-batch-norm": FoldBatchNorm(),
     "svd-rank": SVD(rank=2),

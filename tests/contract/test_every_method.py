@@ -46,13 +46,18 @@ from gossamer.methods.prune import (
     Taylor,
 )
 from gossamer.methods.quantize import (
+    AWQ,
+    GPTQ,
+    HQQ,
     Cast,
     FoldBatchNorm,
     LearnedStep,
     MixedBits,
     NormalFloat,
     PowerOfTwo,
+    Rotate,
     RoundToNearest,
+    SmoothQuant,
     Ternary,
 )
 from gossamer.methods.second_order import fisher_blocks
@@ -69,7 +74,7 @@ half_too = pytest.mark.parametrize(
 )
 
 
-DENSE_ONLY = (*FACTORIZE, Channels, ProductQuantization, Hashing, Tie, Denil, Translation)
+DENSE_ONLY = (*FACTORIZE, Channels, ProductQuantization, Hashing, Tie, Denil, Translation, Rotate)
 
 
 def trees_of(model: nn.Module) -> dict[str, Encoding]:
@@ -308,6 +313,8 @@ def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_beco
         (LearnedStep(), Magnitude(sparsity=0.5), "Prune before sharing or quantizing"),
         (KMeans(bits=3), Cast(dtype="float16"), "smaller than a cast"),
         (RoundToNearest(), FoldBatchNorm(), "Fold before"),
+        (Magnitude(sparsity=0.5), Rotate(inner=RoundToNearest()), "would fill a mask's zeros"),
+        (HQQ(), RoundToNearest(), "cannot be quantized again"),
         (Magnitude(sparsity=0.5), Channels(sparsity=0.5), "Remove channels first"),
         (SVD(rank=2), Channels(sparsity=0.5), "Remove channels first"),
         (KMeans(bits=3), Channels(sparsity=0.5), "Remove channels first"),
@@ -436,6 +443,21 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: MixedBits(average_bits=3, bits=(4, 2)),
         lambda: MixedBits(average_bits=3, bits=(1, 2)),
         lambda: MixedBits(average_bits=3, weighted="loss"),  # type: ignore[arg-type]
+        lambda: KMeans(bits=2, weighted="inputs", network_wide=True),
+        lambda: KMeans(bits=2, weighted="loss"),  # type: ignore[arg-type]
+        lambda: GPTQ(bits=1),
+        lambda: GPTQ(group=0),
+        lambda: GPTQ(damp=-0.1),
+        lambda: GPTQ(candidates=0),
+        lambda: GPTQ(rounds=-1),
+        lambda: GPTQ(scale_dtype="int8"),  # type: ignore[arg-type]
+        lambda: AWQ(steps=0),
+        lambda: AWQ(candidates=0),
+        lambda: SmoothQuant(alpha=1.5),
+        lambda: HQQ(p=0.0),
+        lambda: HQQ(iterations=0),
+        lambda: Rotate(inner=Magnitude(sparsity=0.5)),
+        lambda: Rotate(inner=MixedBits(average_bits=3)),
         lambda: Cast(dtype="float4"),  # type: ignore[arg-type]
         lambda: RoundToNearest(bits=4, group=0),
         lambda: RoundToNearest(bits=4, group="row"),  # type: ignore[arg-type]

@@ -38,6 +38,7 @@ from gossamer.encoding import (
     NormalLevels,
     Permuted,
     PowerLevels,
+    Rotated,
     Scaled,
     Sum,
     TensorSpec,
@@ -188,6 +189,16 @@ def interpolated() -> Trees:
     return {"interpolated": LowRank(Interpolation(Dense(n.floats(4, 3)), rows), Dense(n.floats(3, 5)))}
 
 
+def turned() -> Trees:
+    """Quantized weights in rotated coordinates."""
+    n = Numbers(6)
+    grid = Affine(24, 8, n.symbols(16, 3, 24), Dense(n.floats(9).abs() + 1), n.symbols(16, 9), 4)
+    return {
+        "rotated": Rotated(grid, 4, 0x0123_4567_89AB_CDEF),
+        "rotated_conv": Rotated(Dense(n.floats(2, 4, 2, 2)), 16, 1),
+    }
+
+
 # Kinds that came later have files of their own: those that are there are never written again.
 GOLDEN: dict[str, Callable[[], Trees]] = {
     "pruned": pruned,
@@ -196,6 +207,7 @@ GOLDEN: dict[str, Callable[[], Trees]] = {
     "levels": levels,
     "structured": structured,
     "interpolated": interpolated,
+    "turned": turned,
 }
 
 

@@ -11,11 +11,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from methods.harness import one, planned_on, result_on
+from methods.harness import one, planned_on, result_on, source_of
 from torch import Tensor
 
+from gossamer.drive.one_shot import apply_plan, plan_method
 from gossamer.encoding import Codebook, Mask, Masked
 from gossamer.encoding import Dense as DenseValue
+from gossamer.errors import DataError
 from gossamer.methods.prune import Magnitude
 from gossamer.methods.share import KMeans
 from gossamer.methods.share.kmeans import lloyd, nearest
@@ -189,3 +191,51 @@ def test_many_values_of_few_kinds_are_reproduced_exactly() -> None:
     close = torch.tensor([1.0, 1.0001, -2.0, 0.5])  # the first two share the upper 16 bits
     w = close[torch.randint(4, (600, 500), generator=torch.Generator().manual_seed(0))]
     assert torch.equal(one(KMeans(bits=2), w).to_dense(), w)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("kind", ["inputs", "fisher"])
+def test_centroids_go_where_weights_matter(kind: str, masked: bool) -> None:
+    random = torch.Generator().manual_seed(0)
+    w, sq, grad = (torch.randn(*s, generator=random) for s in ((12, 30), (30,), (12, 30)))
+    tree: Tensor | Masked = w
+    if masked:
+        found = one(Magnitude(sparsity=0.5), w)
+        assert isinstance(found, Masked)
+        tree = found
+    evidence = {"sq": sq.square() ** 2, "grad_sq": grad.square() ** 2}
+    mass = (evidence["sq"].expand(12, 30) if kind == "inputs" else evidence["grad_sq"]).double()
+    source = source_of({"w": tree})
+    made = {
+        weighted: apply_plan(
+            plan_method(KMeans(bits=2, weighted=weighted), source, {"w": evidence}),  # type: ignore[arg-type]
+            source,
+        )["w"].to_dense()
+        for weighted in ("none", kind)
+    }
+    live = w if isinstance(tree, Tensor) else tree.to_dense()
+    lost = {name: float((mass * (m - live).double().square()).sum()) for name, m in made.items()}
+    plain = {name: float((m - live).double().square().sum()) for name, m in made.items()}
+    assert lost[kind] < lost["none"]
+    assert plain[kind] > plain["none"]
+
+
+def test_many_weighted_values_are_clustered_by_bins_like_each_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = torch.Generator().manual_seed(0)
+    w, sq = torch.randn(40, 50, generator=random), torch.rand(50, generator=random)
+    source = source_of({"w": w})
+    tables = []
+    for many in (1 << 18, 100):
+        monkeypatch.setattr("gossamer.methods.share.kmeans._MANY", many)
+        made = apply_plan(plan_method(KMeans(bits=3, weighted="inputs"), source, {"w": {"sq": sq}}), source)["w"]
+        assert isinstance(made, Codebook)
+        tables.append(made.table.to_dense())
+    torch.testing.assert_close(tables[0], tables[1], rtol=0.02, atol=0.02)
+
+
+@pytest.mark.parametrize(("kind", "wanted"), [("inputs", "squares of its inputs"), ("fisher", "squared gradients")])
+def test_weighting_without_evidence_is_refused(kind: str, wanted: str) -> None:
+    source = source_of({"w": torch.randn(12, 30)})
+    planned = plan_method(KMeans(bits=2, weighted=kind), source, {})  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=wanted):
+        apply_plan(planned, source)

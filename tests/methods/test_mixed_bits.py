@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from methods.harness import one, planned_on, result_on, source_of
 from torch import Tensor
 
+from gossamer.drive.one_shot import apply_plan, plan_method
 from gossamer.encoding import Affine
 from gossamer.errors import PlanError
 from gossamer.methods.prune import Magnitude
@@ -127,3 +128,27 @@ def test_a_hundred_of_tensors_stay_within_the_budget_and_near_the_relaxed_optimu
         )
         bounds.append(cheapest - price * budget)
     assert max(bounds) <= found <= 1.01 * max(bounds)
+
+
+def test_the_share_of_outputs_that_is_lost_can_decide() -> None:
+    found = weights()
+    random = torch.Generator().manual_seed(1)
+    inputs = {n: torch.randn(80, w.shape[1], generator=random) * (3.0 if n == "c" else 1.0) for n, w in found.items()}
+    evidence = {n: {"gram": x.T @ x} for n, x in inputs.items()}
+    source = source_of(found)
+
+    def lost(name: str, made: Tensor) -> float:
+        x, w = inputs[name].double(), found[name].double()
+        return float((x @ (w - made.double()).T).square().sum() / (x @ w.T).square().sum())
+
+    average = 4.0
+    budget = average * sum(w.numel() for w in found.values())
+    table = {(n, b): lost(n, one(RoundToNearest(bits=b), w).to_dense()) for n, w in found.items() for b in BITS}
+    best = min(
+        sum(table[n, b] for n, b in zip(found, choice, strict=True))
+        for choice in itertools.product(BITS, repeat=len(found))
+        if sum(b * w.numel() for b, w in zip(choice, found.values(), strict=True)) <= budget
+    )
+    planned = plan_method(MixedBits(bits=BITS, average_bits=average, weighted="inputs"), source, evidence)
+    result = apply_plan(planned, source)
+    assert sum(lost(n, t.to_dense()) for n, t in result.items()) == pytest.approx(best, rel=1e-6)

@@ -188,9 +188,7 @@ class GPTQ(PerGroup):
         return self._rounding().place(values, groups, grid, shape)
 
     def _rounding(self) -> RoundToNearest:
-        return RoundToNearest(
-            bits=self.bits, group=self.group, symmetric=self.symmetric, scale_dtype=self.scale_dtype
-        )
+        return RoundToNearest(bits=self.bits, group=self.group, symmetric=self.symmetric, scale_dtype=self.scale_dtype)
 
 
 @final

@@ -222,7 +222,7 @@ def fitted(
     height = max(1, _PIECE // blocks.shape[1])
     parts = [
         _range(b, c, bits, symmetric, candidates, store)
-        for b, c in zip(blocks.split(height), costs.split(height), strict=True)
+        for b, c in zip(torch.split(blocks, height), torch.split(costs, height), strict=True)
     ]
     scale, zero = (torch.cat([p[i] for p in parts]).double() for i in (0, 1))
     shape = (1, 1) if shared else (rows, groups)

@@ -27,6 +27,8 @@ from gossamer.methods.quantize.rtn import AFFINE, RoundToNearest
 
 __all__ = ["HQQ"]
 
+_STARTS = (1.0, 0.8, 0.6, 0.45)  # of the range of a group: the sum has many minima
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +37,8 @@ class HQQ(PerGroup):
 
     The sum is halved: with e standing for the errors, in turn e becomes the errors w − ŵ shrunk towards zero,
     e = sign(r) · max(|r| − |r|^(p−1) / β, 0) in units of the scale, and scale and zero point become those that fit
-    w − e best; β grows each time. Zero points are whole numbers. Of all rounds, the first of which is rounding to
-    nearest, each group keeps the one with the smallest sum.
+    w − e best; β grows each time. Zero points are whole numbers. Of all rounds, from four ranges, the first of which is
+    rounding to nearest, each group keeps the one with the smallest sum.
 
     Args:
         bits: 2 to 8.
@@ -44,16 +46,16 @@ class HQQ(PerGroup):
         symmetric: grid centred at zero (no zero points stored); only the scale is fitted then.
         scale_dtype: dtype of the scales at rest.
         p: above 0, at most 1.
-        iterations: ≥ 1.
+        iterations: from each start, ≥ 1.
 
-    Cost: iterations roundings. No data.
+    Cost: 4 · iterations roundings. No data.
 
     Example:
         >>> HQQ(bits=4).p
         0.7
 
     Source: Badri and Shaji 2023, Half-Quadratic Quantization, mobiusml.github.io/hqq_blog; here zero points are whole
-    numbers, and the scale is fitted too.
+    numbers, the scale is fitted too, and there are several starts.
     """
 
     produced: ClassVar[Skeleton] = AFFINE
@@ -63,7 +65,7 @@ class HQQ(PerGroup):
     symmetric: bool = False
     scale_dtype: ScaleType = "float32"
     p: float = 0.7
-    iterations: int = 20
+    iterations: int = 10
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -77,13 +79,30 @@ class HQQ(PerGroup):
     def fit(self, values: Tensor, groups: Groups, entry: Mapping[str, Any], name: str) -> Value:
         """The best of all rounds, per group."""
         grid = cast(Affine, self._rounding().fit(values, groups, entry, name))
-        scale, zero = computable(grid.scale.to_dense()), self._zeros(grid)
-        best_scale, best_zero = scale, zero
-        least = torch.full((groups.count,), torch.inf)
+        widest, middle = computable(grid.scale.to_dense()), self._zeros(grid)
+        best = torch.full((groups.count,), torch.inf), widest, middle
+        for share in _STARTS:
+            scale = computable(stored_scale(self, widest * share, self.scale_dtype, name))
+            best = self._descended(values, groups, scale, middle, best, name)
+        stored = Dense(best[1].to(getattr(torch, self.scale_dtype)))
+        points = grid.zero_point if self.symmetric else best[2].to(torch.uint8)
+        return dataclasses.replace(grid, scale=stored, zero_point=points)
+
+    def _descended(
+        self,
+        values: Tensor,
+        groups: Groups,
+        scale: Tensor,
+        zero: Tensor,
+        best: tuple[Tensor, Tensor, Tensor],
+        name: str,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Smallest sums, their scales and zero points, each [groups], after the rounds from one start."""
+        least, best_scale, best_zero = best
         beta, levels = 10.0, (1 << self.bits) - 1
         for _ in range(self.iterations + 1):
-            each = groups.spread(scale)
-            steps = torch.round(values / each).add_(groups.spread(zero)).clamp_(0, levels) - groups.spread(zero)
+            each, places = groups.spread(scale), groups.spread(zero)
+            steps = torch.round(values / each).add_(places).clamp_(0, levels) - places
             off = values / each - steps
             error = groups.total((off * each).abs() ** self.p)
             better = error < least
@@ -100,9 +119,7 @@ class HQQ(PerGroup):
             fitted = torch.where((power > 0) & (fitted > scale / 2) & (fitted < scale * 2), fitted, scale)
             scale = computable(stored_scale(self, fitted, self.scale_dtype, name))
             beta *= 1.05
-        stored = Dense(best_scale.to(getattr(torch, self.scale_dtype)))
-        points = grid.zero_point if self.symmetric else best_zero.to(torch.uint8)
-        return dataclasses.replace(grid, scale=stored, zero_point=points)
+        return least, best_scale, best_zero
 
     def _zeros(self, grid: Affine) -> Tensor:
         if isinstance(grid.zero_point, Tensor):
@@ -114,6 +131,4 @@ class HQQ(PerGroup):
         return self._rounding().place(values, groups, grid, shape)
 
     def _rounding(self) -> RoundToNearest:
-        return RoundToNearest(
-            bits=self.bits, group=self.group, symmetric=self.symmetric, scale_dtype=self.scale_dtype
-        )
+        return RoundToNearest(bits=self.bits, group=self.group, symmetric=self.symmetric, scale_dtype=self.scale_dtype)

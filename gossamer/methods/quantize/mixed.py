@@ -15,7 +15,9 @@ from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
 from gossamer.methods.base import Ask, Evidence, Plan, Site, Step, Summary, live_values
 from gossamer.methods.quantize.groups import Groups, PerGroup, ScaleType
+from gossamer.methods.quantize.inputs import matrix_shape, seen_grams
 from gossamer.methods.quantize.rtn import AFFINE, RoundToNearest
+from gossamer.methods.second_order import row_errors
 
 __all__ = ["MixedBits", "allocate"]
 
@@ -28,7 +30,8 @@ class MixedBits(PerGroup):
     """Round to nearest with b(t) bits for tensor t, where b minimises Σ_t error(t, b(t)) under one budget.
 
     error(t, b) = Σ (w − q_b(w))² over the live weights of t; weighted by the gradient it is Σ g² · (w − q_b(w))², an
-    estimate of how much the loss rises (g²: squared gradients, summed over batches).
+    estimate of how much the loss rises (g²: squared gradients, summed over batches); weighted by inputs it is
+    tr(E·G·Eᵀ) / tr(W·G·Wᵀ) with E = W − q_b(W) and G = Σ x·xᵀ: the share of the layer's outputs that is lost.
 
     Args:
         bits: to choose from, each 2 to 8.
@@ -37,7 +40,7 @@ class MixedBits(PerGroup):
         group: "tensor", "channel" (per output row), or weights per scale along a row.
         symmetric: grid centred at zero (no zero points stored).
         scale_dtype: dtype of the scales at rest and in training.
-        weighted: "none", or "gradient", which needs data.
+        weighted: "none", or, with data, "gradient" or "inputs".
 
     Cost: one rounding of every tensor per choice of bits; then at most 2¹² partial sums per tensor.
 
@@ -59,7 +62,7 @@ class MixedBits(PerGroup):
     budget_bytes: int | None = None
     symmetric: bool = True
     scale_dtype: ScaleType = "float32"
-    weighted: Literal["none", "gradient"] = "none"
+    weighted: Literal["none", "gradient", "inputs"] = "none"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,16 +73,18 @@ class MixedBits(PerGroup):
         budgets = (self.average_bits, self.budget_bytes)
         if sum(b is not None for b in budgets) != 1 or any(b is not None and b <= 0 for b in budgets):
             raise PlanError(f"MixedBits: found average_bits, budget_bytes {budgets}, expected one of them, above 0")
-        if self.weighted not in ("none", "gradient"):
-            raise PlanError(f"MixedBits: weighted: found {self.weighted!r}, expected 'none' or 'gradient'")
+        if self.weighted not in ("none", "gradient", "inputs"):
+            raise PlanError(f"MixedBits: weighted: found {self.weighted!r}, expected 'none', 'gradient' or 'inputs'")
 
     def _rounding(self, bits: int) -> RoundToNearest:
         return RoundToNearest(bits=bits, group=self.group, symmetric=self.symmetric, scale_dtype=self.scale_dtype)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Squared gradients, if they are to count."""
-        return frozenset({"grad_sq"}) if self.weighted == "gradient" else frozenset()
+        """Squared gradients or products of inputs, if they are to count."""
+        return {"gradient": frozenset({"grad_sq"}), "inputs": frozenset({"gram", "sq", "count"})}.get(
+            self.weighted, frozenset()
+        )
 
     @property
     def observes(self) -> bool:
@@ -96,13 +101,17 @@ class MixedBits(PerGroup):
                 raise PlanError(f"MixedBits: {site.key}: found no squared gradients, expected data to gather them from")
             flat = evidence["grad_sq"].double().reshape(-1)
             importance = flat if positions is None else flat[positions.long()]
+        grams = seen_grams(f"MixedBits: {site.key}", site, evidence)[0] if self.weighted == "inputs" else None
         errors, sizes = [], []
         for bits in self.bits:
             made = self._rounding(bits).encode(site, weight, {}, {})
             value = made.value if isinstance(made, Masked) else made
             assert isinstance(value, Value)
-            wrong = value.values(positions).double().reshape(-1) - values.double()
-            errors.append(float((importance * wrong.square()).sum()))
+            if grams is None:
+                wrong = value.values(positions).double().reshape(-1) - values.double()
+                errors.append(float((importance * wrong.square()).sum()))
+            else:
+                errors.append(_lost(weight, made, grams))
             sizes.append(value.size_bits() if self.budget_bytes is not None else bits * values.numel())
         return {"errors": errors, "sizes": sizes, "live": values.numel()}
 
@@ -128,6 +137,18 @@ class MixedBits(PerGroup):
     def place(self, values: Tensor, groups: Groups, grid: Value, shape: tuple[int, ...]) -> Value:
         """The nearest grid point."""
         return self._rounding(self.bits[0]).place(values, groups, grid, shape)
+
+
+def _lost(weight: Encoding, made: Encoding, grams: Tensor) -> float:
+    """Share of a layer's outputs that is lost."""
+    dense = weight.to_dense().detach().double()
+    matrix = dense.reshape(matrix_shape(tuple(dense.shape)))
+    off = matrix - made.to_dense().detach().double().reshape(matrix.shape)
+    wrong, all_of_it = (
+        sum(float(row_errors(rows, gram).sum()) for rows, gram in zip(m.chunk(len(grams)), grams, strict=True))
+        for m in (off, matrix)
+    )
+    return wrong / all_of_it if all_of_it > 0 else 0.0
 
 
 def allocate(errors: Sequence[Sequence[float]], sizes: Sequence[Sequence[int]], budget: float) -> list[int]:

@@ -38,7 +38,7 @@ _LEAST = 1e-4  # of the largest input: what is smaller counts as that
 
 @dataclass(frozen=True, kw_only=True)
 class ScaledInputs(PerGroup):
-    """w = q · diag(1/a): columns of large inputs are made larger by a before they are rounded, so they keep more digits.
+    """w = q · diag(1/a): columns of large inputs are made larger by a before they are rounded, and keep more digits.
 
     1/a is stored as the input scale of the encoding: nothing outside the layer changes.
 
@@ -118,9 +118,7 @@ class ScaledInputs(PerGroup):
             back = stored_scale(self, 1 / gain, self.scale_dtype, site.key)
             inner, found = self._rounded(site, weight, matrix / back.double(), keep, grams, back.double())
             off = matrix - found * back.double()
-            error = sum(
-                float(row_errors(rows, g).sum()) for rows, g in zip(off.chunk(len(grams)), grams, strict=True)
-            )
+            error = sum(float(row_errors(rows, g).sum()) for rows, g in zip(off.chunk(len(grams)), grams, strict=True))
             if best is None or error < best[0]:
                 best = error, Scaled(inner, Dense(back), None)
         if best is None:
@@ -171,9 +169,7 @@ class ScaledInputs(PerGroup):
         return None if inner is None else Scaled(inner, grid.input_scale, None)
 
     def _rounding(self) -> RoundToNearest:
-        return RoundToNearest(
-            bits=self.bits, group=self.group, symmetric=self.symmetric, scale_dtype=self.scale_dtype
-        )
+        return RoundToNearest(bits=self.bits, group=self.group, symmetric=self.symmetric, scale_dtype=self.scale_dtype)
 
 
 def inputs_size(grams: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import Skeleton
+from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Codebook, Dense, Grouping, whole
 from gossamer.encoding.weights import Masked
-from gossamer.errors import PlanError
+from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import (
     DENSE,
     MASKED,
@@ -47,15 +48,18 @@ CODEBOOK = Skeleton(Codebook, (("table", DENSE),))
 class KMeans(Method):
     """Cluster the weights of a tensor; store an index per weight and the centroids.
 
-    Minimises Σ (w − c[index])² over the live weights. Pruned weights stay zero and cost no index. A codebook of 2¹⁸
-    weights or more is fitted to the means and counts of 2²⁰ bins (the upper 20 bits of the float32 value, 0.05% wide),
-    one for the network to those of 2¹⁶ (0.8% wide); every weight still goes to its nearest centroid.
+    Minimises Σ m·(w − c[index])² over the live weights; m = 1, or with data how much each weight matters: ``weighted``
+    by "inputs" Σ x² of its input column, by "fisher" its squared gradients, Σ (dL/dw)². Pruned weights stay zero and
+    cost no index. A codebook of 2¹⁸ weights or more is fitted to the means and counts of 2²⁰ bins (the upper 20 bits of
+    the float32 value, 0.05% wide), one for the network to those of 2¹⁶ (0.8% wide); every weight still goes to its
+    nearest centroid.
 
     Args:
         bits: 1 to 8; 2**bits centroids at most.
         group_size: weights per codebook along a row; None: one codebook per tensor.
         network_wide: one codebook for all tensors together.
         iterations: of Lloyd's algorithm, at most.
+        weighted: "none"; with data "inputs" or "fisher", both not network_wide.
 
     Cost: one sort per tensor (of 2¹⁸ weights or more one pass), then O(2**bits · log n) per iteration.
 
@@ -65,19 +69,30 @@ class KMeans(Method):
         >>> KMeans(bits=4).bits
         4
 
-    Source: Han, Mao, Dally 2016, arXiv 1510.00149, section 3; Lloyd 1982.
+    Source: Han, Mao, Dally 2016, arXiv 1510.00149, section 3; Lloyd 1982; Kim et al. 2023, SqueezeLLM, arXiv
+    2306.07629, section 4.1 (weighted by Fisher information).
     """
 
     bits: int
     group_size: int | None = None
     network_wide: bool = False
     iterations: int = 60
+    weighted: Literal["none", "inputs", "fisher"] = "none"
 
     def __post_init__(self) -> None:
         if not 1 <= self.bits <= 8:
             raise PlanError(f"KMeans: bits: found {self.bits}, expected 1 to 8")
         if self.group_size is not None and (self.group_size < 1 or self.network_wide):
             raise PlanError(f"KMeans: group_size: found {self.group_size}, expected ≥ 1, and not network_wide")
+
+        if self.weighted not in ("none", "inputs", "fisher") or (self.weighted != "none" and self.network_wide):
+            found = f"weighted: found {self.weighted!r}"
+            raise PlanError(f"KMeans: {found}, expected 'none', or 'inputs' or 'fisher' and not network_wide")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What says how much weights matter."""
+        return {"inputs": frozenset({"sq"}), "fisher": frozenset({"grad_sq"})}.get(self.weighted, frozenset())
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense weights become a codebook, masked ones keep their mask."""
@@ -132,17 +147,62 @@ class KMeans(Method):
         shared = Dense(torch.from_numpy(table).float()[None])
         return Plan(tuple(Step((s.key,), {"table": _SHARED}) for s in sites), {_SHARED: shared})
 
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Cluster each site, with what is known of how much its weights matter."""
+        return {
+            s.key: self._clustered(s, weights[s.key], entry, shared, self._mass(s, evidence.get(s.key, {})))
+            for s in sites
+        }
+
+    def _mass(self, site: Site, evidence: Evidence) -> Tensor | None:
+        """How much each weight matters, float64 [elements], or None: all alike."""
+        if self.weighted == "none" or len(site.shape) < 2:
+            return None
+        elements, columns = prod(site.shape), prod(site.shape[1:])
+        if self.weighted == "fisher":
+            if "grad_sq" not in evidence:
+                raise DataError(f"KMeans: {site.key}: found no squared gradients, expected data to gather them from")
+            mass = evidence["grad_sq"].double().reshape(-1)
+        elif "sq" in evidence:
+            seen = evidence["sq"].double()  # [columns], or [groups, columns] of a grouped convolution
+            mass = seen.view(-1, 1, columns).expand(-1, site.shape[0] // (seen.numel() // columns), -1).reshape(-1)
+        elif site.spec.kind is Kind.EMBEDDING:
+            return None  # its outputs are its weights
+        else:
+            raise DataError(f"KMeans: {site.key}: found no squares of its inputs, expected data that reach this layer")
+        # Weights that no sample says anything of still want to be near a centroid.
+        mass = mass + 1e-3 * mass.mean()
+        return mass if mass.numel() == elements and float(mass.sum()) > 0 else None
+
     def encode(
         self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
     ) -> Encoding:
-        """Cluster one site, or use the codebook of the whole network."""
+        """Cluster one site as if all of its weights mattered alike."""
+        return self._clustered(site, weight, entry, shared, None)
+
+    def _clustered(
+        self,
+        site: Site,
+        weight: Encoding,
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        mass: Tensor | None,
+    ) -> Encoding:
         table = shared[entry["table"]] if "table" in entry else None
         positions, values = live_values(weight)
         grouping = self._grouping(site.shape)
         one = table is not None or grouping.count(prod(site.shape)) == 1
         groups = None if one else index_groups(values, positions, grouping)
         if table is None:
-            table = Dense(self._fit(values, groups, grouping.count(prod(site.shape))).to(values.dtype))
+            live = mass if mass is None or positions is None else mass[positions.long()]
+            table = Dense(self._fit(values, groups, grouping.count(prod(site.shape)), live).to(values.dtype))
         index = nearest(values, table.to_dense().float(), groups)
         packed = Codebook(grouping.columns, grouping.size, index, table)
         if isinstance(weight, Masked):
@@ -161,19 +221,20 @@ class KMeans(Method):
             return Masked(weight.where, dataclasses.replace(old, index=index))
         return dataclasses.replace(old, index=index.view(site.shape))
 
-    def _fit(self, values: Tensor, groups: Tensor | None, count: int) -> Tensor:
+    def _fit(self, values: Tensor, groups: Tensor | None, count: int, mass: Tensor | None) -> Tensor:
         """Centroids per group, float64 [groups, entries]; groups with fewer repeat their last."""
         entries = 1 << self.bits
         if groups is None:
-            points, mass = _points(values, entries)
-            return torch.from_numpy(lloyd(points, mass, entries, self.iterations))[None]
+            points, weights = _points(values, entries, mass)
+            return torch.from_numpy(lloyd(points, weights, entries, self.iterations))[None]
         numbers = values.double().numpy()
+        each = np.ones(len(numbers)) if mass is None else mass.numpy()
         tables = []
         order = groups.argsort(stable=True).numpy()
         edges = np.searchsorted(groups.numpy()[order], np.arange(count + 1))
         for start, stop in itertools.pairwise(edges):
-            found = numbers[order[start:stop]]
-            tables.append(lloyd(found, np.ones(len(found)), entries, self.iterations))
+            mine = order[start:stop]
+            tables.append(lloyd(numbers[mine], each[mine], entries, self.iterations))
         width = max(len(t) for t in tables)
         table = np.stack([np.pad(t, (0, width - len(t)), mode="edge") for t in tables])
         return torch.from_numpy(table)
@@ -186,21 +247,25 @@ def index_groups(values: Tensor, positions: Tensor | None, grouping: Grouping) -
     return grouping.of(positions)
 
 
-def _points(values: Tensor, entries: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _points(
+    values: Tensor, entries: int, mass: Tensor | None = None
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Points and their masses, float64, that stand for the values: the values, or of many the means of 2²⁰ bins."""
     if values.numel() >= _MANY:
-        count = np.zeros(_FINE_BINS, dtype=np.int64)
+        count = np.zeros(_FINE_BINS, dtype=np.int64 if mass is None else np.float64)
         total = np.zeros(_FINE_BINS)
-        for piece in torch.split(values, _PIECE):
+        weights = [None] * len(torch.split(values, _PIECE)) if mass is None else torch.split(mass, _PIECE)
+        for piece, each in zip(torch.split(values, _PIECE), weights, strict=True):
             numbers = piece.float()
             bins = ((numbers.view(torch.int32) >> 12) & (_FINE_BINS - 1)).numpy()
-            count += np.bincount(bins, minlength=_FINE_BINS)
-            total += np.bincount(bins, weights=numbers.numpy(), minlength=_FINE_BINS)
+            count += np.bincount(bins, weights=None if each is None else each.numpy(), minlength=_FINE_BINS)
+            summed = numbers.numpy() if each is None else numbers.double().numpy() * each.numpy()
+            total += np.bincount(bins, weights=summed, minlength=_FINE_BINS)
         used = count > 0
         if int(used.sum()) > entries:  # else there may be no more different values than centroids: they stay exact
             return total[used] / count[used], count[used].astype(np.float64)
     numbers64 = values.double().numpy()
-    return numbers64, np.ones(len(numbers64))
+    return numbers64, np.ones(len(numbers64)) if mass is None else mass.numpy()
 
 
 def nearest(values: Tensor, tables: Tensor, groups: Tensor | None) -> Tensor:
