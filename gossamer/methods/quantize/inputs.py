@@ -43,14 +43,15 @@ def seen_grams(where: str, site: Site, evidence: Mapping[str, Tensor]) -> tuple[
     Warns:
         UserWarning: no evidence, or a Gram matrix of fewer rows than inputs.
     """
-    columns = matrix_shape(site.shape)[1]
     if len(site.shape) >= 2 and "gram" in evidence:
-        return grams_of(where, site.shape, evidence), False
-    if len(site.shape) >= 2 and "sq" in evidence and evidence["sq"].numel() == columns:
-        return grams_of(where, site.shape, {**evidence, "gram": evidence["sq"].reshape(-1).double().diag()}), True
+        grams = grams_of(where, site.shape, evidence)
+        return grams, not bool((grams - torch.diag_embed(grams.diagonal(dim1=1, dim2=2))).any())
+    if len(site.shape) >= 2 and "sq" in evidence:
+        squares = evidence["sq"].double()  # [n], or [groups, n] of a grouped convolution
+        return grams_of(where, site.shape, {**evidence, "gram": torch.diag_embed(squares)}), True
     if site.spec.kind not in _NO_INPUTS:
         warnings.warn(
             f"{where}: found no statistics of its inputs, expected data that reach this layer; all inputs count alike",
             stacklevel=2,
         )
-    return torch.eye(columns, dtype=torch.float64)[None], True
+    return torch.eye(matrix_shape(site.shape)[1], dtype=torch.float64)[None], True
