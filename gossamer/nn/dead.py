@@ -18,7 +18,7 @@ from gossamer.nn.topology import Topology, index_dtype
 from gossamer.runtime.choice import Room, choice
 from gossamer.runtime.live import live_math
 
-__all__ = ["Seen", "SeenPlanes", "SeenTokens", "gradient_at", "gradient_everywhere", "largest_dead"]
+__all__ = ["Seen", "SeenGradient", "SeenPlanes", "SeenTokens", "gradient_at", "gradient_everywhere", "largest_dead"]
 
 _TILE = 1 << 18
 """Elements of the dense gradient that exist at a time."""
@@ -160,6 +160,27 @@ class SeenPlanes(Seen):
         shape = [dy.shape[1], self.x.shape[1], *self.kernel]
         made: Tensor = conv2d_weight(self.x, shape, dy, self.stride, self.padding, self.dilation)  # type: ignore[no-untyped-call]
         return made.flatten(1)
+
+
+@final
+class SeenGradient(Seen):
+    """A pass that made the dense gradient itself, [M, K], which both arguments are."""
+
+    def flattened(self) -> Seen:
+        """As it is."""
+        return self
+
+    def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
+        """Adds rows of it."""
+        rows = self.dy[first : first + len(tile)]
+        if opening:
+            tile.copy_(rows)
+        else:
+            tile += rows
+
+    def sample(self, down: int, across: int) -> Tensor:
+        """Some of its rows and columns."""
+        return self.dy[::down, ::across]
 
 
 def _tiles(seen: Sequence[Seen], rows: int, columns: int, floats: int = _TILE) -> Iterator[tuple[int, Tensor]]:

@@ -10,6 +10,7 @@ from gossamer.runtime import (
     attention_code,
     bitmap_code,
     brain,
+    cell_code,
     choice_code,
     codegen,
     conv_code,
@@ -49,6 +50,7 @@ from gossamer.runtime.kernel_cache import Code, Engine, object_code_of
 
 __all__ = [
     "ATTENTION",
+    "CELLS",
     "CHOICE",
     "CONVOLUTIONS",
     "DEPTHWISE",
@@ -61,6 +63,7 @@ __all__ = [
     "TILES",
     "VECTORS",
     "AttentionKernels",
+    "CellKernels",
     "ChoiceKernels",
     "ConvolutionKernels",
     "DepthwiseKernels",
@@ -111,6 +114,9 @@ PACKERS = Code(
 
 GATES = Code("gates", gate_code.gate_kernels, (gate_code, epilogue, brain, emit, layout))
 """Steps of recurrent layers."""
+
+CELLS = Code("cells", cell_code.cell_kernels, (cell_code, epilogue, brain, emit, layout))
+"""The same in training, forward and back."""
 
 VECTORS = Code(
     "vectors",
@@ -235,6 +241,19 @@ class GateKernels(KernelSet):
         super().__init__(object_code, processor)
         self.lstm = self._engine.function("lstm", 10)
         self.gru = self._engine.function("gru", 10)
+
+
+@final
+class CellKernels(KernelSet):
+    """The entry points of `CELLS`."""
+
+    code: ClassVar[Code] = CELLS
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        forward, backward = cell_code.FORWARD_WORDS + 2, cell_code.BACKWARD_WORDS + 2
+        self.forward = {name: self._engine.function(f"{name}_forward", forward) for name in ("lstm", "gru")}
+        self.backward = {name: self._engine.function(f"{name}_backward", backward) for name in ("lstm", "gru")}
 
 
 @final

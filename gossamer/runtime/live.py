@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, final
@@ -24,7 +25,7 @@ from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP, openmp
 
-__all__ = ["Batch", "LiveMath", "LiveMatrix", "live_math"]
+__all__ = ["Batch", "LiveMath", "LiveMatrix", "Ordered", "live_math"]
 
 _WORTH_COPYING_TOGETHER = 1 << 16
 """Floats from which on a change of layout is worth a team."""
@@ -80,26 +81,25 @@ class LiveMath(CompiledProduct):
         tile = vectors * self.lanes
         made = self.memory.empty(tiles, features, tile)
         stride = rows.stride(0) if tokens > 1 else features
-        threads = self._threads(tokens * features)
-        self.kernels.pack(self.address, rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors, threads)
+        self.pack(rows.data_ptr(), stride, made.data_ptr(), tokens, features, vectors)
         return Batch(made, tokens)
 
     def rows(self, batch: Batch) -> Tensor:
         """Tiles → [tokens, features], contiguous."""
         _, features, tile = batch.data.shape
         made = torch.empty(batch.tokens, features)
-        threads = self._threads(batch.tokens * features)
-        self.kernels.unpack(
-            self.address,
-            made.data_ptr(),
-            features,
-            batch.data.data_ptr(),
-            batch.tokens,
-            features,
-            tile // self.lanes,
-            threads,
-        )
+        self.unpack(made.data_ptr(), features, batch.data.data_ptr(), batch.tokens, features, tile // self.lanes)
         return made
+
+    def pack(self, rows: int, stride: int, tiles: int, tokens: int, features: int, vectors: int) -> None:
+        """The same between addresses; rows lie ``stride`` floats apart."""
+        threads = self._threads(tokens * features)
+        self.kernels.pack(self.address, rows, stride, tiles, tokens, features, vectors, threads)
+
+    def unpack(self, rows: int, stride: int, tiles: int, tokens: int, features: int, vectors: int) -> None:
+        """The way back."""
+        threads = self._threads(tokens * features)
+        self.kernels.unpack(self.address, rows, stride, tiles, tokens, features, vectors, threads)
 
     def split(self, tokens: int) -> tuple[int, int]:
         """Tiles, and vectors per tile, for so many tokens: as few tiles as there can be, all equally wide.
@@ -260,6 +260,19 @@ class LiveMatrix(CompiledProduct):
         """
         return self._product(self._backward, self.math.kernels.gather_transposed, values, dy, None)
 
+    def ordered(self, values: Tensor, *, transposed: bool) -> Ordered:
+        """W, or Wᵀ, with these values: for many small products, which bring them into the kernels' order only once.
+
+        Args:
+            values: float32 [live], contiguous.
+            transposed: whether Wᵀ is meant.
+        """
+        kernels = self.math.kernels
+        layout, gather = (self._backward, kernels.gather_transposed) if transposed else (self._forward, kernels.gather)
+        memory = self.math.memory.empty(self.live + 64)
+        gather(layout.address, values.data_ptr(), memory.data_ptr(), self._threads(1))
+        return Ordered(kernels, layout.address, memory, self._threads)
+
     def _product(self, layout: _Layout, gather: Any, values: Tensor, x: Batch, bias: Tensor | None) -> Batch:
         tiles, _, tile = x.data.shape
         vectors = tile // self.math.lanes
@@ -308,6 +321,28 @@ class LiveMatrix(CompiledProduct):
     def resident_bytes(self) -> int:
         """Bytes held."""
         return self._forward.resident_bytes + self._backward.resident_bytes
+
+
+@final
+class Ordered(CompiledProduct):
+    """A matrix with its values in the order of the kernels.
+
+    Args:
+        kernels: compiled code.
+        layout: address of the matrix's description.
+        memory: the values.
+        threads: vectors of tokens → how many threads they are worth.
+    """
+
+    __slots__ = ("_address", "_layout", "_memory", "_multiply", "_threads")
+
+    def __init__(self, kernels: LiveKernels, layout: int, memory: Tensor, threads: Callable[[int], int]) -> None:
+        self._multiply, self._layout, self._threads = kernels.multiply, layout, threads
+        self._memory, self.address = memory, memory.data_ptr()
+
+    def product(self, x: int, y: int, bias: int, tiles: int, vectors: int) -> None:
+        """y ← W·x + b, between addresses of tiles; ``bias`` may be 0."""
+        self._multiply(self._layout, self.address, x, y, bias, tiles, vectors, self._threads(tiles * vectors))
 
 
 @final
