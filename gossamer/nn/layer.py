@@ -36,6 +36,7 @@ class SparseLayer(nn.Module, ABC):
     """
 
     live_values_only: ClassVar[bool] = True  # what looks for dense weights asks for it
+    made_by: object | None = None  # the method of training that it was made for: what comes later compares
 
     values: nn.Parameter
     positions: Tensor

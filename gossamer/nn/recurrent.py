@@ -177,10 +177,10 @@ class SparseRecurrent(nn.Module, ABC):
         return self._apply_to(input, hx)
 
     def _apply_to(self, input: Tensor | PackedSequence, hx: Any) -> tuple[Any, Any]:
-        single, order = False, None
+        single, order, batch_sizes = False, None, None
         if isinstance(input, PackedSequence):
-            rows, order = input.data, input.sorted_indices
-            sizes = tuple(input.batch_sizes.tolist())
+            rows, order, batch_sizes = input.data, input.sorted_indices, input.batch_sizes
+            sizes = tuple(batch_sizes.tolist())
         else:
             single = input.dim() == 2
             rows = input.unsqueeze(1) if single else input.transpose(0, 1) if self.batch_first else input
@@ -190,9 +190,9 @@ class SparseRecurrent(nn.Module, ABC):
         if rows.shape[-1] != self.input_size:
             raise RuntimeError(f"{self.mode}: found input {tuple(rows.shape)}, expected [..., {self.input_size}]")
         states = self._states(hx, rows, sizes[0], order, single=single)
-        flat = isinstance(input, PackedSequence)
-        way = self._compiled(rows, states, sizes)
-        y, last = way if way is not None else self._plain(rows, states, input.batch_sizes if flat else None)
+        made = self._compiled(rows, states, sizes)
+        y: Any
+        y, last = self._plain(rows, states, batch_sizes) if made is None else made
         if isinstance(input, PackedSequence):
             if input.unsorted_indices is not None:
                 last = [state.index_select(1, input.unsorted_indices) for state in last]
@@ -233,7 +233,8 @@ class SparseRecurrent(nn.Module, ABC):
         math_ = next(iter(laid_out.values())).math
         frame, ends = Frame(sizes, math_), Frame(sizes[:1] * len(states[0]), math_)
         first = [packed(state, ends) for state in states]
-        steps, last = cells(self.kind, math_.kernels.processor), [[] for _ in states]  # type: list[list[Tensor]]
+        steps = cells(self.kind, math_.kernels.processor)
+        last: list[list[Tensor]] = [[] for _ in states]
         x = packed(rows, frame)
         for level in range(self.num_layers):
             if level and self.training and self.dropout:

@@ -1,4 +1,4 @@
-"""One direction of one level of an LSTM or a GRU that trains with live values only: all its steps, and all of them back.
+"""One direction of one level of an LSTM or a GRU that trains with live values only: all its steps, forward and back.
 
 Activations of all steps are tiles [steps, tiles, features, tile], so that nothing changes its layout between steps, and
 what belongs to all steps at once (the input's product, the gradients of both weights) is one call of the kernels for
@@ -56,7 +56,8 @@ class Frame:
     def empty(self, features: int, steps: int | None = None) -> Tensor:
         """Room for activations, [steps, tiles, features, tile], of undefined content."""
         tiles, vectors = self.split()
-        return self.math.memory.empty(self.steps if steps is None else steps, tiles, features, vectors * self.math.lanes)
+        count = self.steps if steps is None else steps
+        return self.math.memory.empty(count, tiles, features, vectors * self.math.lanes)
 
     def pack(self, rows: Tensor) -> Tensor:
         """float32 → tiles.

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any, cast, final
@@ -20,72 +20,18 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.patterns import Mask
 from gossamer.encoding.random import key_of
 from gossamer.encoding.values import Dense
-from gossamer.encoding.weights import Masked
+from gossamer.encoding.weights import Concat, Masked
 from gossamer.errors import CompositionError, PlanError
 from gossamer.methods.base import Method, matches
 from gossamer.network.inspect import plain_tree, specs
-from gossamer.nn.conv import SparseConv2d
 from gossamer.nn.layer import SparseLayer
-from gossamer.nn.linear import SparseLinear
+from gossamer.train.kinds import KINDS, LayerKind, keys_of
 from gossamer.train.method import Parts, SparseTraining
 
 __all__ = ["harvest", "masks_of", "sparse_layers", "sparsify"]
 
-
-class LayerKind(ABC):
-    """A kind of dense layer that has a sparse counterpart."""
-
-    @abstractmethod
-    def accepts(self, module: nn.Module) -> bool:
-        """Whether a module is of this kind and computes nothing beside it."""
-
-    @abstractmethod
-    def sparse(self, module: nn.Module, mask: Tensor) -> SparseLayer:
-        """Its sparse counterpart; parameters are copied."""
-
-    @abstractmethod
-    def is_sparse(self, layer: SparseLayer) -> bool:
-        """Whether a layer is such a counterpart."""
-
-    @abstractmethod
-    def dense(self, layer: SparseLayer) -> nn.Module:
-        """The way back."""
-
-
-@final
-class _Linear(LayerKind):
-    def accepts(self, module: nn.Module) -> bool:
-        # Subclasses are welcome as long as they multiply as Linear does.
-        return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-
-    def sparse(self, module: nn.Module, mask: Tensor) -> SparseLayer:
-        return SparseLinear.of(cast(nn.Linear, module), mask)
-
-    def is_sparse(self, layer: SparseLayer) -> bool:
-        return isinstance(layer, SparseLinear)
-
-    def dense(self, layer: SparseLayer) -> nn.Module:
-        return cast(SparseLinear, layer).to_linear()
-
-
-@final
-class _Conv2d(LayerKind):
-    def accepts(self, module: nn.Module) -> bool:
-        if not isinstance(module, nn.Conv2d) or type(module).forward is not nn.Conv2d.forward:
-            return False
-        return module.groups == 1 and module.padding_mode == "zeros" and not isinstance(module.padding, str)
-
-    def sparse(self, module: nn.Module, mask: Tensor) -> SparseLayer:
-        return SparseConv2d.of(cast(nn.Conv2d, module), mask)
-
-    def is_sparse(self, layer: SparseLayer) -> bool:
-        return isinstance(layer, SparseConv2d)
-
-    def dense(self, layer: SparseLayer) -> nn.Module:
-        return cast(SparseConv2d, layer).to_conv()
-
-
-LAYERS: tuple[LayerKind, ...] = (_Linear(), _Conv2d())
+_NEAR = 0.01
+"""Two sparsities that differ by less are the same: counts are rounded, layers differ."""
 
 
 def sparsify(
@@ -96,26 +42,29 @@ def sparsify(
     data: Iterable[Any] | None = None,
     loss: Loss = F.cross_entropy,
 ) -> nn.Module:
-    """Replace a network's Linear and Conv2d layers by sparse ones, **in place**; make the optimiser afterwards.
+    """Replace Linear, Conv2d, LSTM and GRU layers by sparse ones, **in place**; make the optimiser afterwards.
 
-    All Linear and Conv2d layers (without groups) are meant, the first and the last one too, unless ``only`` or ``skip``
-    of the method say otherwise. Left as they are: layers that the allocation leaves full (small ones, under
-    Erdős–Rényi), frozen ones, those that share their weight, have hooks or parametrizations, or lie inside attention
-    modules, which read their weights themselves.
+    All of them are meant (Conv2d without groups, LSTM without projections), the first and the last one too, unless
+    ``only`` or ``skip`` of the method say otherwise. Left as they are: layers that the allocation leaves full (small
+    ones, under Erdős–Rényi), frozen ones, those that share their weight, have hooks or parametrizations, or lie inside
+    attention modules, which read their weights themselves. An LSTM's or GRU's weights count as a layer each
+    (``rnn.weight_hh_l0``); if any of them gets zeros, the others are kept by live values too, all of them live.
 
     Args:
         model: on the CPU, float32.
         method: of sparse training; or a pruning method, whose mask is then trained as it is.
         start: where the first topology comes from, if not at random: masks (True = kept) by layer or tensor name, or
-            a pruning method such as ``gs.prune.Magnitude`` (iterative ones too). Their counts are used as they are.
+            a pruning method such as ``gs.prune.Magnitude`` (iterative ones too). Their counts are used as they are; a
+            warning says if they are not those that the method was asked for.
         data: for a pruning method that needs data.
         loss: for the same.
 
     Returns:
-        ``model``, or the sparse layer if the model is itself a single Linear.
+        ``model``, or the sparse layer if the model is itself a single layer.
 
     Raises:
-        PlanError: no layer matches, one would be empty, or a structure does not fit; nothing was changed then.
+        PlanError: no layer matches, a pattern matches nothing, a layer would be empty, or a structure does not fit;
+            nothing was changed then.
 
     Example:
         >>> from gossamer.train import Static
@@ -146,8 +95,8 @@ def sparsify(
     if given is not None:
         found = [f for f in found if f.mask_in(given) is not None]
         if not found:
-            raise PlanError(f"start: found masks of {', '.join(list(given)[:4])}, expected some of the Linear layers")
-    names, shapes = [f.names[0] for f in found], [f.shape for f in found]
+            raise PlanError(f"start: found masks of {', '.join(list(given)[:4])}, expected some of the layers meant")
+    names, shapes = [f.name for f in found], [f.shape for f in found]
     if given is not None:
         masks = [_checked(f, cast(Tensor, f.mask_in(given))) for f in found]
     else:
@@ -160,22 +109,36 @@ def sparsify(
             mask[structure.start(shape, live, key_of(seed, name, "start"))] = True
             masks.append(mask.view(shape))
     if training is not None and given is not None:
-        for name, shape, mask in zip(names, shapes, masks, strict=True):
-            live = int(mask.sum())
-            if training.parts().structure.count(name, shape, live) != live:
-                raise PlanError(f"start: {name}: found a mask that {training.parts().structure} does not allow")
+        _check_start(training, names, masks)
     keeps = training is None or (given is None and _leaves_full_ones_dense(training.parts()))
     rescale = training is not None and (given is None if training.rescale is None else training.rescale)
-    for each, mask in zip(found, masks, strict=True):
-        if keeps and bool(mask.all()):
+    before = set(map(id, sparse_layers(model).values()))
+    for each, own in _by_module(found, masks):
+        if keeps and all(bool(mask.all()) for mask in own.values()):
             continue
-        layer = each.kind.sparse(each.module, mask)
-        if rescale:
-            _rescale(layer, mask)
+        layer = each.kind.sparse(each.module, own)
+        for weight, mask in own.items():
+            part = each.kind.part(layer, weight)
+            part.made_by = training
+            if rescale:
+                _rescale(part, mask)
         model = each.put(model, layer)
-    if not sparse_layers(model):
+    if all(id(layer) in before for layer in sparse_layers(model).values()):
         raise PlanError(f"{type(method).__name__}: found every layer full, expected a sparsity that leaves some zeros")
     return model
+
+
+def _check_start(training: SparseTraining, names: Sequence[str], masks: Sequence[Tensor]) -> None:
+    """Refuse masks that a method's structure does not allow; say so if they are not as sparse as it was asked to be."""
+    structure = training.parts().structure
+    for name, mask in zip(names, masks, strict=True):
+        live = int(mask.sum())
+        if structure.count(name, tuple(mask.shape), live) != live:
+            raise PlanError(f"start: {name}: found a mask that {structure} does not allow")
+    found = 1 - sum(int(mask.sum()) for mask in masks) / max(1, sum(mask.numel() for mask in masks))
+    if training.parts().schedule.constant_density and abs(found - training.final_sparsity) > _NEAR:
+        said = f"found masks of sparsity {found:.3f}, which {type(training).__name__} keeps"
+        warnings.warn(f"start: {said}, expected the {training.final_sparsity:.3f} that it was asked for", stacklevel=3)
 
 
 def _leaves_full_ones_dense(parts: Parts) -> bool:
@@ -186,22 +149,32 @@ def _leaves_full_ones_dense(parts: Parts) -> bool:
 @final
 @dataclass(frozen=True)
 class _Found:
-    """A dense layer under all its names."""
+    """A weight of a dense layer under all its names."""
 
-    names: tuple[str, ...]
+    modules: tuple[str, ...]
     module: nn.Module
     kind: LayerKind
+    weight: str
+
+    @property
+    def name(self) -> str:
+        """Of the sparse layer to come."""
+        return self.kind.name(self.modules[0], self.weight)
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What patterns and masks may call it."""
+        return tuple(key for module in self.modules for key in self.kind.keys(module, self.weight))
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return tuple(cast(Tensor, self.module.weight).shape)
+        return tuple(self.module.get_parameter(self.weight).shape)
 
     def mask_in(self, masks: Mapping[str, Tensor]) -> Tensor | None:
-        keys = [key for name in self.names for key in (name, _tensor_name(name))]
-        return next((masks[key] for key in keys if key in masks), None)
+        return next((masks[key] for key in self.keys if key in masks), None)
 
-    def put(self, model: nn.Module, layer: SparseLayer) -> nn.Module:
-        for name in self.names:
+    def put(self, model: nn.Module, layer: nn.Module) -> nn.Module:
+        for name in self.modules:
             if not name:
                 return layer
             owner, _, key = name.rpartition(".")
@@ -209,15 +182,19 @@ class _Found:
         return model
 
 
-def _tensor_name(module: str) -> str:
-    return f"{module}.weight" if module else "weight"
+def _by_module(found: Sequence[_Found], masks: Sequence[Tensor]) -> list[tuple[_Found, dict[str, Tensor]]]:
+    """The layers, and masks of each one's weights."""
+    made: dict[int, tuple[_Found, dict[str, Tensor]]] = {}
+    for each, mask in zip(found, masks, strict=True):
+        made.setdefault(id(each.module), (each, {}))[1][each.weight] = mask
+    return list(made.values())
 
 
 def _matching(model: nn.Module, only: str | tuple[str, ...], skip: str | tuple[str, ...]) -> list[_Found]:
-    """The layers that are meant.
+    """The weights that are meant.
 
     Raises:
-        PlanError: none is.
+        PlanError: none is, or a pattern matches nothing.
     """
     owners: dict[int, set[int]] = {}
     for module in model.modules():
@@ -230,24 +207,63 @@ def _matching(model: nn.Module, only: str | tuple[str, ...], skip: str | tuple[s
         listed.setdefault(id(module), ([], module))[0].append(name)
         if isinstance(module, nn.MultiheadAttention):
             inside |= {id(child) for child in module.modules()}
-    found, reasons, others = [], [], []
+    candidates, reasons, others = [], {}, []
     for names, module in listed.values():
-        kind = next((k for k in LAYERS if k.accepts(module)), None)
-        if kind is None:
-            continue
-        keys = [key for name in names for key in (name, _tensor_name(name))]
-        if matches(keys, skip) or (only and not matches(keys, only)):
-            others.append(f"{names[0]}: not meant by only={only!r}, skip={skip!r}")
+        kind = next((k for k in KINDS if k.accepts(module)), None)
+        if kind is None or isinstance(module, SparseLayer):
             continue
         reason = _refused(module, inside, owners)
-        if reason:
-            reasons.append(f"{names[0]}: {reason}")
-            continue
-        found.append(_Found(tuple(names), module, kind))
+        for weight in kind.weights(module):
+            each = _Found(tuple(names), module, kind, weight)
+            candidates.append(each)
+            if reason:
+                reasons[each.name] = reason
+    found = []
+    for each in candidates:
+        if matches(each.keys, skip) or (only and not matches(each.keys, only)):
+            others.append(f"{each.name}: not meant by only={only!r}, skip={skip!r}")
+        elif each.name not in reasons:
+            found.append(each)
+    told = [f"{name}: {reason}" for name, reason in reasons.items()]
+    _check_patterns(model, only, skip, candidates, reasons)
     if not found:
-        why = [*reasons, *others, "it has no Linear layer"][0]
+        missing = "it has no Linear, LSTM or GRU layer, and no Conv2d layer without groups and with zeros as padding"
+        why = [*told, *others, missing][0]
         raise PlanError(f"sparsify: found no layer to make sparse, expected at least one: {why}")
     return found
+
+
+def _check_patterns(
+    model: nn.Module,
+    only: str | tuple[str, ...],
+    skip: str | tuple[str, ...],
+    candidates: Sequence[_Found],
+    reasons: Mapping[str, str],
+) -> None:
+    """Refuse a pattern that matches nothing: most likely it is misspelt.
+
+    Raises:
+        PlanError: names it.
+    """
+    if not candidates:
+        return
+    for pattern in (only,) if isinstance(only, str) and only else only:
+        met = [each for each in candidates if matches(each.keys, pattern)]
+        if not met:
+            names = ", ".join(each.name for each in candidates[:6])
+            raise PlanError(f"only: found {pattern!r}, which no layer matches, expected one of {names}")
+        if all(each.name in reasons for each in met):
+            raise PlanError(
+                f"only: found {pattern!r}, which no layer to make sparse matches: {met[0].name}: {reasons[met[0].name]}"
+            )
+    # What is dense in any case, such as an embedding, may be skipped too.
+    everything = [name for name, _ in model.named_modules(remove_duplicate=False)]
+    everything += [name for name, _ in model.named_parameters(remove_duplicate=False)]
+    everything += [key for each in candidates for key in each.keys]
+    for pattern in (skip,) if isinstance(skip, str) and skip else skip:
+        if not matches(everything, pattern):
+            names = ", ".join(each.name for each in candidates[:6])
+            raise PlanError(f"skip: found {pattern!r}, which nothing matches, expected one of {names}")
 
 
 def _refused(module: nn.Module, inside: set[int], owners: Mapping[int, set[int]]) -> str:
@@ -256,19 +272,20 @@ def _refused(module: nn.Module, inside: set[int], owners: Mapping[int, set[int]]
         return "an attention module reads its weight"
     if parametrize.is_parametrized(module):
         return "its weight has a parametrization"
-    weight = cast(Tensor, module.weight)
-    if weight.dtype is not torch.float32 or weight.device.type != "cpu":
-        return f"found {weight.dtype} on {weight.device}, expected float32 on the CPU"
-    if not weight.requires_grad:
+    parameters = [p for p in module._parameters.values() if p is not None]
+    wrong = next((p for p in parameters if p.dtype is not torch.float32 or p.device.type != "cpu"), None)
+    if wrong is not None:
+        return f"found {wrong.dtype} on {wrong.device}, expected float32 on the CPU"
+    if not all(p.requires_grad for name, p in module.named_parameters(recurse=False) if "weight" in name):
         return "it is frozen"
-    if any(len(owners[id(p)]) > 1 for p in module._parameters.values() if p is not None):
+    if any(len(owners[id(p)]) > 1 for p in parameters):
         return "it shares a parameter with another module"
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return "it has hooks, which a new module would not have" if any(hooks) else ""
 
 
 def _checked(found: _Found, mask: Tensor) -> Tensor:
-    name = found.names[0]
+    name = found.name
     if mask.dtype is not torch.bool or tuple(mask.shape) != found.shape:
         raise PlanError(f"start: {name}: found {tuple(mask.shape)} {mask.dtype}, expected {found.shape} torch.bool")
     if not bool(mask.any()):
@@ -291,7 +308,12 @@ def sparse_layers(model: nn.Module) -> dict[str, SparseLayer]:
 
 def masks_of(small: Compressed) -> dict[str, Tensor]:
     """The masks of a pruned network, bool by tensor name, for ``sparsify(…, start=…)``."""
-    return {name: tree.where.mask() for name, tree in small.trees.items() if isinstance(tree, Masked)}
+    made = {}
+    for name, tree in small.trees.items():
+        parts = [part for part in (tree.members if isinstance(tree, Concat) else (tree,)) if isinstance(part, Masked)]
+        if parts and len(parts) == (len(tree.members) if isinstance(tree, Concat) else 1):
+            made[name] = torch.cat([part.where.mask() for part in parts])
+    return made
 
 
 def harvest(model: nn.Module, method: SparseTraining | None = None) -> Compressed:
@@ -322,13 +344,17 @@ def harvest(model: nn.Module, method: SparseTraining | None = None) -> Compresse
     layers = sparse_layers(model)
     if not layers:
         raise CompositionError("harvest: found no sparse layer, expected a network from sparsify")
+    _warn_if_unfinished(layers)
     # Layers are stood in for while the rest is copied, so that no sparse one is copied only to be thrown away.
     memo: dict[int, Any] = {}
-    for layer in layers.values():
-        kind = next(k for k in LAYERS if k.is_sparse(layer))
-        memo[id(layer)] = kind.dense(layer)
+    parts: set[int] = set()
+    for module in model.modules():
+        kind = next((k for k in KINDS if k.is_sparse(module)), None)
+        if kind is not None and id(module) not in parts:
+            memo[id(module)] = kind.dense(module)
+            parts |= {id(part) for part in module.modules()}
     dense = copy.deepcopy(model, memo)
-    by_name = {_tensor_name(name): layer for name, layer in layers.items()}
+    by_name = {keys_of(model, name)[-1]: layer for name, layer in layers.items()}
     listed = specs(dense)
     trees: dict[str, Encoding] = {}
     tensors = dict(dense.named_parameters(remove_duplicate=False)) | dict(dense.named_buffers(remove_duplicate=False))
@@ -336,8 +362,34 @@ def harvest(model: nn.Module, method: SparseTraining | None = None) -> Compresse
         layer_or_none = next((by_name[n] for n in spec.names if n in by_name), None)
         if layer_or_none is None:
             trees[spec.name] = plain_tree(tensors[spec.name].detach().clone(), spec)
-            continue
-        mask = layer_or_none.topology.mask()
-        pattern = Mask.of(mask) if method is None else method.parts().structure.pattern(mask)
-        trees[spec.name] = Masked(pattern, Dense(layer_or_none.values.detach().clone()))
+        else:
+            trees[spec.name] = _tree(layer_or_none, spec.gates, method)
     return Compressed(listed, trees, dense.eval())
+
+
+def _tree(layer: SparseLayer, gates: int, method: SparseTraining | None) -> Encoding:
+    """A weight as an encoding, gate by gate."""
+    made, first = [], 0
+    values = layer.values.detach()
+    for mask in layer.topology.mask().chunk(gates):
+        pattern = Mask.of(mask) if method is None else method.parts().structure.pattern(mask)
+        live = int(mask.sum())
+        made.append(Masked(pattern, Dense(values[first : first + live].clone())))
+        first += live
+    return made[0] if gates == 1 else Concat(tuple(made))
+
+
+def _warn_if_unfinished(layers: Mapping[str, SparseLayer]) -> None:
+    """Say so if there are more live weights than a method with a schedule of densities was asked to leave."""
+    by_method: dict[SparseTraining, list[SparseLayer]] = {}
+    for layer in layers.values():
+        if isinstance(layer.made_by, SparseTraining):
+            by_method.setdefault(layer.made_by, []).append(layer)
+    for method, own in by_method.items():
+        parts = method.parts()
+        if parts.schedule.constant_density and parts.exploration is None:
+            continue
+        found = 1 - sum(layer.topology.live for layer in own) / max(1, sum(layer.topology.size for layer in own))
+        if found < method.final_sparsity - _NEAR:
+            said = f"found sparsity {found:.3f}, expected the {method.final_sparsity:.3f} of {type(method).__name__}"
+            warnings.warn(f"harvest: {said}: its schedule has not ended, or finish() was not called", stacklevel=3)

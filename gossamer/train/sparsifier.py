@@ -19,6 +19,7 @@ from gossamer.train.convert import sparse_layers
 from gossamer.train.drop import Taylor
 from gossamer.train.grow import GrowScore
 from gossamer.train.health import check_health, finite
+from gossamer.train.kinds import keys_of
 from gossamer.train.method import SparseTraining
 from gossamer.train.ranks import Ranks
 from gossamer.train.relocate import Moved, check_optimizer, group_of, relocate
@@ -105,8 +106,8 @@ class Sparsifier:
         self._layers = [
             Tracked(name, layer, self._ranks)
             for name, layer in sparse_layers(self._model).items()
-            if not matches((name, f"{name}.weight"), method.skip)
-            and (not method.only or matches((name, f"{name}.weight"), method.only))
+            if not matches(keys_of(self._model, name), method.skip)
+            and (not method.only or matches(keys_of(self._model, name), method.only))
         ]
         if not self._layers:
             raise PlanError("Sparsifier: found no sparse layer, expected a network from sparsify()")
