@@ -31,8 +31,8 @@ _DENSE_LEAD = 2.5
 class SparseConv2d(SparseLayer):
     """Y = W ⊛ X + b, W live at the positions of a topology and zero elsewhere; float32 values [live] are what trains.
 
-    Under autocast inputs are cast to float32, arithmetic and the output are float32: the kernels know no other type,
-    and what follows casts its own inputs. Outputs have channels last in memory if inputs have.
+    Under autocast inputs are cast to the type of the values, and so are arithmetic and output. That is float32, the
+    only type that kernels know; what follows casts its own inputs. Outputs have channels last in memory if inputs have.
 
     Args:
         in_channels: C.
@@ -167,7 +167,7 @@ class SparseConv2d(SparseLayer):
             raise RuntimeError(f"SparseConv2d: found padded planes of {padded}, expected at least {reach}")
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._apply_to(x.float())
+                return self._apply_to(x.to(self.values.dtype))
         return self._apply_to(x)
 
     def live_convolution(self) -> LiveConvolution | None:

@@ -21,8 +21,8 @@ __all__ = ["SparseLinear"]
 class SparseLinear(SparseLayer):
     """y = x·Wᵀ + b, W live at the positions of a topology and zero elsewhere; float32 values [live] are what trains.
 
-    Under autocast inputs are cast to float32, arithmetic and the output are float32: the kernels know no other type,
-    and what follows casts its own inputs.
+    Under autocast inputs are cast to the type of the values, and so are arithmetic and output. That is float32, the
+    only type that kernels know; what follows casts its own inputs.
 
     Args:
         in_features: K.
@@ -111,7 +111,7 @@ class SparseLinear(SparseLayer):
             raise RuntimeError(f"SparseLinear: found input {tuple(x.shape)}, expected [..., {self.in_features}]")
         if torch.is_autocast_enabled(x.device.type):
             with torch.autocast(x.device.type, enabled=False):
-                return self._apply_to(x.float())
+                return self._apply_to(x.to(self.values.dtype))
         return self._apply_to(x)
 
     def live_matrix(self) -> LiveMatrix | None:

@@ -7,9 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, final
 
-from gossamer.errors import PlanError
+import torch
+from torch import Tensor, nn
 
-__all__ = ["Checkpoint", "Stateful"]
+from gossamer.errors import DataError, PlanError
+from gossamer.train.convert import sparse_layers
+
+__all__ = ["Checkpoint", "Stateful", "check_fits"]
 
 
 class Stateful(Protocol):
@@ -43,3 +47,42 @@ class Checkpoint:
         folder = Path(self.path).resolve().parent
         if not folder.is_dir():
             raise PlanError(f"Checkpoint: found no folder {folder}, expected one to write to")
+
+
+def check_fits(path: str | Path, state: Mapping[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Refuse the state of another network or optimiser before anything is loaded.
+
+    Args:
+        path: of the file, for messages.
+        state: what it holds.
+        model: to load it into.
+        optimizer: likewise.
+
+    Raises:
+        DataError: names the tensor.
+    """
+    mine: Mapping[str, Tensor] = model.state_dict()
+    theirs: Mapping[str, Tensor] = state["model"]
+    for name in [*mine, *theirs]:
+        if name not in theirs:
+            raise DataError(f"{path}: found no {name}, expected the state of a network that has it")
+        if name not in mine:
+            raise DataError(f"{path}: found {name}, which the network lacks, expected the state of this network")
+    free = set()  # tensors that take the size of what is loaded
+    for layer, module in sparse_layers(model).items():
+        prefix = f"{layer}." if layer else ""
+        free |= {f"{prefix}values", f"{prefix}positions"}
+        last = int(theirs[f"{prefix}positions"].max()) if theirs[f"{prefix}positions"].numel() else 0
+        if last >= module.topology.size:
+            expected = f"expected at most {module.topology.size - 1} in a weight of {module.weight_shape}"
+            raise DataError(f"{path}: {prefix}positions: found {last}, {expected}")
+    for name, tensor in mine.items():
+        if name not in free and theirs[name].shape != tensor.shape:
+            found = f"found {tuple(theirs[name].shape)}, expected {tuple(tensor.shape)}"
+            raise DataError(f"{path}: {name}: {found}")
+    groups, saved = (
+        [len(group["params"]) for group in held["param_groups"]]
+        for held in (optimizer.state_dict(), state["optimizer"])
+    )
+    if groups != saved:
+        raise DataError(f"{path}: optimizer: found groups of {saved} parameters, expected {groups}")

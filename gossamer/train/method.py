@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from math import prod
+from numbers import Real
 from typing import final
 
 from gossamer.errors import PlanError
@@ -124,9 +125,21 @@ class SparseTraining(ABC):
         Raises:
             PlanError: says which.
         """
+        self.check_numbers()
         self.parts()
         if not 0 <= self.final_sparsity < 1:
             raise PlanError(f"{type(self).__name__}: found sparsity {self.final_sparsity}, expected 0 to 1, 1 excluded")
+
+    def check_numbers(self) -> None:
+        """Refuse settings that should be numbers and are not, such as "0.9" from a command line.
+
+        Raises:
+            PlanError: says which.
+        """
+        for each in fields(self):
+            found = getattr(self, each.name)
+            if each.type in ("float", "int") and (not isinstance(found, Real) or isinstance(found, bool)):
+                raise PlanError(f"{type(self).__name__}: {each.name}: found {found!r}, expected a number")
 
     def mean_density(self, steps: int) -> float:
         """Mean share of weights that live over ``steps`` steps: what arithmetic is in proportion to."""

@@ -73,11 +73,12 @@ class _Rewired(_Sparse, ABC):
     until: float = 0.75
 
     def __post_init__(self) -> None:
+        self.check_numbers()
         if self.steps < 1 or not 0 < self.until <= 1 or self.every > self.until * self.steps:
-            raise PlanError(
-                f"{type(self).__name__}: found steps {self.steps}, every {self.every}, until {self.until}, "
-                "expected at least one update within the run"
-            )
+            found = f"found steps {self.steps}, every {self.every}, until {self.until}"
+            most = int(min(1.0, self.until) * self.steps)
+            hint = f": set every= to at most {most}, better {max(1, most // 10)}" if most >= 1 else ""
+            raise PlanError(f"{type(self).__name__}: {found}, expected at least one update within the run{hint}")
         super().__post_init__()
 
     @property

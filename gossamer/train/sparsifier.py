@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from gossamer.encoding.random import key_of
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import matches
-from gossamer.train.checkpoint import Checkpoint
+from gossamer.train.checkpoint import Checkpoint, check_fits
 from gossamer.train.choose import highest, joined, places
 from gossamer.train.convert import sparse_layers
 from gossamer.train.drop import Taylor
@@ -67,8 +68,8 @@ class Sparsifier:
         checkpoint: where good states go, None: nowhere.
 
     Raises:
-        PlanError: no sparse layer, an optimiser without the layers' values, or a method that changes layers' sizes
-            under DistributedDataParallel, which cannot follow.
+        PlanError: no sparse layer, an optimiser without the layers' values, a method that contradicts the one that
+            `sparsify` was given, or one that changes layers' sizes under DistributedDataParallel, which cannot follow.
 
     Cost: between updates one pass over the weights per step (are they finite?); an update costs 1 to 3 steps.
 
@@ -112,11 +113,14 @@ class Sparsifier:
         if not self._layers:
             raise PlanError("Sparsifier: found no sparse layer, expected a network from sparsify()")
         check_optimizer(optimizer, self._layers)
+        _check_agreement(self._layers, method)
         if self._ranks.several and not self._parts.keeps_counts:
             raise PlanError(
                 f"Sparsifier: {type(method).__name__}: found layers whose numbers of live weights change, expected "
                 "constant ones under DistributedDataParallel, whose buckets are of fixed sizes"
             )
+        for layer in self._layers:
+            layer.layer.made_by = method
         self._writer, self._checkpoint = writer, checkpoint
         self._good: Path | None = None
         self._step = 0
@@ -218,6 +222,7 @@ class Sparsifier:
             "budget": dict(self._budget),
             "layers": {
                 layer.name: {
+                    "positions": _checksum(layer),
                     "memory": {k: v.clone() for k, v in layer.memory.items()},
                     "dense": {k: v.clone() for k, v in layer.dense.items()},
                 }
@@ -239,6 +244,11 @@ class Sparsifier:
         if saved != mine:
             raise DataError(f"Sparsifier: found the state of {sorted(saved)[:4]}, expected {sorted(mine)[:4]}")
         for layer in self._layers:
+            if state["layers"][layer.name].get("positions", _checksum(layer)) != _checksum(layer):
+                raise DataError(
+                    f"{layer.name}: found live weights at other places than those of the state, expected the "
+                    "network's state to be loaded first"
+                )
             for what, tensor in state["layers"][layer.name]["memory"].items():
                 if len(tensor) != layer.live:
                     raise DataError(
@@ -268,6 +278,7 @@ class Sparsifier:
             FormatError: a damaged file.
         """
         state = read_state(path)
+        check_fits(path, state, self._model, self._optimizer)
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         for name, other in (self._checkpoint.also if self._checkpoint else {}).items():
@@ -441,3 +452,24 @@ class Sparsifier:
             tell(self._writer, self._step, self._layers, update.layers, self._start)
             if self._ever is not None:
                 self._writer.add_scalar("explored", self.explored, self._step)
+
+
+def _checksum(layer: Tracked) -> int:
+    """Of the places of the live weights."""
+    return zlib.crc32(layer.positions.cpu().numpy().data)
+
+
+def _check_agreement(layers: list[Tracked], method: SparseTraining) -> None:
+    """Refuse a method whose sparsity or structure is not that of the method that the layers were made for.
+
+    Raises:
+        PlanError: names both.
+    """
+    parts = method.parts()
+    for layer in layers:
+        before = layer.layer.made_by
+        if not isinstance(before, SparseTraining):
+            continue
+        other = parts.schedule.constant_density and method.final_sparsity != before.final_sparsity
+        if other or parts.structure != before.parts().structure:
+            raise PlanError(f"Sparsifier: {layer.name}: found {method}, expected what sparsify() was given, {before}")

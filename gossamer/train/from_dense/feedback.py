@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC
 from dataclasses import dataclass, field
 from typing import final
 
@@ -18,9 +19,32 @@ from gossamer.train.from_dense.masking import Masking, put_masks
 __all__ = ["Feedback", "HardThresholding"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Chosen(DenseMethod, ABC):
+    """A method that every so many steps chooses anew which weights live; the gradient of every weight is computed.
+
+    Args:
+        prune: which weights live; a method that looks at weights alone.
+        every: steps from one choice to the next.
+    """
+
+    prune: Method = field(default_factory=lambda: Magnitude(sparsity=0.9))
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.every < 1:
+            raise PlanError(f"{name}: every: found {self.every}, expected at least 1")
+        if not isinstance(self.prune, Method):
+            found = f"found {type(self.prune).__name__}, expected a method such as gs.prune.Magnitude"
+            raise PlanError(f"{name}: prune: {found}")
+        if self.prune.needs:
+            raise PlanError(f"{name}: found {type(self.prune).__name__}, expected a method that needs no data")
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
-class Feedback(DenseMethod):
+class Feedback(_Chosen):
     """Dynamic pruning with feedback: w ← w − η · ∇L(m·w), every weight updated by the gradient at the masked point.
 
     The layer computes with m·w alone; dead weights go on collecting what the sparse network says of them, and may come
@@ -43,17 +67,8 @@ class Feedback(DenseMethod):
     Source: Lin, Stich, Barba, Dmitriev and Jaggi 2020, arXiv 2006.07253, section 4, algorithm 1.
     """
 
-    prune: Method = field(default_factory=lambda: Magnitude(sparsity=0.9))
     every: int = 16
     ramp: int = 0
-
-    def __post_init__(self) -> None:
-        _check(self, self.prune, self.every)
-
-    def dense_share(self, steps: int) -> float:
-        """All of them: the gradient of every weight is computed."""
-        del steps
-        return 1.0
 
     def relaxation(self, spec: TensorSpec, weight: Tensor) -> Relaxation:
         """A mask that gradients pass by."""
@@ -69,7 +84,7 @@ class Feedback(DenseMethod):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class HardThresholding(DenseMethod):
+class HardThresholding(_Chosen):
     """Iterative hard thresholding: every so many steps all but the best weights become zero, w ← H(w).
 
     In between all weights train, zeros included: with ``every`` 1 the network is sparse whenever a gradient is taken,
@@ -91,17 +106,6 @@ class HardThresholding(DenseMethod):
     Source: Blumensath and Davies 2009, Appl. Comput. Harmon. Anal. 27, equation 11; Jin et al. 2016, arXiv 1607.05423,
         section 3 (for networks; its phases with zeros held are `Phases`).
     """
-
-    prune: Method = field(default_factory=lambda: Magnitude(sparsity=0.9))
-    every: int = 1
-
-    def __post_init__(self) -> None:
-        _check(self, self.prune, self.every)
-
-    def dense_share(self, steps: int) -> float:
-        """All of them: the gradient of every weight is computed."""
-        del steps
-        return 1.0
 
     def relaxation(self, spec: TensorSpec, weight: Tensor) -> Relaxation:
         """A mask that gradients pass by; it is there for the end, values are zero anyway after a thresholding."""
@@ -137,13 +141,3 @@ class _Projected(Relaxation):
         """What the last thresholding kept."""
         del weight
         return self.mask.clone()
-
-
-def _check(method: DenseMethod, prune: Method, every: int) -> None:
-    name = type(method).__name__
-    if every < 1:
-        raise PlanError(f"{name}: every: found {every}, expected at least 1")
-    if not isinstance(prune, Method):
-        raise PlanError(f"{name}: prune: found {type(prune).__name__}, expected a method such as gs.prune.Magnitude")
-    if prune.needs:
-        raise PlanError(f"{name}: found {type(prune).__name__}, expected a method that needs no data")

@@ -54,11 +54,6 @@ class HardConcrete(DenseMethod):
             found = f"found strength {self.strength}, start {self.start}, group {self.group!r}"
             raise PlanError(f"HardConcrete: {found}, expected 0 or more, between 0 and 1, weights, rows or columns")
 
-    def dense_share(self, steps: int) -> float:
-        """All of them: gates open and close with every draw."""
-        del steps
-        return 1.0
-
     def relaxation(self, spec: TensorSpec, weight: Tensor) -> Relaxation:
         """Gates."""
         return _Gates(spec, weight, self)

@@ -39,11 +39,6 @@ class _Penalised(DenseMethod, ABC):
             found = f"found strength {self.strength}, threshold {self.threshold}"
             raise PlanError(f"{type(self).__name__}: {found}, expected numbers from 0 on")
 
-    def dense_share(self, steps: int) -> float:
-        """All of them: nothing is zero before the end."""
-        del steps
-        return 1.0
-
     def relaxation(self, spec: TensorSpec, weight: Tensor) -> Relaxation:
         """The weight itself, with a penalty."""
         del weight

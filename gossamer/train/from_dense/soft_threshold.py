@@ -49,11 +49,6 @@ class SoftThreshold(DenseMethod):
             found = f"found start {self.start}, decay {self.decay}, threshold_decay {self.threshold_decay}"
             raise PlanError(f"SoftThreshold: {found}, expected a start below 0 and decays from 0 on")
 
-    def dense_share(self, steps: int) -> float:
-        """All of them: weights below the threshold are stored, and may rise above it when it falls."""
-        del steps
-        return 1.0
-
     def relaxation(self, spec: TensorSpec, weight: Tensor) -> Relaxation:
         """A threshold."""
         return _Threshold(spec, weight, self)

@@ -70,11 +70,6 @@ class VariationalDropout(DenseMethod):
         if self.strength < 0:
             raise PlanError(f"VariationalDropout: strength: found {self.strength}, expected 0 or more")
 
-    def dense_share(self, steps: int) -> float:
-        """All of them."""
-        del steps
-        return 1.0
-
     def relaxation(self, spec: TensorSpec, weight: Tensor) -> Relaxation:
         """Noise."""
         return _Noise(spec, weight, self)
