@@ -299,8 +299,9 @@ class SparseLSTM(SparseRecurrent):
 
     i, f, o = σ(W_i·x + b_i + U_i·h + d_i), …; g = tanh(W_g·x + b_g + U_g·h + d_g); c' = f·c + i·g; h' = o·tanh(c').
 
-    Under autocast inputs are cast to the type of the values, float32, in which everything is computed. Where there are no kernels (other
-    devices, other types), PyTorch's own operations compute the same with dense weights that exist for the moment.
+    Under autocast inputs are cast to the type of the values, float32, in which everything is computed. Where there are
+    no kernels (other devices, other types), PyTorch's own operations compute the same with dense weights that exist for
+    the moment.
 
     Args:
         input_size: features of the input.

@@ -245,10 +245,8 @@ class Sparsifier:
             raise DataError(f"Sparsifier: found the state of {sorted(saved)[:4]}, expected {sorted(mine)[:4]}")
         for layer in self._layers:
             if state["layers"][layer.name].get("positions", _checksum(layer)) != _checksum(layer):
-                raise DataError(
-                    f"{layer.name}: found live weights at other places than those of the state, expected the "
-                    "network's state to be loaded first"
-                )
+                found = f"{layer.name}: found live weights at other places, expected those of the state"
+                raise DataError(f"{found}: load the network's state first")
             for what, tensor in state["layers"][layer.name]["memory"].items():
                 if len(tensor) != layer.live:
                     raise DataError(

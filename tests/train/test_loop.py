@@ -49,7 +49,12 @@ from gossamer.train.allocation import Uniform
     [
         (lambda: Static(sparsity=1.0), "sparsity 1.0"),
         (lambda: Static(sparsity=-0.1), "sparsity -0.1"),
-        (lambda: RigL(sparsity=0.9, steps=10, every=100), "at least one update"),
+        (lambda: Static(sparsity="0.9"), "Static: sparsity: found '0.9', expected a number"),  # type: ignore[arg-type]
+        (lambda: RigL(sparsity=0.9, steps="100"), "RigL: steps: found '100', expected a number"),  # type: ignore[arg-type]
+        (
+            lambda: RigL(sparsity=0.9, steps=10, every=100),
+            "at least one update within the run: set every= to at most 7",
+        ),
         (lambda: RigL(sparsity=0.9, steps=1000, fraction=0.0), "fraction 0.0"),
         (lambda: ITOP(sparsity=0.9, steps=100), "at least one update"),
         (lambda: NofM(n=3, m=2, steps=100), "3:2"),
@@ -85,7 +90,13 @@ def test_settings_that_make_no_sense_are_refused_at_once(make: object, message: 
         (Static(sparsity=0.9999), "leaves no weight"),
         (NofM(n=1, m=3, steps=1000), "rows of 20, expected a multiple of 3"),
         (SRigL(sparsity=0.9995, steps=1000), "at least one per row"),
-        (Static(sparsity=0.5, only="nothing*"), "0: not meant by only='nothing"),
+        (
+            Static(sparsity=0.5, only="nothing*"),
+            r"only: found 'nothing\*', which no layer matches, expected one of 0, 2",
+        ),
+        (Static(sparsity=0.5, only=("0", "fc9")), "only: found 'fc9', which no layer matches"),
+        (Static(sparsity=0.5, skip=("0", "haed")), "skip: found 'haed', which nothing matches"),
+        (Static(sparsity=0.5, only="0", skip="0"), "0: not meant by only='0', skip='0'"),
         (Static(sparsity=0.0), "every layer full"),
         (gs.prune.Magnitude(sparsity=0.0), "every layer full"),
     ],
@@ -173,13 +184,16 @@ def test_training_starts_from_a_pruning_method_or_from_masks() -> None:
     model = mlp()
     dense = copy.deepcopy(model)
     method = RigL(sparsity=0.8, steps=100, every=5, only="2")
-    sparsify(model, method, start=gs.prune.Magnitude(sparsity=0.75, only="2.weight"))
+    with pytest.warns(
+        UserWarning, match=r"start: found masks of sparsity 0\.75\d*, which RigL keeps, expected the 0\.8"
+    ):
+        sparsify(model, method, start=gs.prune.Magnitude(sparsity=0.75, only="2.weight"))
     weight = dense[2].weight
     threshold = weight.abs().flatten().sort().values[round(0.75 * weight.numel())]
     assert torch.equal(sparse_layers(model)["2"].topology.mask(), weight.abs() >= threshold)
     assert list(sparse_layers(model)) == ["2"]
     mask = torch.rand(40, 64) < 0.3
-    model = sparsify(mlp(), Static(sparsity=0.1), start={"2": mask})
+    model = sparsify(mlp(), Static(sparsity=1 - float(mask.float().mean())), start={"2": mask})
     assert torch.equal(sparse_layers(model)["2"].topology.mask(), mask)
     fixed = sparsify(mlp(), gs.prune.Magnitude(sparsity=0.5))
     assert all(0.4 < layer.topology.sparsity < 0.6 for layer in sparse_layers(fixed).values())
