@@ -273,8 +273,8 @@ class SparseRecurrent(nn.Module, ABC):
         return y, last
 
     @abstractmethod
-    def _dense(self) -> Dense:
-        """The same layer with its zeros."""
+    def to_dense(self) -> Dense:
+        """The same layer with its zeros, parameters copied."""
 
     def extra_repr(self) -> str:
         """What ``print(module)`` shows."""
@@ -348,12 +348,9 @@ class SparseLSTM(SparseRecurrent):
         """
         return cls._of(lstm, masks)
 
-    def to_lstm(self) -> nn.LSTM:
+    def to_dense(self) -> nn.LSTM:
         """The same layer with its zeros, parameters copied."""
         return cast(nn.LSTM, self._to(nn.LSTM))
-
-    def _dense(self) -> nn.LSTM:
-        return self.to_lstm()
 
 
 @final
@@ -401,9 +398,6 @@ class SparseGRU(SparseRecurrent):
         """
         return cls._of(gru, masks)
 
-    def to_gru(self) -> nn.GRU:
+    def to_dense(self) -> nn.GRU:
         """The same layer with its zeros, parameters copied."""
         return cast(nn.GRU, self._to(nn.GRU))
-
-    def _dense(self) -> nn.GRU:
-        return self.to_gru()

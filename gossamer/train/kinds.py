@@ -98,8 +98,24 @@ class _Conv2d(LayerKind):
         return cast(SparseConv2d, module).to_conv()
 
 
-class _Recurrent(LayerKind, ABC):
+@final
+class _Recurrent(LayerKind):
     """A layer with two weights per level and direction, each of which is a sparse layer of the counterpart."""
+
+    def accepts(self, module: nn.Module) -> bool:
+        own = isinstance(module, (nn.LSTM, nn.GRU)) and type(module).forward in (nn.LSTM.forward, nn.GRU.forward)
+        return own and not cast(nn.RNNBase, module).proj_size
+
+    def sparse(self, module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
+        if isinstance(module, nn.LSTM):
+            return SparseLSTM.of(module, masks)
+        return SparseGRU.of(cast(nn.GRU, module), masks)
+
+    def is_sparse(self, module: nn.Module) -> bool:
+        return isinstance(module, SparseRecurrent)
+
+    def dense(self, module: nn.Module) -> nn.Module:
+        return cast(SparseRecurrent, module).to_dense()
 
     def weights(self, module: nn.Module) -> tuple[str, ...]:
         return tuple(name for name, _ in module.named_parameters(recurse=False) if name.startswith("weight"))
@@ -114,37 +130,7 @@ class _Recurrent(LayerKind, ABC):
         return module, self.name(module, weight)
 
 
-@final
-class _LSTM(_Recurrent):
-    def accepts(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.LSTM) and type(module).forward is nn.LSTM.forward and not module.proj_size
-
-    def sparse(self, module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-        return SparseLSTM.of(cast(nn.LSTM, module), masks)
-
-    def is_sparse(self, module: nn.Module) -> bool:
-        return isinstance(module, SparseLSTM)
-
-    def dense(self, module: nn.Module) -> nn.Module:
-        return cast(SparseLSTM, module).to_lstm()
-
-
-@final
-class _GRU(_Recurrent):
-    def accepts(self, module: nn.Module) -> bool:
-        return isinstance(module, nn.GRU) and type(module).forward is nn.GRU.forward
-
-    def sparse(self, module: nn.Module, masks: Mapping[str, Tensor]) -> nn.Module:
-        return SparseGRU.of(cast(nn.GRU, module), masks)
-
-    def is_sparse(self, module: nn.Module) -> bool:
-        return isinstance(module, SparseGRU)
-
-    def dense(self, module: nn.Module) -> nn.Module:
-        return cast(SparseGRU, module).to_gru()
-
-
-KINDS: tuple[LayerKind, ...] = (_Linear(), _Conv2d(), _LSTM(), _GRU())
+KINDS: tuple[LayerKind, ...] = (_Linear(), _Conv2d(), _Recurrent())
 
 
 def keys_of(model: nn.Module, layer: str) -> tuple[str, ...]:

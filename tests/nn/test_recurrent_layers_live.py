@@ -16,6 +16,9 @@ from torch.utils.checkpoint import checkpoint
 
 import gossamer as gs
 from gossamer.nn import SparseGRU, SparseLSTM, SparseRecurrent, Topology
+from gossamer.runtime.cpu import Processor, levels
+from gossamer.runtime.kernel_cache import assembly
+from gossamer.runtime.kernels import CELLS
 
 KINDS = {"lstm": (nn.LSTM, SparseLSTM), "gru": (nn.GRU, SparseGRU)}
 
@@ -38,7 +41,7 @@ def made(kind: str, density: float, seed: int = 0, inputs: int = 7, units: int =
 
 
 def dense_of(layer: SparseRecurrent) -> Any:
-    return layer.to_lstm() if isinstance(layer, SparseLSTM) else layer.to_gru()  # type: ignore[attr-defined]
+    return layer.to_dense()
 
 
 def flat(found: Any) -> list[Tensor]:
@@ -264,3 +267,35 @@ def test_fresh_values_are_drawn_by_density() -> None:
     for part, bound in ((layer.weight_ih_l0, 0.2), (layer.weight_hh_l0, 0.5)):
         largest = float(part.values.detach().abs().max())
         assert 0.9 * bound < largest < 1.1 * bound
+
+
+@every
+@pytest.mark.parametrize("level", levels())
+def test_every_instruction_set_computes_the_same(kind: str, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOSSAMER_ISA", level)
+    layer = made(kind, 0.3, bidirectional=True)
+    exact, x = dense_of(layer).double(), torch.randn(3, 21, 7)
+    y, wanted = layer(x)[0], exact(x.double())[0]
+    y.square().sum().backward()
+    wanted.square().sum().backward()
+    assert off(y, wanted.detach()) < 1e-5 and gradients(layer, exact) < 2e-5
+
+
+@every
+def test_results_do_not_depend_on_the_number_of_threads(kind: str) -> None:
+    x, before, found = torch.randn(3, 200, 7), torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            layer = made(kind, 0.3, units=301)
+            y = layer(x)[0]
+            y.square().sum().backward()
+            found.append([y, *(p.grad for p in layer.parameters())])
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))  # type: ignore[arg-type]
+
+
+def test_steps_for_neon_use_vector_instructions() -> None:
+    text = assembly(Processor.neon(), CELLS)
+    assert "fmla" in text and "fdiv" in text and ".4s" in text and "expf" not in text
