@@ -338,11 +338,11 @@ class Ordered(CompiledProduct):
 
     def __init__(self, kernels: LiveKernels, layout: int, memory: Tensor, threads: Callable[[int], int]) -> None:
         self._multiply, self._layout, self._threads = kernels.multiply, layout, threads
-        self._memory, self.address = memory, memory.data_ptr()
+        self._memory, self._address = memory, memory.data_ptr()
 
     def product(self, x: int, y: int, bias: int, tiles: int, vectors: int) -> None:
         """y ← W·x + b, between addresses of tiles; ``bias`` may be 0."""
-        self._multiply(self._layout, self.address, x, y, bias, tiles, vectors, self._threads(tiles * vectors))
+        self._multiply(self._layout, self._address, x, y, bias, tiles, vectors, self._threads(tiles * vectors))
 
 
 @final
