@@ -276,11 +276,28 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
     for one in seen[1:]:
         total = total + one.sample(down, across)
     sizes = _size(total)
-    sizes[topology.mask()[::down, ::across]] = -1.0
+    sizes[_lives(topology, down, across)] = -1.0
     # Half as many again as are wanted.
     at = int((sizes >= 0).sum() * (1 - 1.5 * k / dead)) + int((sizes < 0).sum()) - 64
     numbers = sizes.reshape(-1).cpu().numpy()
     return float(np.partition(numbers, at)[at]) if at > 0 else -1.0
+
+
+def _lives(topology: Topology, down: int, across: int) -> Tensor:
+    """Bool, which weights live at each so manieth row and column."""
+    rows, columns = topology.shape
+    positions = topology.positions.cpu().numpy()
+    chosen = np.arange(0, rows, down)
+    # Of the same type as the positions, which otherwise would be copied to compare them.
+    bounds = np.stack([chosen, chosen + 1]).astype(positions.dtype) * positions.dtype.type(columns)
+    starts, ends = np.searchsorted(positions, bounds)
+    inside = np.concatenate([positions[low:high] for low, high in zip(starts, ends, strict=True)])
+    inside = inside - np.repeat(bounds[0], ends - starts)
+    row = np.repeat(np.arange(len(chosen)), ends - starts)
+    met = inside % across == 0
+    made = np.zeros((len(chosen), -(-columns // across)), np.bool_)
+    made[row[met], inside[met] // across] = True
+    return torch.from_numpy(made).to(topology.positions.device)
 
 
 def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tensor, Tensor]:

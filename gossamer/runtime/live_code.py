@@ -38,6 +38,9 @@ _LINE = 16
 _SECOND_CACHE = 1 << 18
 """Bytes of activations that stay in the second-level cache."""
 
+_ANYWAY = 2
+"""Vectors of a segment that are copied even where it is shorter: that is faster than to ask."""
+
 _SIDE = 4
 """Values that are moved in one step of a loop."""
 
@@ -371,21 +374,34 @@ def _touch(e: Emitter, base: Node, first: Node, last: Node) -> None:
 
 
 def _copy(e: Emitter, source: Node, target: Node, count: Node, *, beyond: Node | None = None) -> None:
-    """Copies floats: whole vectors, then one at a time; or, if ``beyond``, whole vectors that may reach too far."""
-    whole = e.at.and_(count, e.constant(-e.lanes))
-    if beyond is not None:
-        whole = e.at.select(beyond, e.at.and_(e.add(count, e.lanes - 1), e.constant(-e.lanes)), whole)
+    """Copies floats: whole vectors, then one at a time; or, if ``beyond``, whole vectors that may reach too far.
+
+    Those may reach as far as the next vector's end, but as far as that of the second in any case.
+    """
 
     def vector(i: Node, _: list[Node]) -> list[Node]:
         e.store(e.load(source, i), target, i)
         return []
 
+    def exactly() -> None:
+        whole = e.at.and_(count, e.constant(-e.lanes))
+        e.loop(0, whole, vector, step=e.lanes)
+        e.loop(whole, count, single)
+
     def single(i: Node, _: list[Node]) -> list[Node]:
         e.write(e.read(source, i, F32), target, i)
         return []
 
-    e.loop(0, whole, vector, step=e.lanes)
-    e.loop(whole, count, single)
+    if beyond is None:
+        exactly()
+        return
+    with e.at.if_else(beyond) as (far, near):
+        with far:
+            for i in range(_ANYWAY):
+                vector(e.constant(e.lanes * i), [])
+            e.loop(e.lanes * _ANYWAY, count, vector, step=e.lanes)
+        with near:
+            exactly()
 
 
 def _moves(module: ir.Module, lanes: int, name: str, *, scattering: bool) -> ir.Function:
@@ -410,7 +426,8 @@ def _moves(module: ir.Module, lanes: int, name: str, *, scattering: bool) -> ir.
         else:
             # What is written too far is overwritten by the next segment, unless that is another member's. As many
             # values lie in a chunk's order as in its layout: one end stands for both.
-            inside = [e.less(e.add(i, e.add(count, lanes)), last_value) for i in (place, at)]
+            most = e.at.select(e.less(count, lanes * (_ANYWAY - 1)), e.constant(lanes * (_ANYWAY - 1)), count)
+            inside = [e.less(e.add(i, e.add(most, lanes)), last_value) for i in (place, at)]
             _copy(e, there, here, count, beyond=e.at.and_(*inside))
         return [end]
 
