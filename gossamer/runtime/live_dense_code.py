@@ -100,7 +100,7 @@ def _some_rows(module: ir.Module, lanes: int, height: int) -> ir.Function:
             e.at.call(square, [panel, dy_row, target, columns, tokens, count, last, more])
 
         def panel(p: Node, _: list[Node]) -> list[Node]:
-            each(panel_at(p), lambda *given: straight(*given, p))
+            each(panel_at(p), lambda panel, dy_row, r, last: straight(panel, dy_row, r, last, p))
             return []
 
         e.loop(0, whole, panel)
