@@ -70,9 +70,9 @@ def full(data: str | None) -> Plan:
 def quick() -> Plan:
     """One setting, and short runs on the packaged subset: under three minutes."""
     mlp = next(iter(NETWORKS))
-    runs = [Run(_CONV, "dense", 0.0, 0, 1, False, None, 0.7)]
-    runs += [Run(_CONV, m, 0.95, 0, 1, False, None, 0.7) for m in METHODS]
-    timed = [Run(_MLP, m, s, 0, 1, True, None, 0.2) for m, s in (("rigl", 0.9), ("dense", 0.0))]
+    runs = [Run(_CONV, "dense", 0.0, 0, 1, False, None, 0.4)]
+    runs += [Run(_CONV, m, 0.95, 0, 1, False, None, 0.4) for m in METHODS]
+    timed = [Run(_MLP, m, s, 0, 1, True, None, 0.15) for m, s in (("rigl", 0.9), ("dense", 0.0))]
     return Plan((StepSetting(mlp, 1, (0.9,), ("dense",), 15.0),), (), tuple(timed), tuple(runs))
 
 
