@@ -162,7 +162,7 @@ def add_picking(module: ir.Module, lanes: int) -> None:
 
             def several(j: Node, _: list[Node]) -> list[Node]:
                 pair = [e.load(here, e.add(e.mul(j, 2), lanes * i)) for i in range(2)]
-                e.store(e.shuffle(*pair, range(0, 2 * lanes, 2)), there, j)
+                e.store(e.shuffle(pair[0], pair[1], range(0, 2 * lanes, 2)), there, j)
                 return []
 
             def single(j: Node, _: list[Node]) -> list[Node]:

@@ -277,7 +277,8 @@ class Twice(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         first = torch.relu(self.a(x))
         second = torch.relu(self.b(first) + first)
-        return torch.relu(self.c(second) + first)
+        out: Tensor = torch.relu(self.c(second) + first)
+        return out
 
 
 def test_only_a_residual_that_is_read_last_gives_its_memory_away(monkeypatch: pytest.MonkeyPatch) -> None:
