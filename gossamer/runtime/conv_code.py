@@ -249,8 +249,10 @@ def _product(module: ir.Module, lanes: int, way: Way, vectors: int) -> ir.Functi
         def shifts() -> list[Node]:
             return [s for i in ids for s in [e.spread(e.read(bias, i, F32))] * vectors]
 
+        def both() -> list[Node]:
+            return [e.at.fadd(s, b) for s, b in zip(kept(), shifts(), strict=True)]
+
         def first_sums() -> list[Node]:
-            both = lambda: [e.at.fadd(s, b) for s, b in zip(kept(), shifts(), strict=True)]  # noqa: E731
             return e.choose(e.equal(keeps, 0), shifts, both)
 
         flat = e.choose(opening, first_sums, kept)

@@ -307,7 +307,8 @@ class ConvolutionProduct(PlaneProduct):
         # Tiles that overlap, and are added to panel by panel, would disturb each other; so would channels far apart.
         undisturbed = panels == 1 or (made.vectors % made.width == 0 and y_tile <= _CLOSE * lanes)
         in_place = not copies and undisturbed and self.activation in _CLIPS
-        whole = in_place and made.tiles == 1 and made.width * lanes == x_tile == y_tile
+        # With longer vectors second-level caches are larger, and it was not measured.
+        whole = lanes <= 8 and in_place and made.tiles == 1 and made.width * lanes == x_tile == y_tile
         groups = -(-self.rows // height(self.way, lanes))
         sums = 0 if in_place else -(-self.rows * made.width * lanes // 16) * 16
         words = max(int(np.diff(made.segment_starts).max(initial=0)), copies * (made.lines + 2))
