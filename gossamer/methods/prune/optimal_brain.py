@@ -89,8 +89,9 @@ class OptimalBrain(Calibrated):
         for w, live, gram in zip(weight.view(split), alive.view(split), grams, strict=True):
             scores.append(elimination(w, live, inverse_factor(gram, self.damp), self._groups()))
             energy += row_errors(w, gram).sum()
-        costs = torch.cat(scores) * self.row_weights(site, evidence, energy)[:, None]
-        return _ascending(costs).view(-1)[at]
+        costs = torch.cat(scores)
+        order = costs.argsort(dim=1, stable=True)  # before anything is multiplied, which may make neighbours equal
+        return _ascending(costs * self.row_weights(site, evidence, energy)[:, None], order).view(-1)[at]
 
     def _groups(self) -> tuple[int, int] | None:
         return (self.structure.n, self.structure.m) if isinstance(self.structure, NofM) else None
@@ -170,9 +171,8 @@ def _spare(alive: Tensor, n: int, m: int) -> Tensor:
     return (alive.view(len(alive), -1, m).sum(2) > n).repeat_interleave(m, 1)
 
 
-def _ascending(costs: Tensor) -> Tensor:
-    """As float32 [rows, n] that strictly rises along each row's order of elimination."""
-    order = costs.argsort(dim=1, stable=True)
+def _ascending(costs: Tensor, order: Tensor) -> Tensor:
+    """As float32 [rows, n] that strictly rises along each row's order of elimination, int64 [rows, n]."""
     ranked = costs.gather(1, order).clamp_max(_LARGEST / 2).float()
     bits = ranked.clamp_min(0).view(torch.int32).long() - torch.arange(costs.shape[1])
     steps = bits.cummax(1).values + torch.arange(costs.shape[1])  # equal ones become the next larger float
