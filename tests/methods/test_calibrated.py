@@ -340,9 +340,14 @@ def test_layers_that_no_sample_reaches_are_left_alone_and_listed() -> None:
     w, x = weights(6, 16), inputs(16)
     trees = {"a": Dense(w), "b": Dense(w.clone())}
     specs = [TensorSpec(n, (6, 16), torch.float32, Kind.LINEAR) for n in trees]
-    planned = plan_method(SparseGPT(sparsity=0.5), TreeSource(specs, trees), {"a": seen(x)})
+    source = TreeSource(specs, trees)
+    planned = plan_method(SparseGPT(sparsity=0.5, scope="global"), source, {"a": seen(x)})
     assert [s.targets for s in planned.plan.steps] == [("a",)]
     assert "no sample reaches it" in planned.skipped["b"]
+    with pytest.warns(UserWarning, match="SparseGPT: b stays as it is: found no gram of it"):
+        found = apply_plan(plan_method(SparseGPT(sparsity=0.5), source, {"a": seen(x)}), source)
+    assert isinstance(found["a"], Masked)
+    assert found["b"] is trees["b"]
     with pytest.raises(DataError, match="not finite"):
         one(SparseGPT(sparsity=0.5), w, x * torch.nan)
 

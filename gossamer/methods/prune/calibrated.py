@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ __all__ = ["Calibrated"]
 
 @dataclass(frozen=True, kw_only=True)
 class Calibrated(Budgeted, ABC):
-    """Prune layers whose inputs were seen; those that no sample reached are left alone, and listed with the reason.
+    """Prune layers whose inputs were seen; those that no sample reaches are left alone, with the reason.
 
     Embeddings are left alone too: they have rows that tokens pick, not inputs.
 
@@ -75,27 +76,47 @@ class Calibrated(Budgeted, ABC):
         squares = evidence["grad_sq"].flatten(1).double().sum(1)
         return squares / evidence["sq"].double().sum().clamp_min(torch.finfo(torch.float32).tiny)
 
-    @property
-    def observes(self) -> bool:
-        """Which layers the data reach is not known before."""
-        return True
-
     def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
-        """What is missing, or the scores' histogram where a threshold over all tensors is looked for."""
-        missing = sorted(self.needs - {"count"} - set(evidence))
-        if missing:
-            return {"missing": missing}
-        return super().observe(site, weight, evidence, ask) if super().observes else {}
+        """The scores' histogram, or what is missing."""
+        missing = self._missing(evidence)
+        return {"missing": missing} if missing else super().observe(site, weight, evidence, ask)
+
+    def _missing(self, evidence: Evidence) -> list[str]:
+        return sorted(self.needs - {"count"} - set(evidence))
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """The budget divided among the layers that were seen."""
         unseen = {s.key: summaries[s.key]["missing"] for s in sites if "missing" in summaries.get(s.key, {})}
         seen = [s for s in sites if s.key not in unseen]
-        skipped = {
-            key: f"found no {', '.join(names)} of it: no sample reaches it in a form that is understood"
-            for key, names in unseen.items()
-        }
+        skipped = {key: _unreached(names) for key, names in unseen.items()}
         if not seen:
             return Plan((), skipped=skipped)
         found = super().plan(seen, summaries, ask)
         return dataclasses.replace(found, skipped={**found.skipped, **skipped}) if isinstance(found, Plan) else found
+
+    def apply(
+        self,
+        sites: Sequence[Site],
+        weights: Mapping[str, Encoding],
+        entry: Mapping[str, Any],
+        shared: Mapping[str, Encoding],
+        evidence: Mapping[str, Evidence],
+    ) -> dict[str, Encoding]:
+        """Keep the ``entry["keep"]`` best units of each site that was seen.
+
+        Warns:
+            UserWarning: a site that stays as it is, since no sample reaches it.
+        """
+        made = {}
+        for site in sites:
+            missing = self._missing(evidence.get(site.key, {}))
+            if missing:
+                warnings.warn(f"{type(self).__name__}: {site.key} stays as it is: {_unreached(missing)}", stacklevel=2)
+                made[site.key] = weights[site.key]
+            else:
+                made |= super().apply([site], weights, entry, shared, evidence)
+        return made
+
+
+def _unreached(missing: Sequence[str]) -> str:
+    return f"found no {', '.join(missing)} of it, no sample reaches it in a form that is understood"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
@@ -16,7 +17,7 @@ from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
-from gossamer.methods.base import MASKED, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary
+from gossamer.methods.base import MASKED, Evidence, Method, Rule, Site
 from gossamer.methods.prune.ranking import taken
 from gossamer.methods.prune.survivors import solved
 from gossamer.methods.second_order import damped, grams_of, keep_better
@@ -87,23 +88,11 @@ class Reconstruct(Method):
         del skeleton
         return "Reconstruct after pruning, before sharing or quantizing"
 
-    @property
-    def observes(self) -> bool:
-        """Which layers the data reach is not known before."""
-        return True
-
-    def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
-        """Why a site cannot be reconstructed, if so."""
-        del weight, ask
-        if "gram" not in evidence:
-            return {"why": "found no gram of it: no sample reaches it in a form that is understood"}
-        return {} if self._original(site) is not None else {"why": "found no dense weight of the same place"}
-
-    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
-        """All that can be."""
-        del ask
-        why = {s.key: summaries[s.key]["why"] for s in sites if "why" in summaries[s.key]}
-        return Plan(tuple(Step((s.key,), {}) for s in sites if s.key not in why), skipped=why)
+    def refuses(self, site: Site) -> str:
+        """What the dense network does not have at that place."""
+        if self.bound is None:
+            return ""
+        return "" if self._tree(site) is not None else "found no dense weight of the same place"
 
     def apply(
         self,
@@ -113,14 +102,29 @@ class Reconstruct(Method):
         shared: Mapping[str, Encoding],
         evidence: Mapping[str, Evidence],
     ) -> dict[str, Encoding]:
-        """New values, the same positions."""
+        """New values, the same positions.
+
+        Warns:
+            UserWarning: a site that stays as it is, since no sample reaches it.
+        """
         del entry, shared
-        return {s.key: self._solved(s, weights[s.key], evidence[s.key]) for s in sites}
+        made = {}
+        for site in sites:
+            mine = evidence.get(site.key, {})
+            if "gram" not in mine:
+                warnings.warn(
+                    f"Reconstruct: {site.key} stays as it is: found no gram of it, no sample reaches it in a "
+                    "form that is understood",
+                    stacklevel=2,
+                )
+            made[site.key] = self._solved(site, weights[site.key], mine) if "gram" in mine else weights[site.key]
+        return made
 
     def _solved(self, site: Site, weight: Encoding, evidence: Evidence) -> Encoding:
-        original = self._original(site)
-        if original is None or not isinstance(weight, Masked):
+        tree = self._tree(site)
+        if tree is None or not isinstance(weight, Masked):
             raise PlanError(f"Reconstruct: {site.key}: found no dense weight or no mask, expected both")
+        original = tree.to_dense().detach().double()
         before = weight.to_dense().detach()
         mask = weight.where.mask().flatten(1)
         grams = grams_of(f"Reconstruct: {site.key}", site.shape, evidence)
@@ -132,13 +136,12 @@ class Reconstruct(Method):
         values = torch.cat(made).to(before.dtype)
         return Masked(weight.where, Dense(taken(values.reshape(-1), weight.where.positions())))
 
-    def _original(self, site: Site) -> Tensor | None:
-        """The dense weight of a site, float64, or None: it is no part of the dense network."""
+    def _tree(self, site: Site) -> Encoding | None:
+        """The dense weight of a site, or None: it is no part of the dense network."""
         if self.bound is None:
             raise PlanError("Reconstruct: found no network, expected to be bound to the dense one")
         try:
             tree = self.bound[site.spec.name].at(site.path)
         except CompositionError:
             return None
-        same = tree.dense_shape() == site.shape
-        return tree.to_dense().detach().double() if same else None
+        return tree if tree.dense_shape() == site.shape else None
