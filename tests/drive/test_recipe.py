@@ -153,6 +153,7 @@ class Tied(nn.Module):
         return self.head(torch.relu(self.middle(self.embedding(x))))
 
 
+@pytest.mark.filterwarnings("ignore:SVD. found a language model")
 @pytest.mark.parametrize(
     "method", [Magnitude(sparsity=0.5), KMeans(bits=3), SVD(rank=2)], ids=lambda m: type(m).__name__
 )

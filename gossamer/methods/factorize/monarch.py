@@ -177,6 +177,6 @@ def _answer(matrix: Tensor, right: Tensor, gram: Tensor) -> Tensor:
     down = right.shape[1]
     found = []
     for rows, block in zip(matrix.view(down, len(matrix) // down, -1), right.transpose(0, 1), strict=True):
-        spread = torch.block_diag(*block)  # [k, k·b]
+        spread: Tensor = torch.block_diag(*block)  # type: ignore[no-untyped-call]  # [k, k·b]
         found.append(solved_left(rows, spread, gram))
     return torch.stack(found)
