@@ -100,9 +100,11 @@ class Rotated(Encoding):
         below = {k: v for k, v in evidence.items() if k == "count"}
         if "sum" in evidence:
             below["sum"] = self.turned(evidence["sum"].reshape(1, -1)).reshape(-1)
-        if "gram" in evidence and evidence["gram"].dim() == 2:
-            below["gram"] = self.turned(self.turned(evidence["gram"]).T)
-            below["sq"] = below["gram"].diagonal().clamp_min(0)
+        if "gram" in evidence:
+            gram = evidence["gram"]  # [n, n], or [groups, n, n] of a grouped convolution
+            each = [self.turned(self.turned(g).T) for g in gram.reshape(-1, *gram.shape[-2:])]
+            below["gram"] = torch.stack(each).view(gram.shape)
+            below["sq"] = below["gram"].diagonal(dim1=-2, dim2=-1).clamp_min(0)
         for key in evidence.keys() - INPUT_STATISTICS:
             if key == "grad":
                 below[key] = self.turned(evidence[key].flatten(1)).view(self.dense_shape())
