@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
+from gossamer.drive.calls import call
 from gossamer.drive.distil import Heard, soft_loss
 from gossamer.drive.progress import Progress
 from gossamer.errors import DataError, PlanError
@@ -296,7 +297,7 @@ def _loss(
     model: nn.Module, batch: Any, tune: Tune, teacher: nn.Module | None, heard: Heard | None, loss: Loss
 ) -> Tensor:
     inputs, targets = _inputs_and_targets(batch, tune)
-    outputs = cast(Tensor, model(inputs))
+    outputs = cast(Tensor, call(model, inputs))
     if not isinstance(outputs, Tensor) and (loss is F.cross_entropy or tune.distil):
         found = type(outputs).__name__
         raise DataError(
@@ -307,7 +308,7 @@ def _loss(
         value = (1 - tune.distil) * loss(outputs, targets)
     if teacher is not None and tune.taught:
         with torch.no_grad():
-            taught = cast(Tensor, teacher(inputs))
+            taught = cast(Tensor, call(teacher, inputs))
         if tune.distil:
             value = value + tune.distil * soft_loss(outputs, taught, tune.temperature)
         if heard is not None and (tune.hidden or tune.attention):
