@@ -13,11 +13,13 @@ from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
+from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
 from gossamer.errors import CompositionError, DataError, FormatError, PlanError
 from gossamer.methods import code, factorize, prune, quantize, share, shrink
 
 __all__ = [
+    "BlockByBlock",
     "CompositionError",
     "Compressed",
     "DataError",

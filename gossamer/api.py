@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gossamer.drive.block_journal import Checkpoint
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import Recipe, run
 from gossamer.drive.tune import Loss, Tune
@@ -147,6 +148,8 @@ def compress(
     tune: Tune | Callable[[nn.Module], None] | None = None,
     loss: Loss = F.cross_entropy,
     progress: Progress | None = None,
+    checkpoint: str | Path | None = None,
+    resume: bool = False,
 ) -> Compressed:
     """Run a recipe over a network.
 
@@ -157,6 +160,8 @@ def compress(
         tune: fine-tune like this after every method; or a function that trains the network it is given in place.
         loss: (outputs, targets) → scalar.
         progress: where to report; None: nowhere.
+        checkpoint: folder in which `BlockByBlock` entries keep what they have finished; None: nowhere.
+        resume: go on with what is found there; without, finding something is an error.
 
     Returns:
         The compressed network.
@@ -173,7 +178,8 @@ def compress(
         16
     """
     refuse_live_only(model, "compress")
-    state = run(model, recipe, data=data, tune=tune, loss=loss, progress=progress or NoProgress())
+    kept = None if checkpoint is None else Checkpoint(Path(checkpoint), resume)
+    state = run(model, recipe, data=data, tune=tune, loss=loss, progress=progress or NoProgress(), checkpoint=kept)
     notes = {"plan": state.plans}
     small = Compressed(state.specs, state.trees, state.model, notes=notes, skipped=state.skipped)
     shrunk = any(isinstance(node, Kept) for tree in state.trees.values() for _, node in tree.nodes())

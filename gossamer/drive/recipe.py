@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 from torch.nn import functional as F
 
+from gossamer.drive.block_journal import Checkpoint
 from gossamer.drive.evidence import gather, inputs_of
 from gossamer.drive.one_shot import Planned, apply_plan, plan_method
 from gossamer.drive.progress import NoProgress, Progress
@@ -42,6 +43,8 @@ class State:
         training: False: entries that train are passed over, gradual ones are planned at their end (a dry run).
         plans: what each method decided, as JSON.
         skipped: tensor or site → why a method left it alone.
+        checkpoint: where entries that take long keep what they have finished, or None.
+        entry: number of the present entry.
     """
 
     model: nn.Module
@@ -53,6 +56,8 @@ class State:
     training: bool = True
     plans: list[dict[str, Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
+    checkpoint: Checkpoint | None = None
+    entry: int = 0
 
     def source(self) -> TreeSource:
         """The current trees as a source."""
@@ -126,7 +131,7 @@ def check(
     for number, entry in enumerate(recipe, 1):
         where = f"recipe entry {number} ({type(entry).__name__})"
         if not isinstance(entry, (Method, Stage, Tune)):
-            raise PlanError(f"{where}: found {str(entry)[:60]!r}, expected a method, Gradual or Tune")
+            raise PlanError(f"{where}: found {str(entry)[:60]!r}, expected a method, Gradual, BlockByBlock or Tune")
         trains = entry.needs_data if isinstance(entry, Stage) else isinstance(entry, Tune) or isinstance(tune, Tune)
         if trains and training:
             batches_of(data, where)
@@ -225,6 +230,7 @@ def run(
     loss: Loss = F.cross_entropy,
     progress: Progress | None = None,
     training: bool = True,
+    checkpoint: Checkpoint | None = None,
 ) -> State:
     """Run a recipe over a network in memory.
 
@@ -236,6 +242,7 @@ def run(
         loss: (outputs, targets) → scalar.
         progress: where to say how far it is.
         training: False for a dry run, which needs no data.
+        checkpoint: where `BlockByBlock` entries keep what they have finished; other entries start anew.
 
     Returns:
         The final state.
@@ -250,8 +257,9 @@ def run(
     source = ModelSource(own)
     trees = {spec.name: source.read(spec.name) for spec in source.specs()}
     # What trains in the network trains in its copies: biases and norms are tuned with the encoded weights.
-    state = State(own, source.specs(), trees, data, loss, progress or NoProgress(), training)
+    state = State(own, source.specs(), trees, data, loss, progress or NoProgress(), training, checkpoint=checkpoint)
     for number, entry in enumerate(recipe, 1):
+        state.entry = number
         try:
             if isinstance(entry, Method):
                 run_method(entry, state)

@@ -16,6 +16,7 @@ from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe
+from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
 from gossamer.methods.code import Delta
@@ -120,6 +121,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "shrink.Heads": Heads,
         "shrink.Blocks": Blocks,
         "Gradual": Gradual,
+        "BlockByBlock": BlockByBlock,
         "ReestimateNorms": ReestimateNorms,
         "QuantizationAware": QuantizationAware,
         "Tune": Tune,

@@ -16,21 +16,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
-import numpy as np
-
 from gossamer.drive.one_shot import Planned, plan_method
+from gossamer.drive.plan_record import plan_from_record, plan_to_record
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import Recipe, check_method, plain_skeletons, plan_json
 from gossamer.drive.recipe_file import dump_recipe
 from gossamer.drive.source import Source
 from gossamer.drive.staged import StagedSource
 from gossamer.drive.workers import Workers
-from gossamer.encoding.serial import flatten, unflatten
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, GossamerError, PlanError
-from gossamer.methods.base import Method, Plan, Step
+from gossamer.methods.base import Method
 from gossamer.store.atomic import publish
-from gossamer.store.dtypes import dtype_name, from_bytes, named_dtype, to_bytes
 from gossamer.store.journal import Journal, read_journal
 from gossamer.store.pieces import Piece, code_tensor, shared_leaves
 from gossamer.store.writer import PieceWriter, is_large, write_pieces
@@ -154,12 +151,12 @@ def stream(
                     return _reported(workers.map(work, names), names, sizes, title, report)
 
                 try:
-                    stored = _plan_from_json(run.plans[number]) if number < len(run.plans) else None
+                    stored = plan_from_record(run.plans[number]) if number < len(run.plans) else None
                     planned = plan_method(method, source, each=each, plan=stored)
                 except GossamerError as error:
                     raise type(error)(f"recipe entry {number + 1} ({type(method).__name__}): {error}") from error
                 if stored is None:
-                    files.append({"plan": _plan_to_json(planned.plan)})
+                    files.append({"plan": plan_to_record(planned.plan)})
                 stages.append(planned)
                 source = StagedSource(planned, source)
                 plans.append(plan_json(method, planned))
@@ -328,28 +325,3 @@ def _first_difference(found: Json, expected: Json) -> str:
     pairs = zip(found, expected, strict=False) if isinstance(found, list) and isinstance(expected, list) else ()
     a, b = next(((a, b) for a, b in pairs if a != b), (found, expected))
     return f"found {str(a)[:80]!r}, expected {str(b)[:80]!r}"
-
-
-def _plan_to_json(plan: Plan) -> Json:
-    flat = flatten(plan.shared)
-    leaves = [
-        [
-            dtype_name(leaf.tensor.dtype),
-            list(leaf.tensor.shape),
-            base64.b64encode(to_bytes(leaf.tensor).tobytes()).decode(),
-        ]
-        for leaf in flat.leaves
-    ]
-    shared = {"kinds": flat.kinds, "nodes": flat.nodes, "roots": flat.roots, "leaves": leaves}
-    steps = [[list(s.targets), dict(s.entry)] for s in plan.steps]
-    return {"steps": steps, "skipped": dict(plan.skipped), "shared": shared}
-
-
-def _plan_from_json(found: Json) -> Plan:
-    shared = found["shared"]
-    leaves = []
-    for dtype, shape, text in shared["leaves"]:
-        raw = np.frombuffer(base64.b64decode(text), np.uint8)
-        leaves.append(from_bytes(raw, named_dtype(dtype), tuple(shape)))
-    trees = unflatten(shared["kinds"], shared["nodes"], shared["roots"], leaves)
-    return Plan(tuple(Step(tuple(t), entry) for t, entry in found["steps"]), trees, found["skipped"])
