@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gossamer.cli.network import Inputs
 from gossamer.cli.recipes import Chosen, Preset
-from gossamer.errors import GossamerError
+from gossamer.errors import GossamerError, PlanError
 
 __all__ = ["app", "run"]
 
@@ -68,8 +68,17 @@ def compress(
         bool, typer.Option("--dry-run", help="Print the plan (of a checkpoint: the estimate), write nothing.")
     ] = False,
     keep_plan: Annotated[bool, typer.Option("--keep-plan", help="Store recipe and plan in the file.")] = False,
+    calib: Annotated[
+        Path | None,
+        typer.Option("--calib", metavar="TEXT", help="Text file or folder: WEIGHTS is a Hugging Face model folder."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens of a sample of --calib.")] = 512,
+    samples: Annotated[int, typer.Option(help="Samples of --calib.")] = 128,
+    checkpoint: Annotated[
+        Path | None, typer.Option("--checkpoint", metavar="DIR", help="With --calib: keep what is finished there.")
+    ] = None,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on where a killed run over a checkpoint stopped.")
+        bool, typer.Option("--resume", help="Go on where a killed run over a checkpoint, or with one, stopped.")
     ] = False,
     json_file: JsonFile = None,
     quiet: Quiet = False,
@@ -77,9 +86,30 @@ def compress(
     """Compress a network's weights with a recipe or a preset into one .gsm file.
 
     A folder of shards, or any safetensors file without --network, is read tensor by tensor and need not fit in memory;
-    kinds of layers then come from --network, or from names and shapes.
+    kinds of layers then come from --network, or from names and shapes. With --calib a local Hugging Face folder is
+    calibrated on text.
     """
     chosen = Chosen(recipe, preset)
+    if calib is not None:
+        from gossamer.cli.huggingface import compress_folder
+
+        if network is not None or data is not None or dry_run:
+            raise PlanError("--calib: found --network, --data or --dry-run beside it, expected a model folder alone")
+        compress_folder(
+            folder=weights,
+            chosen=chosen,
+            calib=calib,
+            window=window,
+            samples=samples,
+            output=output,
+            checkpoint=checkpoint,
+            resume=resume,
+            keep_plan=keep_plan,
+            json_file=json_file,
+            quiet=quiet,
+            console=Console(),
+        )
+        return
     if weights.is_dir() or network is None or resume:
         from gossamer.cli.stream import compress_checkpoint
 
@@ -128,10 +158,21 @@ def inspect(
 @app.command()
 def decompress(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A .gsm file.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The .safetensors to write; with --hf a folder.")
+    ],
+    hf: Annotated[
+        Path | None,
+        typer.Option("--hf", metavar="DIR", help="Hugging Face folder that it was made of: write such a folder."),
+    ] = None,
     json_file: JsonFile = None,
 ) -> None:
     """Write the dense weights as an ordinary safetensors file; removed channels are zero."""
+    if hf is not None:
+        from gossamer.cli.huggingface import decompress_folder
+
+        decompress_folder(file=file, like=hf, output=output, json_file=json_file, console=Console())
+        return
     from gossamer.cli.commands import decompress_file
 
     decompress_file(file=file, output=output, json_file=json_file, console=Console())

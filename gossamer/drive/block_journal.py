@@ -48,7 +48,7 @@ def sum_of_trees(specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> 
         crc = zlib.crc32(repr((spec.names, spec.shape, str(spec.dtype))).encode(), crc)
         for leaf in trees[spec.name].leaves():
             crc = zlib.crc32(f"{leaf.path} {type(leaf.owner).__name__}".encode(), crc)
-            crc = zlib.crc32(to_bytes(leaf.tensor), crc)
+            crc = zlib.crc32(to_bytes(leaf.tensor).data, crc)
     return f"{crc:08x}"
 
 
@@ -58,7 +58,7 @@ def sum_of_data(batches: Sequence[Any]) -> str:
     for batch in batches:
         for tensor in tensors_in(batch):
             crc = zlib.crc32(repr((tuple(tensor.shape), str(tensor.dtype))).encode(), crc)
-            crc = zlib.crc32(to_bytes(tensor), crc)
+            crc = zlib.crc32(to_bytes(tensor).data, crc)
     return f"{len(batches)} batches, {crc:08x}"
 
 

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from gossamer.drive.block_evidence import StepEvidence, WalkEvidence, portions
 from gossamer.drive.block_journal import BlockJournal, sum_of_data, sum_of_trees
-from gossamer.drive.blocks import find_blocks
+from gossamer.drive.blocks import find_blocks, split
 from gossamer.drive.evidence import gather, twin
 from gossamer.drive.one_shot import Planned, apply_plan, apply_step, plan_method
 from gossamer.drive.plan_record import plan_from_record, plan_to_record
 from gossamer.drive.recipe import State, plan_json
-from gossamer.drive.route import find_route
+from gossamer.drive.route import Route, find_route
 from gossamer.drive.shelf import Shelf
 from gossamer.drive.source import TreeSource
 from gossamer.drive.walk import Walk, verified
@@ -84,7 +84,7 @@ class BlockRun:
         self._inputs = seen_by_inputs | {"count"} if "gram" in seen_by_inputs else seen_by_inputs
         self._network = twin(state.model, state.specs, state.trees)
         self._blocks = find_blocks(self._network, blocks)
-        route = find_route(self._network, self._blocks, state.specs, batches[0].inputs, "batch 0")
+        route = self._found_route()
         route = verified(self._network, self._blocks, route, batches[0].inputs)
         self._route = route.grouped(_GROUPS) if route.broken else route
         self._place = self._places()
@@ -101,6 +101,16 @@ class BlockRun:
         self._nothing: list[str] = ["" for _ in methods]
 
     # -- set-up --------------------------------------------------------------------------------------------------------
+
+    def _found_route(self) -> Route:
+        """Blocks that are never called as a whole are divided until their parts are, or have none."""
+        while True:
+            route = find_route(self._network, self._blocks, self._state.specs, self._batches[0].inputs, "batch 0")
+            called = {b for members in route.steps for b in members}
+            parts = split(self._blocks, [b for b in range(len(self._blocks)) if b not in called])
+            if [p.name for p in parts] == [b.name for b in self._blocks]:
+                return route
+            self._blocks = parts
 
     def _walking(self, shelf: Shelf) -> Walk:
         return Walk(

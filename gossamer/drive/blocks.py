@@ -11,7 +11,7 @@ from torch import nn
 from gossamer.errors import PlanError
 from gossamer.methods.base import matches
 
-__all__ = ["Block", "find_blocks"]
+__all__ = ["Block", "find_blocks", "split"]
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
@@ -64,6 +64,17 @@ def find_blocks(network: nn.Module, named: Sequence[str] = ()) -> tuple[Block, .
     return tuple(found.values())
 
 
+def split(blocks: Sequence[Block], uncalled: Sequence[int]) -> tuple[Block, ...]:
+    """Blocks of which some, which the network does not call, give way to their children with weights."""
+    found: dict[int, Block] = {}
+    for number, block in enumerate(blocks):
+        children = [(n, m) for n, m in block.module.named_children() if _has_weights(m)]
+        parts = [Block(f"{block.name}.{n}", m) for n, m in children] if number in uncalled else []
+        for part in parts or [block]:
+            found.setdefault(id(part.module), part)
+    return tuple(found.values())
+
+
 def _divided(name: str, module: nn.Module, named: Sequence[str], *, inside: bool) -> Iterator[Block]:
     children = [(f"{name}.{n}" if name else n, m) for n, m in module.named_children() if _has_weights(m)]
     if not children or (named and name and matches((name,), named)):
@@ -72,6 +83,8 @@ def _divided(name: str, module: nn.Module, named: Sequence[str], *, inside: bool
         return
     if named:
         goes_on = any(matches((f"{name}.{n}" if name else n,), named) for n, _ in module.named_modules() if n)
+    elif type(module).forward is nn.Module.forward:
+        goes_on = True  # it is never called: its members are
     elif inside and not isinstance(module, _CONTAINERS):
         goes_on = False  # a member of a repeated container is one block, whatever it is made of
     else:

@@ -103,14 +103,14 @@ class Hooked:
                     return _original(*args, **kwargs)
                 return self.called(_number, _original, args, kwargs)
 
-            block.module.forward = forward  # type: ignore[method-assign]
+            block.module.forward = forward
 
     def __exit__(self, *error: object) -> None:
         self._depth = 0
         for block, before in zip(self._blocks, self._before, strict=True):
             del block.module.forward
             if before is not None:
-                block.module.forward = before  # type: ignore[method-assign]
+                block.module.forward = before
         self._before.clear()
 
     def within(self, original: Any, args: Any, kwargs: Any) -> Any:
@@ -130,11 +130,11 @@ class Hooked:
 
 
 @final
-class _Origins(TorchDispatchMode):
+class _Origins(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """From which blocks the numbers of a tensor come, by storage; forgotten where a block made them anew."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.pause = False
         self.control: frozenset[int] = frozenset()
         self._of: dict[int, frozenset[int]] = {}
@@ -150,7 +150,7 @@ class _Origins(TorchDispatchMode):
     def _key(self, tensor: Tensor) -> int:
         storage = tensor.untyped_storage()
         self._alive.append(storage)
-        return storage._cdata
+        return int(storage._cdata)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         given = kwargs or {}

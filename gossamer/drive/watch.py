@@ -224,10 +224,9 @@ class Watch(TorchFunctionMode):
         spec = self._names.get(id(weight))
         if spec is None or bool(spec.output_first) != transposed:
             return
+        keys = ["stride", "padding", "dilation", "groups"]
         if transposed:
-            keys = ("stride", "padding", "output_padding", "groups", "dilation")
-        else:
-            keys = ("stride", "padding", "dilation", "groups")
+            keys = ["stride", "padding", "output_padding", "groups", "dilation"]
         values = {k: _argument(args, given, i, k, 0 if "padding" in k else 1) for i, k in enumerate(keys, 3)}
         stride, dilation = _each(values["stride"], dims), _each(values["dilation"], dims)
         kernel = tuple(weight.shape[2:])
@@ -243,7 +242,7 @@ class Watch(TorchFunctionMode):
             (n - d * (k - 1) - 1) // s + 1 for n, k, s, d in zip(x.shape[2:], kernel, stride, dilation, strict=True)
         ]
         once = max(1, _UNROLLED // max(1, x.shape[1] * prod(kernel) * prod(places)))
-        for number, piece in enumerate(x.split(once)):
+        for number, piece in enumerate(torch.split(x, once)):
             steps = piece.stride()
             columns = piece.as_strided(  # [n, channels, *places, *kernel], the kernel's offsets as views
                 (*piece.shape[:2], *places, *kernel),
@@ -314,7 +313,8 @@ def _spread(
     """Inputs and padding of the plain convolution, with its kernel turned over, that a transposed one is."""
     sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
     wide = x.new_zeros((*x.shape[:2], *sizes))
-    wide[(..., *(slice(None, None, s) for s in stride))] = x
+    places: tuple[Any, ...] = (..., *(slice(None, None, s) for s in stride))
+    wide[places] = x
     reach = [d * (k - 1) for k, d in zip(kernel, dilation, strict=True)]
     around = [(r - p, r - p + o) for r, (p, _), o in zip(reach, sides, more, strict=True)]
     return wide, around

@@ -184,7 +184,7 @@ class Hidden(nn.Module):
 def networks() -> Iterator[tuple[str, nn.Module, list[Any]]]:
     torch.manual_seed(0)
     ids = [torch.randint(0, 11, (2, n)) for n in (5, 7, 5)]
-    images = [torch.randn(2, 2, 4, 4) for _ in range(2)]
+    images = [torch.randn(6, 2, 6, 6) for _ in range(2)]
     pairs = [((torch.randn(2, 5, 4), torch.randn(2, n, 4)), None) for n in (3, 4)]
     sounds = [torch.randn(2, n, 3) for n in (3, 2)]
     yield "chain", Chain(), ids
