@@ -16,28 +16,8 @@ from gossamer.huggingface import factory, load_folder, text_windows
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
 tokenizers = pytest.importorskip("tokenizers", reason="the extra [hf] is not installed")
 
-WORDS = [
-    "the",
-    "quick",
-    "brown",
-    "fox",
-    "jumps",
-    "over",
-    "a",
-    "lazy",
-    "dog",
-    "while",
-    "seven",
-    "wise",
-    "owls",
-    "look",
-    "on",
-    "from",
-    "the",
-    "old",
-    "oak",
-    "tree",
-]
+_TEXT = "the quick brown fox jumps over a lazy dog while seven wise owls look on"
+WORDS = tuple(dict.fromkeys(_TEXT.split(" ")))
 
 
 def saved(folder: Path, kind: str) -> Path:

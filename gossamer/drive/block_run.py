@@ -143,11 +143,9 @@ class BlockRun:
         checkpoint = self._state.checkpoint
         if checkpoint is None:
             return None
-        from gossamer.drive.recipe_file import dump_recipe
-
         folder = checkpoint.folder / f"entry-{self._state.entry}"
         start = {
-            "recipe": dump_recipe([settings]),
+            "recipe": repr(settings),
             "network": sum_of_trees(self._state.specs, self._state.trees),
             "data": sum_of_data([b.batch for b in self._batches]),
         }

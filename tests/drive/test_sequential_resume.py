@@ -56,13 +56,13 @@ def main(name: str, folder: str, out: str, at: str) -> None:
     small.save(out)
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["chain", "coded"])
 def test_a_killed_run_ends_with_the_same_file(name: str, tmp_path: Path) -> None:
     network, data, recipe = made(name)
     gs.compress(network, recipe, data=data, checkpoint=tmp_path / "whole").save(tmp_path / "whole.gsm")
     code = f"from tests.drive.test_sequential_resume import main; main({name!r}, *__import__('sys').argv[1:])"
     kills = 0
-    for at in (3, 6, 5, 10_000):
+    for at in (10, 4, 10_000):
         arguments = [
             sys.executable,
             "-W",
@@ -103,7 +103,7 @@ def interrupted(name: str, folder: Path, at: int) -> None:
 def test_wherever_a_run_is_stopped_it_ends_the_same(name: str, tmp_path: Path) -> None:
     network, data, recipe = made(name)
     gs.compress(network, recipe, data=data, checkpoint=tmp_path / "whole").save(tmp_path / "whole.gsm")
-    for at in range(1, 15, 2):
+    for at in range(1, 16, 3):
         folder = tmp_path / f"part{at}"
         interrupted(name, folder, at)
         again = gs.compress(network, recipe, data=data, checkpoint=folder, resume=True)
