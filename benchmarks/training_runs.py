@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 import gossamer.train as sparse
 from benchmarks.rows import ROOT, Rows
-from benchmarks.training_methods import METHODS, TRAINED, Recipe
+from benchmarks.training_methods import METHODS
+from benchmarks.training_recipes import TRAINED, Recipe
 from gossamer.demo.data import Fashion, load_fashion
 from gossamer.errors import DataError, GossamerError
 
@@ -58,7 +59,10 @@ class Run:
     @property
     def key(self) -> str:
         """Name of the kept row."""
-        return f"run-{self.network}-{self.method}-{self.sparsity}-{self.seed}-{self.threads}-{self.share:g}"
+        trained = TRAINED[self.network]
+        stamp = (trained.dense if self.method.startswith("dense") else trained.sparse).stamp
+        setting = f"{self.sparsity}-{self.seed}-{self.threads}-{self.share:g}"
+        return f"run-{self.network}-{self.method}-{setting}-{trained.batch}-{stamp}"
 
 
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.training_methods import Recipe, adamw, sgd
+from benchmarks.training_recipes import Recipe, adamw, sgd
 from benchmarks.training_runs import Run, reached, trained
 from gossamer.demo.data import Fashion, load_fashion
 

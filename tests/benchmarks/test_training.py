@@ -14,8 +14,9 @@ from torch import nn
 
 from benchmarks import training, training_search
 from benchmarks.rows import Rows
-from benchmarks.training_methods import METHODS, TRAINED, Recipe, Trained
+from benchmarks.training_methods import METHODS
 from benchmarks.training_networks import NETWORKS, Decoder, conv_net, mlp, replaced, sparse_layers
+from benchmarks.training_recipes import TRAINED, Recipe, Trained
 from benchmarks.training_runs import Run, finished, trained, with_dense
 from benchmarks.training_steps import StepSetting, step_rows
 from benchmarks.training_worker import RELAXED, built, state_bytes, stepper
