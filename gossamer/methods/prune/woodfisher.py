@@ -75,7 +75,8 @@ class WoodFisher(Calibrated):
         fisher = self._fisher(site, evidence)
         inverse = torch.linalg.inv(fisher).diagonal(dim1=2, dim2=3)  # [out, blocks, width]
         inverse = inverse.flatten(1)[:, : prod(site.shape[1:])].reshape(-1)[at]
-        return (values.double().square() / (2 * inverse)).clamp_max(torch.finfo(torch.float32).max).float()
+        scores: Tensor = values.double().square() / (2 * inverse)
+        return scores.clamp_max(torch.finfo(torch.float32).max).float()
 
     def _fisher(self, site: Site, evidence: Evidence) -> Tensor:
         """float64 [out, blocks, width, width], positive definite."""
