@@ -23,7 +23,7 @@ from gossamer.drive.source import TreeSource
 from gossamer.drive.walk import Walk, verified
 from gossamer.encoding.node import INPUT_STATISTICS, Encoding
 from gossamer.encoding.skeleton import skeleton_of
-from gossamer.encoding.spec import TensorSpec
+from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.errors import CompositionError
 from gossamer.methods.base import Evidence, Method, Step
 from gossamer.network.inspect import assign, tensors
@@ -405,7 +405,11 @@ class BlockRun:
 
     def _look_for_short(self, counts: Mapping[str, tuple[int, int]]) -> None:
         """Warn once of layers that saw fewer rows than they have inputs."""
-        short = {name: found for name, found in counts.items() if found[0] < found[1]}
+        short = {
+            name: found
+            for name, found in counts.items()
+            if found[0] < found[1] and self._specs[name].kind is not Kind.EMBEDDING  # its Gram matrix is diagonal
+        }
         if short and not self._short:
             name, (rows, inputs) = next(iter(short.items()))
             warnings.warn(

@@ -136,6 +136,7 @@ class Shelf:
             while piece := mine.file.read(1 << 22):
                 crc = zlib.crc32(piece, crc)
             if crc != mine.crc:
+                mine.file.close()
                 raise FormatError(f"{mine.path}: found checksum {crc:08x}, the journal expected {mine.crc:08x}")
         self._steps[step] = mine
 

@@ -47,8 +47,10 @@ class Damp(Method):
 
 
 def damped(weight: Tensor, gram: Tensor) -> Tensor:
-    diagonal = gram.diagonal().float()
-    return (weight.flatten(1) * (1 - 0.5 * diagonal / (1 + diagonal.max()))).view(weight.shape)
+    diagonal = gram.diagonal(dim1=-2, dim2=-1).float()  # [in], or [groups, in]
+    scale = 1 - 0.5 * diagonal / (1 + diagonal.max())
+    rows = len(weight) // (len(gram) if gram.dim() == 3 else 1)
+    return (weight.flatten(1).view(-1, rows, scale.shape[-1]) * scale.view(-1, 1, scale.shape[-1])).view(weight.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
