@@ -5,10 +5,12 @@ from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe, Stage, State, run
+from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.source import ModelSource, Source, TreeSource
 from gossamer.drive.tune import Tune
 
 __all__ = [
+    "BlockByBlock",
     "Gradual",
     "ModelSource",
     "QuantizationAware",
