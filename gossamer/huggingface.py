@@ -121,7 +121,9 @@ def text_windows(
     count = min(samples, len(windows))
     chosen = [windows[i * len(windows) // count] for i in range(count)]
     ids = torch.tensor(chosen)
-    batches: list[Any] = [{"input_ids": part, "attention_mask": torch.ones_like(part)} for part in ids.split(_BATCH)]
+    batches: list[Any] = [
+        {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in torch.split(ids, _BATCH)
+    ]
     return [(batch, batch["input_ids"]) for batch in batches] if targets else batches
 
 
@@ -179,7 +181,7 @@ def _transformers() -> ModuleType:
         raise DataError(
             "found no transformers, expected pip install 'gossamer[hf]' for Hugging Face folders"
         ) from error
-    return cast(ModuleType, transformers)
+    return transformers
 
 
 def _line(error: Exception) -> str:

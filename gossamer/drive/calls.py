@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-__all__ = ["call", "inputs_of"]
+from gossamer.errors import DataError
+
+__all__ = ["call", "inputs_of", "rejected"]
 
 
 def inputs_of(batch: Any) -> Any:
@@ -26,3 +28,9 @@ def call(network: nn.Module, inputs: Any) -> Any:
     if isinstance(inputs, Mapping):
         return network(**inputs)
     return network(*inputs) if isinstance(inputs, (tuple, list)) else network(inputs)
+
+
+def rejected(where: str, error: Exception) -> DataError:
+    """What to say of a sample that the network does not take."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+    return DataError(f"{where}: the network rejects it: {reason}")

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.drive.calls import call, inputs_of
+from gossamer.drive.calls import call, inputs_of, rejected
 from gossamer.drive.initial import AT_START, initial
 from gossamer.drive.progress import Progress
 from gossamer.drive.tune import Loss
@@ -122,8 +122,11 @@ def gather(
         if needs & OF_GRADIENTS:
             _add_gradients(network, batch, loss, watch, specs, needs, found)
         else:
-            with torch.inference_mode(), no_fast_path(), watch:
-                call(network, inputs_of(batch))
+            try:
+                with torch.inference_mode(), no_fast_path(), watch:
+                    call(network, inputs_of(batch))
+            except Exception as error:  # the network raises whatever it raises
+                raise rejected(f"batch {seen}", error) from error
         seen += 1
         progress.update("looking at the data", seen, total)
     if seen == 0:

@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gossamer.drive.blocks import Block
-from gossamer.drive.calls import call
+from gossamer.drive.calls import call, rejected
 from gossamer.drive.packed import Json, Unpackable, pack, tensors_in
 from gossamer.drive.watch import Watch, no_fast_path, watched_names
 from gossamer.encoding.spec import TensorSpec
-from gossamer.errors import DataError
 
-__all__ = ["Called", "Hooked", "Route", "find_route", "rejected"]
+__all__ = ["Called", "Hooked", "Route", "find_route"]
 
 
 @dataclass(frozen=True)
@@ -284,9 +283,3 @@ def _steps(trace: _Trace) -> list[tuple[int, ...]]:
         else:
             steps.append(([block], last))
     return [tuple(members) for members, _ in steps]
-
-
-def rejected(where: str, error: Exception) -> DataError:
-    """What to say of a sample that the network does not take."""
-    reason = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-    return DataError(f"{where}: the network rejects it: {reason}")

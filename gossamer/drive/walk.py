@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.drive.blocks import Block
-from gossamer.drive.calls import call
+from gossamer.drive.calls import call, rejected
 from gossamer.drive.evidence import check_finite
 from gossamer.drive.packed import Json, Unpackable, pack, tensors_in, unpack
-from gossamer.drive.route import Hooked, Route, rejected
+from gossamer.drive.route import Hooked, Route
 from gossamer.drive.shelf import Shelf
 from gossamer.drive.watch import Watch, no_fast_path, watched_names
 from gossamer.encoding.spec import TensorSpec

@@ -18,7 +18,7 @@ from gossamer.drive.watch import Watch, no_fast_path, watched_names
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.methods.prune import Magnitude
 from gossamer.network.inspect import specs
-from tests.drive.sequential_parts import Chain, Damp, Whole, damped, networks
+from tests.drive.sequential_parts import Chain, Damp, Tied, Whole, damped, networks
 
 NETWORKS = list(networks())
 
@@ -196,6 +196,12 @@ def test_data_that_cannot_be_used_are_refused_by_name(data: list[Any], error: ty
     network = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
     with pytest.raises(error, match=text):
         gs.compress(network, [gs.BlockByBlock(methods=(Damp(),))], data=data)
+
+
+def test_a_later_sample_that_a_tied_network_rejects_is_named_too() -> None:
+    data = [torch.zeros(1, 20).long(), torch.full((1, 20), 99)]
+    with pytest.raises(DataError, match="batch 1: the network rejects it: IndexError"):
+        gs.compress(Tied(), [gs.BlockByBlock(methods=(Damp(),))], data=data)
 
 
 def test_too_few_rows_for_a_gram_matrix_are_said_once_with_how_many_are_needed() -> None:
