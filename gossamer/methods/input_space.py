@@ -72,8 +72,9 @@ def root_of(gram: Tensor) -> Tensor:
     while True:
         damped = gram.clone()
         damped.diagonal().add_(damping * mean)
-        root, failed = torch.linalg.cholesky_ex(damped)
+        found, failed = torch.linalg.cholesky_ex(damped)
         if not int(failed):
+            root: Tensor = found
             return root
         if damping >= _MOST_DAMPING:
             raise DataError("a Gram matrix: found negative eigenvalues, expected a sum of squares")
@@ -144,8 +145,9 @@ def solved_left(weight: Tensor, right: Tensor, gram: Tensor) -> Tensor:
     inner = seen @ right.T  # [rank, in] · [in, rank]
     # The pseudo-inverse takes the unit of each direction from the matrix: scaled to a diagonal of 1 first.
     scale = inner.diagonal().clamp_min(torch.finfo(torch.float64).tiny).rsqrt()
-    inverse = torch.linalg.pinv(inner * scale[:, None] * scale, rtol=1e-12, hermitian=True)
-    return (weight @ seen.T * scale) @ inverse * scale  # [out, in] · [in, rank], then · [rank, rank]
+    inverse: Tensor = torch.linalg.pinv(inner * scale[:, None] * scale, rtol=1e-12, hermitian=True)
+    found: Tensor = (weight @ seen.T * scale) @ inverse * scale  # [out, in] · [in, rank], then · [rank, rank]
+    return found
 
 
 def output_error(difference: Tensor, gram: Tensor) -> float:

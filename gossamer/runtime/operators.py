@@ -83,8 +83,8 @@ def operator_of(tree: Encoding, layer: nn.Module) -> nn.Module | None:
 
 def _as_linear(tree: Encoding, layer: nn.Linear) -> nn.Module | None:
     if isinstance(tree, LowRank) and isinstance(tree.u, Interpolation):
-        others = Interpolated(_linear(_own(tree.u.rest, layer)), tree.u.order(), -1, _bias(layer.bias))
-        return nn.Sequential(_linear(_own(tree.v, layer)), others)
+        last = Interpolated(_linear(_own(tree.u.rest, layer)), tree.u.order(), -1, _bias(layer.bias))
+        return nn.Sequential(_linear(_own(tree.v, layer)), last)
     if isinstance(tree, LowRank):
         return nn.Sequential(_linear(_own(tree.v, layer)), _linear(_own(tree.u, layer), layer.bias))
     if isinstance(tree, Tucker):
@@ -116,8 +116,8 @@ def _as_convolution(tree: Encoding, layer: Conv) -> nn.Module | None:
         return _convolution(layer, weight.reshape(*weight.shape, *ones), bias, (1, 0, 1))
 
     if isinstance(tree, LowRank) and isinstance(tree.u, Interpolation):
-        others = Interpolated(point(_own(tree.u.rest, layer)), tree.u.order(), -1 - dims, _bias(last))
-        return nn.Sequential(_convolution(layer, _own(tree.v, layer)), others)
+        end = Interpolated(point(_own(tree.u.rest, layer)), tree.u.order(), -1 - dims, _bias(last))
+        return nn.Sequential(_convolution(layer, _own(tree.v, layer)), end)
     if isinstance(tree, LowRank):
         return nn.Sequential(_convolution(layer, _own(tree.v, layer)), point(_own(tree.u, layer), last))
     if isinstance(tree, Tucker):

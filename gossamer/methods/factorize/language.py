@@ -70,7 +70,8 @@ def measure_unseen(
         network(**example) if isinstance(example, Mapping) else network(example)
     for handle in handles:
         handle.remove()
-    plain, whitened = [], []
+    plain: list[float] = []
+    whitened: list[float] = []
     for layer in layers:
         matrix = layer.weight.detach().double()
         gram = gram_of("SVD", tuple(matrix.shape), {"gram": grams[id(layer)]} if id(layer) in grams else {}, _DAMPING)

@@ -51,4 +51,5 @@ def spanning_rows(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def _coefficients(matrix: Tensor, chosen: Tensor) -> Tensor:
     """C with C · matrix[chosen] = matrix, float64 [n, r]."""
-    return torch.linalg.solve(matrix[chosen], matrix, left=False)
+    found: Tensor = torch.linalg.solve(matrix[chosen], matrix, left=False)
+    return found
