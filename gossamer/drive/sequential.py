@@ -104,7 +104,7 @@ class BlockByBlock(Stage):
             return
         batches = self._batches(batches_of(state.data, "BlockByBlock"))
         example = batches[0].inputs
-        methods = tuple(m.bind(state.model, example if m.runs_network else None) for m in self.methods)
+        methods = tuple(m.bind(state.model, example if m.uses_example else None) for m in self.methods)
         BlockRun(
             state,
             methods,
