@@ -1,0 +1,145 @@
+"""Recipes of `benchmarks.pretrained`: per network the plain baseline, the methods of the field, and the best here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+import gossamer as gs
+from gossamer.drive.recipe import Recipe
+from gossamer.drive.tune import Loss
+from gossamer.methods.base import Method
+
+__all__ = ["SETTINGS", "RecipeFor", "Setting", "quick_settings"]
+
+RecipeFor = Callable[[nn.Module, Iterable[Any] | None, Loss], Recipe]
+"""From the dense network, its calibration batches, and the loss that goes with them."""
+
+_BLOCKS = ("layers.*",)  # of a language model: embedding and output layer stay as they are
+_SPEECH = ("encoder.layers.*", "decoder.layers.*")
+_HALF = "50% unstructured"
+_RANKS = "-20% of linear weights"
+_WINDOWS = 64
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One way to compress one network.
+
+    Args:
+        network: of `PRETRAINED`.
+        method: how the field calls it; "best" is ours.
+        setting: bits, groups or sparsity.
+        recipe: how.
+        samples: of calibration; 0: the weights suffice.
+    """
+
+    network: str
+    method: str
+    setting: str
+    recipe: RecipeFor
+    samples: int = 0
+
+    @property
+    def key(self) -> str:
+        """Name of the kept row."""
+        return "-".join((self.network, self.method, self.setting)).replace(" ", "_").replace("%", "pct")
+
+
+def _plain(*methods: Method) -> RecipeFor:
+    return lambda network, data, loss: list(methods)
+
+
+def _blocks(*methods: Method) -> RecipeFor:
+    """Block by block, each fed what the compressed ones before it put out."""
+    return lambda network, data, loss: [gs.BlockByBlock(methods=methods)]
+
+
+def _gptq(bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> Method:
+    return gs.quantize.GPTQ(bits=bits, group=group, scale_dtype="float16", only=only, skip=skip)
+
+
+def _rtn(bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> Method:
+    return gs.quantize.RoundToNearest(
+        bits=bits, group=group, symmetric=False, scale_dtype="float16", only=only, skip=skip
+    )
+
+
+def _allocated(network: nn.Module, data: Iterable[Any] | None, loss: Loss) -> Recipe:
+    """Sparsities by one threshold over all layers on the loss that each weight costs, then block by block."""
+    global_ = gs.prune.SparseGPT(sparsity=0.5, scope="global", only=_BLOCKS)
+    scope = gs.allocate(network, global_, data, loss=loss)
+    return [
+        gs.BlockByBlock(methods=(gs.prune.SparseGPT(scope=scope, only=_BLOCKS), gs.prune.Reconstruct(only=_BLOCKS)))
+    ]
+
+
+_ROTATED = tuple(
+    setting
+    for bits in (4, 3)
+    for setting in (
+        Setting("smollm2-rotated", "rtn", f"{bits}-bit g128", _plain(_rtn(bits, only=_BLOCKS))),
+        Setting("smollm2-rotated", "gptq", f"{bits}-bit g128", _blocks(_gptq(bits, only=_BLOCKS)), _WINDOWS),
+    )
+)
+_SPARSE = (
+    Setting("smollm2", "magnitude", _HALF, _plain(gs.prune.Magnitude(sparsity=0.5, only=_BLOCKS))),
+    Setting("smollm2", "wanda", _HALF, _blocks(gs.prune.Wanda(sparsity=0.5, only=_BLOCKS)), _WINDOWS),
+    Setting("smollm2", "sparsegpt", _HALF, _blocks(gs.prune.SparseGPT(sparsity=0.5, only=_BLOCKS)), _WINDOWS),
+    Setting("smollm2", "best", _HALF, _allocated, _WINDOWS),
+)
+_EIGHTY = tuple(  # rank · (out + in) = 0.8 · out · in
+    gs.factorize.SVD(rank=rank, only=tuple(f"layers.*.{name}.weight" for name in names))
+    for rank, names in (
+        (230, ("attention.query", "attention.output")),
+        (115, ("attention.key", "attention.value")),
+        (335, ("mlp.gate", "mlp.up", "mlp.down")),
+    )
+)
+_LOW_RANK = (
+    Setting("smollm2", "svd", _RANKS, _plain(*_EIGHTY)),
+    Setting(
+        "smollm2",
+        "whitened-svd",
+        _RANKS,
+        _plain(gs.factorize.WhitenedSVD(density=0.8, scope="uniform", identity=False, only=_BLOCKS)),
+        _WINDOWS,
+    ),
+    Setting(
+        "smollm2",
+        "best",
+        _RANKS,
+        _plain(gs.factorize.WhitenedSVD(density=0.8, outputs="fisher", only=_BLOCKS)),
+        _WINDOWS,
+    ),
+)
+_OTHERS = (
+    Setting("lite0", "rtn", "4-bit channel", _plain(_rtn(4, "channel"))),
+    Setting("lite0", "gptq", "4-bit channel", _blocks(_gptq(4, "channel")), 128),
+    Setting("whisper", "rtn", "4-bit g64", _plain(_rtn(4, 64, only=_SPEECH))),
+    Setting("whisper", "gptq", "4-bit g64", _blocks(_gptq(4, 64, only=_SPEECH)), 32),
+    Setting(
+        "whisper",
+        "sparsegpt + gptq",
+        "50% unstructured, 4-bit g64",
+        _blocks(gs.prune.SparseGPT(sparsity=0.5, only=_SPEECH), _gptq(4, 64, only=_SPEECH)),
+        32,
+    ),
+    Setting("minilm", "rtn", "4-bit g64", _plain(_rtn(4, 64))),
+    Setting("minilm", "gptq", "4-bit g64", _blocks(_gptq(4, 64)), 128),
+    Setting("g2p", "rtn", "4-bit channel", _plain(_rtn(4, "channel"))),
+    Setting("g2p", "gptq", "4-bit channel", _blocks(_gptq(4, "channel")), 512),
+    Setting("silero", "rtn", "4-bit channel", _plain(_rtn(4, "channel"))),
+    Setting("silero", "gptq", "4-bit channel", _blocks(_gptq(4, "channel")), 64),
+)
+
+SETTINGS: tuple[Setting, ...] = (*_ROTATED, *_SPARSE, *_LOW_RANK, *_OTHERS)
+"""What matters most first."""
+
+
+def quick_settings() -> tuple[Setting, ...]:
+    """The small networks, which take seconds."""
+    return tuple(s for s in SETTINGS if s.network in ("g2p", "silero"))
