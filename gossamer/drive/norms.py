@@ -9,7 +9,7 @@ from typing import final
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from gossamer.drive.evidence import inputs_of
+from gossamer.drive.calls import call, inputs_of
 from gossamer.drive.recipe import Stage, State
 from gossamer.errors import DataError, PlanError
 
@@ -58,7 +58,7 @@ class ReestimateNorms(Stage):
         seen = 0
         with torch.no_grad():
             for batch in islice(state.data or (), self.batches):
-                network(inputs_of(batch))
+                call(network, inputs_of(batch))
                 seen += 1
                 state.progress.update("normalisations", seen, self.batches)
         if seen == 0:
