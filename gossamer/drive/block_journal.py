@@ -22,7 +22,7 @@ from gossamer.store.safetensors_file import write_safetensors
 from gossamer.store.weights import read_weights
 from gossamer.store.writer import write_container
 
-__all__ = ["BlockJournal", "Checkpoint", "sum_of_data", "sum_of_trees"]
+__all__ = ["BlockJournal", "Checkpoint", "relinked", "sum_of_data", "sum_of_trees"]
 
 Json = Any
 
@@ -142,3 +142,21 @@ class BlockJournal:
         if complete:
             for path in self.folder.glob("outputs-*.bin"):
                 path.unlink()
+
+
+def relinked(trees: Mapping[str, Encoding], shared: Mapping[str, Encoding]) -> dict[str, Encoding]:
+    """Trees from a file, with what a plan shares shared again."""
+    known = {_content(leaf.tensor): leaf.tensor for part in shared.values() for leaf in part.leaves()}
+    if not known:
+        return dict(trees)
+    shapes = {key[1] for key in known}
+    memo: dict[int, tuple[Any, Any]] = {}
+
+    def linked(tensor: Tensor) -> Tensor:
+        return known.get(_content(tensor), tensor) if tuple(tensor.shape) in shapes else tensor
+
+    return {name: tree.map_leaves(lambda leaf: linked(leaf.tensor), memo) for name, tree in trees.items()}
+
+
+def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:
+    return str(tensor.dtype), tuple(tensor.shape), to_bytes(tensor).tobytes()

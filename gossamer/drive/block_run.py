@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
 from torch import Tensor
 
-from gossamer.drive.block_evidence import StepEvidence, WalkEvidence, portions
-from gossamer.drive.block_journal import BlockJournal, sum_of_data, sum_of_trees
+from gossamer.drive.block_evidence import StepEvidence, WalkEvidence, portions, short_of_rows
+from gossamer.drive.block_journal import BlockJournal, relinked, sum_of_data, sum_of_trees
 from gossamer.drive.blocks import find_blocks, split
 from gossamer.drive.evidence import gather, twin
 from gossamer.drive.one_shot import Planned, apply_plan, apply_step, plan_method
 from gossamer.drive.plan_record import plan_from_record, plan_to_record
 from gossamer.drive.recipe import State, plan_json
-from gossamer.drive.route import Route, find_route
+from gossamer.drive.route import OUTSIDE, Route, find_route, together
 from gossamer.drive.shelf import Shelf
 from gossamer.drive.source import TreeSource
 from gossamer.drive.walk import Walk, verified
@@ -31,7 +30,6 @@ from gossamer.network.rebuild import refresh
 
 __all__ = ["BlockRun", "Calibration"]
 
-OUTSIDE = -1  # the step of tensors that are used in several blocks, or in none
 _GROUPS = 8  # of blocks, where the part before each must be run anew
 _UNSEEN = "the network gives this tensor no inputs that can be seen: it stays as it is"
 
@@ -100,8 +98,6 @@ class BlockRun:
         self._later: list[list[dict[str, Any]]] = [[] for _ in methods]
         self._nothing: list[str] = ["" for _ in methods]
 
-    # -- set-up --------------------------------------------------------------------------------------------------------
-
     def _found_route(self) -> Route:
         """Blocks that are never called as a whole are divided until their parts are, or have none."""
         while True:
@@ -136,7 +132,7 @@ class BlockRun:
             for leaf in self._state.trees[name].leaves():
                 owners.setdefault(id(leaf.tensor), []).append(name)
         for names in owners.values():
-            _together(place, names)
+            together(place, names)
         return place
 
     def _opened(self, settings: Any) -> BlockJournal | None:
@@ -150,8 +146,6 @@ class BlockRun:
             "data": sum_of_data([b.batch for b in self._batches]),
         }
         return BlockJournal(dataclasses.replace(checkpoint, folder=folder), start)
-
-    # -- the work ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
         """Plan, then go through the steps."""
@@ -237,7 +231,7 @@ class BlockRun:
         self._first = dataclasses.replace(planned, evidence={})
         before = self._outside()
         for step in planned.plan.steps:
-            _together(self._place, self._tensors(step))
+            together(self._place, self._tensors(step))
         more = self._outside() - before
         self._fixed |= {
             n: {**self._fixed.get(n, {}), **e} for n, e in self._measured("joined", more, frozenset()).items()
@@ -249,13 +243,12 @@ class BlockRun:
         needs = method.needs & INPUT_STATISTICS
         if not needs:
             return self._fixed
-        parts = {step: portions(self._members(step), needs, self._statistic_bytes) for step in self._all_steps()}
+        parts = {
+            step: portions(self._members(step), needs, self._statistic_bytes) for step in range(len(self._route.steps))
+        }
         self._title, self._done = "looking at the dense network", 0
         self._total = len(self._route.steps) * len(self._batches)
         return WalkEvidence(self._walk, parts, needs, self._fixed)
-
-    def _all_steps(self) -> range:
-        return range(len(self._route.steps))
 
     def _members(self, step: int) -> list[TensorSpec]:
         """Tensors of a step that have inputs, in the order of their use."""
@@ -265,8 +258,6 @@ class BlockRun:
     def _tensors(self, step: Step) -> list[str]:
         assert self._first is not None
         return list(dict.fromkeys(p.spec.name for t in step.targets for p in self._first.places(t)))
-
-    # -- one step ------------------------------------------------------------------------------------------------------
 
     def _step(self, step: int) -> None:
         """Evidence, methods, new weights, new outputs, and a record of it."""
@@ -279,7 +270,8 @@ class BlockRun:
             evidence = self._evidence(step, unit)
             changed = self._changed(step, unit, evidence)
             if isinstance(evidence, StepEvidence):
-                self._look_for_short(evidence.found_counts)
+                short = {n: c for n, c in evidence.found_counts.items() if self._specs[n].kind is not Kind.EMBEDDING}
+                self._short |= short_of_rows(short, warn=not self._short)
             held = tensors(self._network)
             originals |= {n: held[n] for n in changed if n not in originals}
             self._put(changed)
@@ -365,8 +357,6 @@ class BlockRun:
             assign(self._network, self._specs[name].names, tensor)
         refresh(self._network)
 
-    # -- the end, and taking a run up again ----------------------------------------------------------------------------
-
     def _take_up(self, record: Any) -> int:
         """Put in what an earlier run made of a step."""
         assert self._journal is not None
@@ -384,40 +374,8 @@ class BlockRun:
         return step
 
     def _relinked(self, trees: Mapping[str, Encoding]) -> dict[str, Encoding]:
-        """Trees from a file, with what the plan shares shared again."""
         assert self._first is not None
-        known = {
-            (str(leaf.tensor.dtype), tuple(leaf.tensor.shape), leaf.tensor.numpy().tobytes()): leaf.tensor
-            for shared in self._first.plan.shared.values()
-            for leaf in shared.leaves()
-        }
-        if not known:
-            return dict(trees)
-        sizes = {key[1] for key in known}
-
-        def linked(tensor: Tensor) -> Tensor:
-            if tuple(tensor.shape) not in sizes:
-                return tensor
-            return known.get((str(tensor.dtype), tuple(tensor.shape), tensor.numpy().tobytes()), tensor)
-
-        memo: dict[int, tuple[Any, Any]] = {}
-        return {name: tree.map_leaves(lambda leaf: linked(leaf.tensor), memo) for name, tree in trees.items()}
-
-    def _look_for_short(self, counts: Mapping[str, tuple[int, int]]) -> None:
-        """Warn once of layers that saw fewer rows than they have inputs."""
-        short = {
-            name: found
-            for name, found in counts.items()
-            if found[0] < found[1] and self._specs[name].kind is not Kind.EMBEDDING  # its Gram matrix is diagonal
-        }
-        if short and not self._short:
-            name, (rows, inputs) = next(iter(short.items()))
-            warnings.warn(
-                f"{name}: found {rows} rows for the Gram matrix of {inputs} inputs, expected at least as many: methods "
-                f"regularise it, but about {inputs / max(rows, 1):.1f} times as many samples would determine it",
-                stacklevel=2,
-            )
-        self._short |= short
+        return relinked(trees, self._first.plan.shared)
 
     def _tell(self) -> None:
         """Plans and what was skipped, into the state."""
@@ -438,9 +396,3 @@ class BlockRun:
             state.skipped.setdefault(site, f"{type(self._methods[0]).__name__}: {why}")
         for site, why in self._skipped.items():
             state.skipped.setdefault(site, why)
-
-
-def _together(place: dict[str, int], names: Sequence[str]) -> None:
-    """Tensors that lie in several steps go outside."""
-    if len({place[n] for n in names}) > 1:
-        place |= dict.fromkeys(names, OUTSIDE)

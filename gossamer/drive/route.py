@@ -16,7 +16,9 @@ from gossamer.drive.packed import Json, Unpackable, pack, tensors_in
 from gossamer.drive.watch import Watch, no_fast_path, watched_names
 from gossamer.encoding.spec import TensorSpec
 
-__all__ = ["Called", "Hooked", "Route", "find_route"]
+__all__ = ["OUTSIDE", "Called", "Hooked", "Route", "find_route", "together"]
+
+OUTSIDE = -1  # the step of tensors that are used in several blocks, or in none
 
 
 @dataclass(frozen=True)
@@ -283,3 +285,9 @@ def _steps(trace: _Trace) -> list[tuple[int, ...]]:
         else:
             steps.append(([block], last))
     return [tuple(members) for members, _ in steps]
+
+
+def together(place: dict[str, int], names: Sequence[str]) -> None:
+    """Tensors that belong together but lie in several steps go outside."""
+    if len({place[n] for n in names}) > 1:
+        place |= dict.fromkeys(names, OUTSIDE)
