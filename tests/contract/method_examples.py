@@ -152,7 +152,7 @@ METHODS: Mapping[str, Method] = {
         )
         for bits, group, symmetric in ((2, "tensor", True), (3, "channel", False), (4, 5, True), (8, "tensor", False))
     },
-    "gptq-plain": GPTQ(bits=4, candidates=1, rounds=0, passes=0, act_order=False, scale_dtype="bfloat16"),
+    "gptq-plain": GPTQ(bits=4, candidates=1, rounds=0, sweeps=0, act_order=False, scale_dtype="bfloat16"),
     "awq": AWQ(bits=4, group=5),
     "awq-symmetric-tensor": AWQ(bits=3, group="tensor", symmetric=True, scale_dtype="float16", steps=3),
     "smooth-quant": SmoothQuant(),

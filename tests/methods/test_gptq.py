@@ -27,7 +27,7 @@ from gossamer.methods.quantize import AWQ, GPTQ, RoundToNearest
 from gossamer.methods.quantize.grid import Grid, descend, fitted, refit
 from gossamer.methods.second_order import damped
 
-PLAIN = {"candidates": 1, "rounds": 0, "passes": 0}
+PLAIN = {"candidates": 1, "rounds": 0, "sweeps": 0}
 
 
 def solved(method: Method, weight: Tensor | Encoding, gram: Tensor | None, **more: Tensor) -> Encoding:
@@ -87,7 +87,7 @@ def test_it_is_the_column_by_column_reference_with_explicit_inverses(masked: boo
 @pytest.mark.parametrize("seed", range(6))
 def test_no_result_beats_brute_force_over_all_codes_and_descent_comes_near_it(seed: int) -> None:
     w, gram = problem(seed, 5, 3)
-    tree = solved(GPTQ(bits=2, group="channel", damp=0.0, passes=5), w, gram)
+    tree = solved(GPTQ(bits=2, group="channel", damp=0.0, sweeps=5), w, gram)
     assert isinstance(tree, Affine)
     assert isinstance(tree.zero_point, Tensor)
     found = error(w, tree.to_dense(), gram)
@@ -293,3 +293,7 @@ def test_a_method_of_this_kind_can_be_written_in_a_recipe_file() -> None:
     recipe = [gs.quantize.Rotate(inner=GPTQ(bits=3, group=64), seed=2), AWQ(bits=4), gs.quantize.HQQ(bits=3)]
     assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe
     assert replace(GPTQ(bits=3), bits=4) == GPTQ(bits=4)
+
+
+def test_a_run_without_descent_is_one_pass_of_the_method() -> None:
+    assert GPTQ(bits=4, sweeps=0).passes == 1 == GPTQ(bits=4, sweeps=3).passes

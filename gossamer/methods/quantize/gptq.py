@@ -59,9 +59,9 @@ class GPTQ(PerGroup):
         damp: share of G's mean diagonal that is added to its diagonal, 0 to 1.
         candidates: ranges tried per group; 1: always that of the values.
         rounds: of descent and least squares, ≥ 0.
-        passes: over all columns in each descent, ≥ 0.
+        sweeps: over all columns in each descent, ≥ 0.
 
-    Cost: about (2 + 3 · passes · (rounds + 1)) · rows · n² multiplications in float32, n inputs, and n³ once.
+    Cost: about (2 + 3 · sweeps · (rounds + 1)) · rows · n² multiplications in float32, n inputs, and n³ once.
 
     Example:
         >>> GPTQ(bits=4, group=128).needs == {"gram", "sq", "count"}
@@ -80,7 +80,7 @@ class GPTQ(PerGroup):
     damp: float = 0.01
     candidates: int = 15
     rounds: int = 1
-    passes: int = 1
+    sweeps: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -88,7 +88,7 @@ class GPTQ(PerGroup):
         check_scale_dtype(self, self.scale_dtype)
         if not 0 <= self.damp <= 1:
             raise PlanError(f"GPTQ: damp: found {self.damp}, expected 0 to 1")
-        for name, least in (("candidates", 1), ("rounds", 0), ("passes", 0)):
+        for name, least in (("candidates", 1), ("rounds", 0), ("sweeps", 0)):
             if getattr(self, name) < least:
                 raise PlanError(f"GPTQ: {name}: found {getattr(self, name)}, expected at least {least}")
 
@@ -139,7 +139,7 @@ class GPTQ(PerGroup):
         def settled(start: Tensor, grid: Grid) -> Tensor:
             if inputs.diagonal:
                 return grid.values(grid.steps(live))
-            moved = descend(light, inputs.light, start.float(), grid.to(torch.float32), small, passes=self.passes)
+            moved = descend(light, inputs.light, start.float(), grid.to(torch.float32), small, passes=self.sweeps)
             return grid.values(grid.steps(moved.double()))
 
         light, small = matrix.float(), None if keep is None else keep.float()
