@@ -20,6 +20,7 @@ from gossamer.runtime.kernels import ImageKernels
 from gossamer.runtime.recent import Recent
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.spmm import workspace
+from gossamer.runtime.stepped_product import SteppedProduct
 from gossamer.runtime.threads import WORTH_A_TEAM, OpenMP
 
 __all__ = ["ImageProduct", "frame_of", "image_panel", "tile_width"]
@@ -145,7 +146,8 @@ class ImageProduct(CompiledProduct):
         self.planes, self.kernels, self.memory = planes, kernels, memory
         self._openmp, self._team_from = openmp, team_from
         self._lanes = kernels.processor.lanes
-        found = planes.parts if isinstance(planes, GroupedProduct) else (planes,)
+        whole = planes.inner if isinstance(planes, SteppedProduct) else planes  # strides are taken by the kernel here
+        found = whole.parts if isinstance(whole, GroupedProduct) else (whole,)
         self._parts = tuple(part for part in found if isinstance(part, ConvolutionProduct))
         self._prepared = Recent[tuple[int, ...], tuple[_Prepared, ...]](_KEPT)
 
@@ -178,7 +180,7 @@ class ImageProduct(CompiledProduct):
     def _prepare(
         self, part: ConvolutionProduct, x: ImageBlocks, y: ImageBlocks, residual: ImageBlocks | None
     ) -> _Prepared:
-        geometry, lanes = part.geometry, self._lanes
+        geometry, lanes = self.planes.geometry, self._lanes
         down, across = geometry.dilation
         packed, panel = part.packed, part.panel
         channel = np.arange(min(panel, part.channels))[:, None, None] * x.line
