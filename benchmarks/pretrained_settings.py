@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 import gossamer as gs
 from gossamer.drive.recipe import Recipe
-from gossamer.drive.tune import Loss
 from gossamer.methods.base import Method
 
-__all__ = ["SETTINGS", "RecipeFor", "Setting", "quick_settings"]
-
-RecipeFor = Callable[[nn.Module, Iterable[Any] | None, Loss], Recipe]
-"""From the dense network, its calibration batches, and the loss that goes with them."""
+__all__ = ["SETTINGS", "Setting", "quick_settings"]
 
 _BLOCKS = ("layers.*",)  # of a language model: embedding and output layer stay as they are
 _SPEECH = ("encoder.layers.*", "decoder.layers.*")
@@ -40,7 +33,7 @@ class Setting:
     network: str
     method: str
     setting: str
-    recipe: RecipeFor
+    recipe: Recipe
     samples: int = 0
 
     @property
@@ -49,13 +42,13 @@ class Setting:
         return "-".join((self.network, self.method, self.setting)).replace(" ", "_").replace("%", "pct")
 
 
-def _plain(*methods: Method) -> RecipeFor:
-    return lambda network, data, loss: list(methods)
+def _plain(*methods: Method) -> Recipe:
+    return methods
 
 
-def _blocks(*methods: Method) -> RecipeFor:
+def _blocks(*methods: Method) -> Recipe:
     """Block by block, each fed what the compressed ones before it put out."""
-    return lambda network, data, loss: [gs.BlockByBlock(methods=methods)]
+    return (gs.BlockByBlock(methods=methods),)
 
 
 def _gptq(bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> Method:
@@ -68,13 +61,10 @@ def _rtn(bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[st
     )
 
 
-def _allocated(network: nn.Module, data: Iterable[Any] | None, loss: Loss) -> Recipe:
-    """Sparsities by one threshold over all layers on the loss that each weight costs, then block by block."""
-    global_ = gs.prune.SparseGPT(sparsity=0.5, scope="global", only=_BLOCKS)
-    scope = gs.allocate(network, global_, data, loss=loss)
-    return [
-        gs.BlockByBlock(methods=(gs.prune.SparseGPT(scope=scope, only=_BLOCKS), gs.prune.Reconstruct(only=_BLOCKS)))
-    ]
+_BEST_HALF = _blocks(
+    gs.prune.SparseGPT(sparsity=0.5, scope="global", weighted="loss", only=_BLOCKS), gs.prune.Reconstruct(only=_BLOCKS)
+)
+"""Sparsities by one threshold over all layers on what each weight costs the loss; survivors by least squares."""
 
 
 _ROTATED = tuple(
@@ -89,7 +79,7 @@ _SPARSE = (
     Setting("smollm2", "magnitude", _HALF, _plain(gs.prune.Magnitude(sparsity=0.5, only=_BLOCKS))),
     Setting("smollm2", "wanda", _HALF, _blocks(gs.prune.Wanda(sparsity=0.5, only=_BLOCKS)), _WINDOWS),
     Setting("smollm2", "sparsegpt", _HALF, _blocks(gs.prune.SparseGPT(sparsity=0.5, only=_BLOCKS)), _WINDOWS),
-    Setting("smollm2", "best", _HALF, _allocated, _WINDOWS),
+    Setting("smollm2", "best", _HALF, _BEST_HALF, _WINDOWS),
 )
 _EIGHTY = tuple(  # rank · (out + in) = 0.8 · out · in
     gs.factorize.SVD(rank=rank, only=tuple(f"layers.*.{name}.weight" for name in names))

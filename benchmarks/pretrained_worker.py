@@ -53,8 +53,7 @@ def row(subject: Pretrained, setting: Setting, *, quick: bool) -> dict[str, Any]
         path = Path(folder) / "network.gsm"
         before = _peak()
         start = time.perf_counter()
-        recipe = setting.recipe(network, data, subject.loss)
-        small = compress(network, recipe, data=data, loss=subject.loss)
+        small = compress(network, setting.recipe, data=data, loss=subject.loss)
         size = small.save(path)
         seconds = time.perf_counter() - start
         peak = _peak()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -15,12 +16,13 @@ from torch.nn import functional as F
 from gossamer.drive.block_journal import Checkpoint
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import Recipe, run
+from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Loss, Tune
 from gossamer.encoding.delta import provide
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import Kept
-from gossamer.errors import CompositionError, DataError
+from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.measure.ledger import Ledger, ledger_of
 from gossamer.network.attach import attach, harvest, hold_statistics
 from gossamer.network.inspect import refuse_live_only, specs
@@ -163,6 +165,9 @@ def compress(
         checkpoint: folder in which `BlockByBlock` entries keep what they have finished; None: nowhere.
         resume: go on with what is found there; without, finding something is an error.
 
+    Warns:
+        UserWarning: nothing is there to go on with.
+
     Returns:
         The compressed network.
 
@@ -178,7 +183,7 @@ def compress(
         16
     """
     refuse_live_only(model, "compress")
-    kept = None if checkpoint is None else Checkpoint(Path(checkpoint), resume)
+    kept = _checkpoint(recipe, checkpoint, resume)
     state = run(model, recipe, data=data, tune=tune, loss=loss, progress=progress or NoProgress(), checkpoint=kept)
     notes = {"plan": state.plans}
     small = Compressed(state.specs, state.trees, state.model, notes=notes, skipped=state.skipped)
@@ -188,6 +193,18 @@ def compress(
         if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
             _check_same_width(state.model, small.dense(), batch[0][:1])
     return small
+
+
+def _checkpoint(recipe: Recipe, folder: str | Path | None, resume: bool) -> Checkpoint | None:
+    if folder is None:
+        if resume:
+            raise PlanError("resume: found no checkpoint=, expected the folder of the run to go on with")
+        return None
+    if not any(isinstance(entry, BlockByBlock) for entry in recipe):
+        raise PlanError("checkpoint: found no BlockByBlock in the recipe, expected one: nothing else is kept")
+    if resume and not (Path(folder) / "journal").is_file():
+        warnings.warn(f"resume: found no run in {folder}: one starts there", stacklevel=3)
+    return Checkpoint(Path(folder), resume)
 
 
 def load(

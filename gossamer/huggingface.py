@@ -74,6 +74,11 @@ def next_token_loss(outputs: Any, ids: Tensor) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
+def quiet_transformers() -> None:
+    """No progress bars of transformers from now on, in this process."""
+    _transformers().utils.logging.disable_progress_bar()
+
+
 def text_windows(
     folder: str | Path, text: str | Path, *, window: int = 512, samples: int = 128, targets: bool = False
 ) -> list[Any]:

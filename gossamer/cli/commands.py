@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import gossamer as gs
-from gossamer.cli.network import factory_of, named_object
+from gossamer.cli.network import dense_bytes_of, factory_of, named_object
 from gossamer.cli.output import ledger_tables, size, table
 from gossamer.cli.recipes import Chosen
 from gossamer.drive.progress import TerminalProgress
@@ -18,7 +18,7 @@ from gossamer.drive.recipe_file import dump_recipe
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.ledger import ledger_of
 from gossamer.store.json_file import write_json
-from gossamer.store.safetensors_file import dense_file_bytes, write_safetensors
+from gossamer.store.safetensors_file import write_safetensors
 from gossamer.store.weights import load_weights_into
 
 __all__ = ["check_output", "compress_file", "decompress_file", "inspect_file", "show_plan"]
@@ -45,7 +45,7 @@ def compress_file(
     model = factory()
     steps = chosen.for_network(model, has_data=data is not None or dry_run)
     model = load_weights_into(model, weights).eval()
-    dense_bytes = dense_file_bytes(dict(model.state_dict()))
+    dense_bytes = dense_bytes_of(model)
     batches = named_object(data, "--data")() if data else None
     if dry_run:
         state = run(model, steps, data=batches, training=False)

@@ -10,14 +10,22 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.cli.commands import check_output, show_plan
+from gossamer.cli.network import dense_bytes_of
 from gossamer.cli.output import size
 from gossamer.cli.recipes import Chosen
 from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe_file import dump_recipe
-from gossamer.errors import DataError
-from gossamer.huggingface import causal, factory, load_folder, next_token_loss, save_folder, text_windows
+from gossamer.errors import DataError, PlanError
+from gossamer.huggingface import (
+    causal,
+    factory,
+    load_folder,
+    next_token_loss,
+    quiet_transformers,
+    save_folder,
+    text_windows,
+)
 from gossamer.store.json_file import write_json
-from gossamer.store.safetensors_file import dense_file_bytes
 
 __all__ = ["compress_folder", "decompress_folder"]
 
@@ -42,13 +50,17 @@ def compress_folder(
     assert output is not None
     if not folder.is_dir():
         raise DataError(f"{folder}: found no folder, expected a local Hugging Face model with --calib")
+    if resume and checkpoint is None:
+        raise PlanError("--resume: found no --checkpoint beside --calib, expected the folder of the run to go on with")
+    data = text_windows(folder, calib, window=window, samples=samples)  # cheaper to find wanting than the network
+    if quiet:
+        quiet_transformers()
     network = load_folder(folder)
     predicts = causal(network)
-    data = text_windows(folder, calib, window=window, samples=samples, targets=predicts)
+    if predicts:
+        data = [(batch, batch["input_ids"]) for batch in data]
     steps = chosen.for_network(network, has_data=predicts)
-    dense_bytes = dense_file_bytes(dict(network.state_dict()))
-    if checkpoint is None and resume:
-        checkpoint = output.with_name(output.name + ".checkpoint")
+    dense_bytes = dense_bytes_of(network)
     with TerminalProgress(enabled=False if quiet else None) as progress:
         small = gs.compress(
             network,

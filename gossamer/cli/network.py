@@ -13,8 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import DataError, PlanError
+from gossamer.network.inspect import specs
+from gossamer.store.safetensors_file import dense_file_bytes
 
-__all__ = ["Inputs", "example_inputs", "factory_of", "named_object"]
+__all__ = ["Inputs", "dense_bytes_of", "example_inputs", "factory_of", "named_object"]
 
 
 def named_object(name: str, what: str) -> Any:
@@ -36,6 +38,12 @@ def named_object(name: str, what: str) -> Any:
     if not hasattr(module, attribute):
         raise DataError(f"{what}: found no {attribute!r} in {module_name!r}")
     return getattr(module, attribute)
+
+
+def dense_bytes_of(network: nn.Module) -> int:
+    """Size of its ordinary safetensors file; a tensor of several names counts once, as in such a file."""
+    held = network.state_dict()
+    return dense_file_bytes({s.name: held[s.name] for s in specs(network) if s.name in held})
 
 
 def factory_of(name: str) -> Callable[[], nn.Module]:

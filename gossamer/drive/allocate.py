@@ -14,6 +14,7 @@ from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import State, example_for
 from gossamer.drive.source import ModelSource
 from gossamer.drive.tune import Loss
+from gossamer.errors import PlanError
 from gossamer.methods.prune import Budgeted, PerTensor
 
 __all__ = ["allocate"]
@@ -44,6 +45,7 @@ def allocate(
         The sparsity of each tensor (of each gate, where a tensor is several).
 
     Raises:
+        PlanError: a method whose scope divides the budget without looking at the weights.
         CompositionError: a method that matches no layer.
         DataError: a method that needs data, and none were given.
 
@@ -57,6 +59,8 @@ def allocate(
         >>> sum(sparsity for _, sparsity in found.sparsities)
         1.0
     """
+    if method.scope not in ("global", "lamp"):
+        raise PlanError(f"allocate: scope: found {method.scope!r}, expected 'global' or 'lamp': others need no search")
     own = copy.deepcopy(model).eval()
     source = ModelSource(own)
     trees = {spec.name: source.read(spec.name) for spec in source.specs()}

@@ -84,10 +84,10 @@ class BlockJournal:
         path = self.folder / "journal"
         records, good = read_journal(path) if path.exists() else ([], 0)
         if records and not checkpoint.resume:
-            raise PlanError(f"{path}: found an unfinished run, expected none: resume it, or delete the folder")
+            raise PlanError(f"{path}: found a run, expected none: go on with it by resume, or delete the folder")
         for key, value in start.items() if records else ():
             if records[0].get(key) != value:
-                found, wanted = str(records[0].get(key))[:120], value[:120]
+                found, wanted = _where_they_differ(str(records[0].get(key)), value)
                 raise PlanError(f"{path}: found a run with another {key}: {found!r}, expected {wanted!r}")
         self.plan: Json | None = next((r["plan"] for r in records if "plan" in r), None)
         self.steps: list[Json] = [r for r in records if "step" in r]
@@ -142,6 +142,14 @@ class BlockJournal:
         if complete:
             for path in self.folder.glob("outputs-*.bin"):
                 path.unlink()
+
+
+def _where_they_differ(one: str, other: str, length: int = 120) -> tuple[str, str]:
+    """Both from shortly before the first difference on."""
+    same = next((i for i, (x, y) in enumerate(zip(one, other, strict=False)) if x != y), min(len(one), len(other)))
+    begin = max(0, same - length // 3)
+    before = "…" if begin else ""
+    return before + one[begin : begin + length], before + other[begin : begin + length]
 
 
 def relinked(trees: Mapping[str, Encoding], shared: Mapping[str, Encoding]) -> dict[str, Encoding]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -324,6 +325,12 @@ class BlockRun:
 
     def _changed(self, step: int, unit: Sequence[str], evidence: Mapping[str, Evidence]) -> dict[str, Encoding]:
         """Let all methods work on some tensors; puts the new trees into the state."""
+        with warnings.catch_warnings():
+            # of too few rows the run has warned once, with the first layer
+            warnings.filterwarnings("ignore", message=".* rows of calibration data for .* inputs")
+            return self._worked(step, unit, evidence)
+
+    def _worked(self, step: int, unit: Sequence[str], evidence: Mapping[str, Evidence]) -> dict[str, Encoding]:
         state, first = self._state, self._first
         assert first is not None
         changed: dict[str, Encoding] = {}

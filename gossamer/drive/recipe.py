@@ -22,7 +22,7 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import Concat, View
 from gossamer.errors import CompositionError, DataError, GossamerError, PlanError
-from gossamer.methods.base import DENSE, Evidence, Method, Site
+from gossamer.methods.base import DENSE, Evidence, Method, Site, matches
 from gossamer.network.attach import attach, harvest
 from gossamer.network.inspect import specs
 
@@ -125,6 +125,8 @@ def check(
         CompositionError: a method that will match nothing.
         DataError: training without data.
     """
+    if isinstance(recipe, (Method, Stage, Tune)):
+        raise PlanError(f"recipe: found {type(recipe).__name__}, expected a list of entries")
     listed = specs(model)
     # Where values decide whether a site is changed at all, the tensor may be either afterwards.
     possible = plain_skeletons(listed)
@@ -142,10 +144,21 @@ def check(
             needs = ", ".join(sorted(looking.needs))
             raise DataError(f"{where}: found no data, expected data=… to gather {needs} from")
         for method in methods:
+            _check_patterns(where, method, listed)
             # one that looks at an example for its own sake matches the same layers without
             unbound = method.uses_example and not method.runs_network
             bound = method if unbound else method.bind(model, example_for(method, data))
             check_method(where, bound, listed, possible)
+
+
+def _check_patterns(where: str, method: Method, listed: Sequence[TensorSpec]) -> None:
+    names = [n for spec in listed for n in spec.names]
+    for setting in ("only", "skip"):
+        given = getattr(method, setting)
+        for pattern in (given,) if isinstance(given, str) else given:
+            if pattern and not matches(names, pattern):
+                said = f"{type(method).__name__}: {setting}: found {pattern!r}, which matches no tensor"
+                raise CompositionError(f"{where}: {said}, expected names like {', '.join(names[:4])}")
 
 
 def plain_skeletons(listed: Iterable[TensorSpec]) -> dict[str, set[Skeleton]]:

@@ -209,7 +209,7 @@ def _value(found: object, hint: Any, where: str) -> Any:
     if isinstance(found, (str, dict)) and _named(found) and hint is not str:
         return _build(found, where)
     if isinstance(found, list):
-        if any(_named(x) for x in found):
+        if any(_named(x) for x in found) or "Method" in str(hint):
             return tuple(_build(x, where) for x in found)
         found = _tuples(found)
     try:

@@ -81,12 +81,11 @@ class BlockByBlock(Stage):
                     f"BlockByBlock: found {type(method).__name__} with {method.passes} passes, expected a method of "
                     "one pass; in a recipe of its own it runs"
                 )
-        sizes = (self.samples, self.activation_bytes + 1, self.statistic_bytes)
-        if not self.methods or min(sizes) < 1:
-            raise PlanError(
-                f"BlockByBlock: found {len(self.methods)} methods, {self.samples} samples, activation_bytes "
-                f"{self.activation_bytes}, statistic_bytes {self.statistic_bytes}, expected at least one of each"
-            )
+        if not self.methods:
+            raise PlanError("BlockByBlock: methods: found none, expected at least one")
+        for name, least in (("samples", 1), ("activation_bytes", 0), ("statistic_bytes", 1)):
+            if getattr(self, name) < least:
+                raise PlanError(f"BlockByBlock: {name}: found {getattr(self, name)}, expected at least {least}")
 
     @property
     def needs_data(self) -> bool:
@@ -124,6 +123,8 @@ class BlockByBlock(Stage):
             first = next(tensors_in(inputs), None)
             if first is None:
                 raise DataError(f"batch {len(found)}: found no tensor in {type(batch).__name__}, expected inputs")
+            if first.dim() and not len(first):
+                raise DataError(f"batch {len(found)}: found no rows, expected samples")
             rows += len(first) if first.dim() else 1
             if found and rows > self.samples:
                 break

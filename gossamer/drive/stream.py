@@ -82,8 +82,10 @@ def methods_of(recipe: Recipe, listed: Sequence[TensorSpec], bind: Callable[[Met
     for number, entry in enumerate(recipe, 1):
         where = f"recipe entry {number} ({type(entry).__name__})"
         if not isinstance(entry, Method):
+            what = "that trains or runs the network"
+            how = "text for a model folder comes with --calib, data for other networks with --network and --data"
             raise PlanError(
-                f"{where}: found an entry that trains, expected methods only: a checkpoint is read in pieces"
+                f"{where}: found an entry {what}, expected methods only: a checkpoint is read in pieces; {how}"
             )
         if entry.needs:
             raise PlanError(f"{where}: found a method that needs {sorted(entry.needs)} from data, expected one without")

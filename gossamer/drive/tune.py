@@ -139,6 +139,8 @@ def batches_of(data: Iterable[Any] | None, purpose: str) -> Batches:
     """
     if data is None:
         raise DataError(f"{purpose}: found no data, expected data=… with (inputs, targets) batches")
+    if isinstance(data, Tensor):
+        raise DataError(f"{purpose}: found a tensor of shape {tuple(data.shape)}, expected a list of batches")
     if not isinstance(data, Batches):
         raise DataError(f"{purpose}: found {type(data).__name__}, expected something with a length, like a DataLoader")
     try:

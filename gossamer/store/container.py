@@ -212,16 +212,20 @@ def _check_expected(specs: tuple[TensorSpec, ...], expected: Sequence[TensorSpec
     theirs = {n: s for s in expected for n in s.names}
     if mine.keys() != theirs.keys():
         extra, missing = sorted(mine.keys() - theirs.keys()), sorted(theirs.keys() - mine.keys())
-        raise FormatError(
-            f"found tensors {extra[:3]} that the network lacks, expected its {missing[:3]}"
-            if extra
-            else f"found too few tensors for the network, expected {missing[:3]} too"
-        )
+        if not extra:
+            raise FormatError(f"found too few tensors for the network, expected {_some(missing)} too")
+        instead = f"its {_some(missing)}" if missing else "a network with these"
+        raise FormatError(f"found tensors that the network lacks, {_some(extra)}, expected {instead}")
     for name, spec in theirs.items():
         if mine[name].shape != spec.shape:
             raise FormatError(f"tensor {name!r}: found shape {mine[name].shape}, the network expected {spec.shape}")
         if not set(spec.names) <= set(mine[name].names):
             raise FormatError(f"tensor {name!r}: found it on its own, the network expected it tied to {spec.names}")
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(map(repr, names[:3])) + more
 
 
 def _with_kinds(specs: Sequence[TensorSpec], expected: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
