@@ -61,7 +61,9 @@ def _language_model(zoo: Zoo, *, turned: bool) -> Pretrained:
         return lambda model: math.exp(log_perplexity(model, windows_of_year(zoo, year)[:some]))
 
     def calibration(samples: int) -> list[tuple[Tensor, Tensor]]:
-        return [(part, part) for part in calibration_windows(zoo, samples).split(1)]  # squares of gradients are of single windows
+        return [
+            (part, part) for part in calibration_windows(zoo, samples).split(1)
+        ]  # squares of gradients are of single windows
 
     return Pretrained(
         factory=smollm2_untied if turned else smollm2,

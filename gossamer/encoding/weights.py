@@ -129,9 +129,12 @@ class Kept(Encoding):
             index = index if kept is None else index.index_select(dim - 1, kept)
         flat = index.reshape(-1)
         below = {k: v for k, v in evidence.items() if k == "count"}
-        below |= {k: evidence[k][flat] for k in ("sum", "sq", "zeros") if k in evidence}
-        if "gram" in evidence:
-            below["gram"] = evidence["gram"][flat][:, flat]
+        rows, kept = self.dense_shape()[0], self.kept_indices(0)
+        held = torch.arange(rows) if kept is None else kept
+        for key in ("sum", "sq", "zeros", "gram"):
+            own = _of_rows(key, evidence[key], held, rows) if key in evidence else None
+            if own is not None:
+                below[key] = own[..., flat, :][..., flat] if key == "gram" else own[..., flat]
         for key in evidence.keys() - INPUT_STATISTICS:
             if tuple(evidence[key].shape) != self.dense_shape():
                 continue
@@ -322,11 +325,11 @@ class Permuted(Encoding):
         turned = {}
         for name, found in evidence.items():
             if name == "gram":
-                turned[name] = found[order][:, order]
+                turned[name] = found[..., order, :][..., order]
             elif tuple(found.shape) == shape:
                 turned[name] = found.flatten(1)[:, order].view(shape)
             elif name in INPUT_STATISTICS:
-                turned[name] = found[order] if found.numel() == len(order) else found
+                turned[name] = found[..., order] if found.shape[-1] == len(order) else found
         return turned
 
     def validate(self) -> None:
@@ -334,6 +337,27 @@ class Permuted(Encoding):
         places = self.order.long().sort().values
         good = torch.equal(places, torch.arange(len(places)))
         require(good, self, "an order with columns twice or none", f"a permutation of {len(places)}")
+
+
+def _of_rows(key: str, found: Tensor, rows: Tensor, out: int) -> Tensor | None:
+    """A statistic of the inputs as some of the weight's rows see it.
+
+    Args:
+        key: its name.
+        found: [in] ("gram": [in, in]), or with a dimension for groups before that; "count" [1].
+        rows: int64, ascending.
+        out: rows of the whole weight; each group has as many.
+
+    Returns:
+        The same for the groups that the rows belong to; None if these have different numbers of rows.
+    """
+    if found.dim() == (2 if key == "gram" else 1):
+        return found
+    groups = len(found)
+    if out % groups:
+        return None
+    owners, counts = (rows.to(found.device) // (out // groups)).unique(return_counts=True)
+    return found[owners] if bool((counts == counts[0]).all()) else None
 
 
 @final
@@ -366,7 +390,13 @@ class Concat(Encoding):
         sizes = [member.dense_shape()[0] for member in self.members]
         number = int(field.partition(".")[2])
         start = sum(sizes[:number])
-        return {k: v if k in INPUT_STATISTICS else v[start : start + sizes[number]] for k, v in evidence.items()}
+        rows = torch.arange(start, start + sizes[number])
+        below = {}
+        for key, found in evidence.items():
+            own = _of_rows(key, found, rows, sum(sizes)) if key in INPUT_STATISTICS else found[rows]
+            if own is not None:
+                below[key] = own
+        return below
 
 
 @final

@@ -216,7 +216,7 @@ def keep_better(weight: Tensor, gram: Tensor, first: Tensor, second: Tensor, *, 
     gain = row_errors(weight - first, gram) - row_errors(weight - second, gram)
     bands = torch.zeros(-(-len(gain) // height), dtype=gain.dtype)
     bands.index_add_(0, torch.arange(len(gain)) // height, gain)
-    return (bands > 0).repeat_interleave(height)[: len(gain)]
+    return (~(bands <= 0)).repeat_interleave(height)[: len(gain)]  # what is not a number is never kept
 
 
 def fisher_blocks(gradient: Tensor) -> Tensor:

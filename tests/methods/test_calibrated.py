@@ -40,7 +40,7 @@ from gossamer.methods.prune import (
 from gossamer.methods.prune.compensate import by_row
 from gossamer.methods.prune.survivors import conjugate_gradients, exact
 from gossamer.methods.quantize import RoundToNearest
-from gossamer.methods.second_order import damped, fisher_blocks, row_errors
+from gossamer.methods.second_order import damped, fisher_blocks, keep_better, row_errors
 
 STRUCTURES = {
     "weights": Unstructured(),
@@ -389,6 +389,22 @@ def test_a_grouped_convolution_has_a_gram_matrix_per_group() -> None:
     low = one(OptimalBrain(sparsity=0.5, per_row=True), w[3:], y).to_dense()
     assert torch.allclose(whole, torch.cat([top, low]), atol=1e-5)
     assert int((pruned(SparseGPT(sparsity=0.5), {"w": w}, {"w": {"gram": grams}})["w"].to_dense() != 0).sum()) == 24
+
+
+def test_rows_of_a_grouped_convolution_are_scored_by_the_inputs_of_their_group() -> None:
+    w, x, y = weights(6, 8), inputs(8), inputs(8, seed=9)
+    squares = torch.stack([x.square().sum(0), y.square().sum(0)])
+    whole = pruned(Wanda(sparsity=0.5), {"w": w}, {"w": {"sq": squares}})["w"].to_dense()
+    top = pruned(Wanda(sparsity=0.5), {"w": w[:3]}, {"w": {"sq": squares[0]}})["w"].to_dense()
+    low = pruned(Wanda(sparsity=0.5), {"w": w[3:]}, {"w": {"sq": squares[1]}})["w"].to_dense()
+    assert torch.equal(whole, torch.cat([top, low]))
+
+
+def test_what_is_not_a_number_is_never_kept() -> None:
+    w, x = weights(2, 4), inputs(4)
+    broken = w.clone()
+    broken[0] = float("nan")
+    assert keep_better(w, (x.T @ x).double(), broken, torch.zeros_like(w)).tolist()[0]
 
 
 # -- with a network ---------------------------------------------------------------------------------------------------

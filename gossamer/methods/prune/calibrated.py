@@ -74,7 +74,12 @@ class Calibrated(Budgeted, ABC):
         if self.weighted == "output":
             return (1 / energy.double().clamp_min(torch.finfo(torch.float32).tiny)).expand(site.shape[0])
         squares = evidence["grad_sq"].flatten(1).double().sum(1)
-        return squares / evidence["sq"].double().sum().clamp_min(torch.finfo(torch.float32).tiny)
+        seen = evidence["sq"].double()
+        if seen.dim() == 2 and site.shape[0] % len(seen) == 0:  # of a grouped convolution, whose rows see a group each
+            seen = seen.sum(1).repeat_interleave(site.shape[0] // len(seen))
+        else:
+            seen = seen.sum()
+        return squares / seen.clamp_min(torch.finfo(torch.float32).tiny)
 
     def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
         """The scores' histogram, or what is missing."""

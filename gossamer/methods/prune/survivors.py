@@ -63,7 +63,7 @@ def conjugate_gradients(weight: Tensor, start: Tensor, mask: Tensor, h: Tensor, 
     Cost: rows · n² multiplications per step.
     """
     free = mask.double()
-    scale = h.diagonal()
+    scale = h.diagonal().clamp_min(torch.finfo(torch.float32).tiny)  # an input that is always zero, without damping
     found = start * free
     gradient = ((weight - found) @ h) * free  # [rows, n] · [n, n]
     turned = gradient / scale

@@ -63,13 +63,15 @@ class Wanda(Calibrated):
     def score(self, site: Site, values: Tensor, at: Tensor | slice, evidence: Evidence) -> Tensor:
         """|w| · ‖x‖ relative to the layer."""
         n = prod(site.shape[1:])
-        squares = evidence["sq"].reshape(-1).double()
-        if squares.numel() != n or not bool(torch.isfinite(squares).all()):
-            raise DataError(
-                f"Wanda: {site.key}: found 'sq' evidence of {squares.numel()} numbers, expected {n} finite ones"
-            )
+        squares = evidence["sq"].double()
+        groups = max(1, squares.numel() // max(1, n)) if squares.dim() == 2 else 1
+        if squares.numel() != groups * n or site.shape[0] % groups or not bool(torch.isfinite(squares).all()):
+            found = f"'sq' evidence of {squares.numel()} numbers"
+            raise DataError(f"Wanda: {site.key}: found {found}, expected {n} finite ones, or {n} for each group")
         flat = torch.arange(at.start, at.stop) if isinstance(at, slice) else at
-        return (values.float().abs() * squares.sqrt().float()[flat % n]).clamp_max(_LARGEST)
+        group = flat // n // (site.shape[0] // groups)  # of a weight's output row
+        sizes = squares.sqrt().float().reshape(-1)[group * n + flat % n]
+        return (values.float().abs() * sizes).clamp_max(_LARGEST)
 
     def scores(self, site: Site, weight: Encoding, evidence: Evidence) -> Tensor:
         """Scores of all weights; weighted by row where a threshold spans layers."""
