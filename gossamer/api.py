@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import tempfile
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -163,10 +162,7 @@ def compress(
         loss: (outputs, targets) → scalar.
         progress: where to report; None: nowhere.
         checkpoint: folder in which `BlockByBlock` entries keep what they have finished; None: nowhere.
-        resume: go on with what is found there; without, finding something is an error.
-
-    Warns:
-        UserWarning: nothing is there to go on with.
+        resume: go on with what is found there, or start if nothing is; without, finding something is an error.
 
     Returns:
         The compressed network.
@@ -202,8 +198,6 @@ def _checkpoint(recipe: Recipe, folder: str | Path | None, resume: bool) -> Chec
         return None
     if not any(isinstance(entry, BlockByBlock) for entry in recipe):
         raise PlanError("checkpoint: found no BlockByBlock in the recipe, expected one: nothing else is kept")
-    if resume and not (Path(folder) / "journal").is_file():
-        warnings.warn(f"resume: found no run in {folder}: one starts there", stacklevel=3)
     return Checkpoint(Path(folder), resume)
 
 

@@ -155,8 +155,11 @@ def _check_patterns(where: str, method: Method, listed: Sequence[TensorSpec]) ->
     names = [n for spec in listed for n in spec.names]
     for setting in ("only", "skip"):
         given = getattr(method, setting)
-        for pattern in (given,) if isinstance(given, str) else given:
-            if pattern and not matches(names, pattern):
+        patterns = [p for p in ((given,) if isinstance(given, str) else given) if p]
+        if setting == "only" and not matches(names, patterns):
+            continue  # it matches no layer, which is said with reasons
+        for pattern in patterns:
+            if not matches(names, pattern):
                 said = f"{type(method).__name__}: {setting}: found {pattern!r}, which matches no tensor"
                 raise CompositionError(f"{where}: {said}, expected names like {', '.join(names[:4])}")
 

@@ -91,13 +91,13 @@ def sparsify(
         start = masks_of(compress(model, [start], data=data, loss=loss))
     only, skip, seed = method.only, method.skip, training.seed if training else 0
     given = start
-    found = _matching(model, only, skip)
     already = [n for n in sparse_layers(model) if not matches([n], skip) and (not only or matches([n], only))]
     if already:
         raise PlanError(
             f"sparsify: found {already[0]} with live values only already, expected a dense layer: harvest first, or "
             "leave it out with only= or skip="
         )
+    found = _matching(model, only, skip)
     if given is not None:
         found = [f for f in found if f.mask_in(given) is not None]
         if not found:

@@ -124,7 +124,7 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
     interrupted("tied", tmp_path / "run", 8)
     network, data, recipe = made("tied")
     folder = tmp_path / "run"
-    with pytest.raises(PlanError, match="found an unfinished run"):
+    with pytest.raises(PlanError, match="found a run, expected none"):
         gs.compress(network, recipe, data=data, checkpoint=folder)
     with pytest.raises(PlanError, match="another recipe"):
         gs.compress(network, [gs.BlockByBlock(methods=(Damp(),))], data=data, checkpoint=folder, resume=True)
