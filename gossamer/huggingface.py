@@ -152,7 +152,8 @@ def save_folder(network: nn.Module, like: str | Path, out: str | Path) -> int:
     out.mkdir(parents=True, exist_ok=True)
     cast(Any, network).save_pretrained(str(out), safe_serialization=True)
     for file in like.iterdir():
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and not (out / file.name).exists():
+        as_it_was = file.name == "generation_config.json" or not (out / file.name).exists()
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and as_it_was:
             shutil.copyfile(file, out / file.name)
     return sum(file.stat().st_size for file in out.glob("*.safetensors"))
 

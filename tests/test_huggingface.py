@@ -84,7 +84,9 @@ def test_layers_are_calibrated_on_what_reaches_them(folder: Path, tmp_path: Path
     data = text_windows(folder, text(tmp_path), window=16, samples=8)
     assert [tuple(batch["input_ids"].shape) for batch in data] == [(4, 16), (4, 16)]
     Damp.given.clear()
-    small = gs.compress(load_folder(folder), [gs.BlockByBlock(methods=(Damp(skip="*pooler*"),))], data=data)
+    network = load_folder(folder)
+    skip = "*pooler*" if any("pooler" in name for name, _ in network.named_parameters()) else ()
+    small = gs.compress(network, [gs.BlockByBlock(methods=(Damp(skip=skip),))], data=data)
     layers = [name for name in Damp.given if "mbed" not in name]
     assert len(layers) == 2 * (7 if any("self_attn" in name for name in layers) else 6)
     assert "run_anew" not in small.notes["plan"][0]

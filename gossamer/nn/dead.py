@@ -207,7 +207,14 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int, floats: int = _TILE) -
 def _flattened(seen: Sequence[Seen]) -> list[Seen]:
     for one in seen:
         one.check()
-    return [one.flattened() for one in seen]
+    # kernels write nothing for a pass without tokens
+    some = [one for one in seen if one.x.numel()]
+    if some:
+        return [one.flattened() for one in some]
+    first = seen[0]
+    if isinstance(first, SeenTokens):
+        return [SeenTokens(*(_joined(t)[None] for t in (first.x, first.dy)))]
+    return [first.flattened()]
 
 
 @torch.no_grad()

@@ -172,7 +172,13 @@ class SparseRecurrent(nn.Module, ABC):
         if torch.is_autocast_enabled(device):
             kind = next(self.parameters()).dtype
             with torch.autocast(device, enabled=False):
-                given = hx if hx is None else tuple(s.to(kind) for s in hx) if isinstance(hx, tuple) else hx.to(kind)
+                given = (
+                    hx
+                    if hx is None
+                    else tuple(s.to(kind) for s in hx)
+                    if isinstance(hx, (tuple, list))
+                    else hx.to(kind)
+                )
                 return self._apply_to(input.to(kind), given)
         return self._apply_to(input, hx)
 
