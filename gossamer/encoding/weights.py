@@ -356,7 +356,7 @@ def _of_rows(key: str, found: Tensor, rows: Tensor, out: int) -> Tensor | None:
     groups = len(found)
     if out % groups:
         return None
-    owners, counts = (rows.to(found.device) // (out // groups)).unique(return_counts=True)
+    owners, counts = (rows.to(found.device) // (out // groups)).unique(return_counts=True)  # type: ignore[no-untyped-call]
     return found[owners] if bool((counts == counts[0]).all()) else None
 
 
