@@ -5,6 +5,7 @@ Nothing is downloaded, and no code from a folder is run.
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -182,12 +183,11 @@ def _config(folder: Path) -> tuple[Any, Any]:
 
 def _transformers() -> ModuleType:
     try:
-        import transformers
+        return importlib.import_module("transformers")
     except ImportError as error:
         raise DataError(
             "found no transformers, expected pip install 'gossamer[hf]' for Hugging Face folders"
         ) from error
-    return transformers
 
 
 def _line(error: Exception) -> str:
