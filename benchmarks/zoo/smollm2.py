@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.errors import DataError
+from benchmarks.zoo.filled import filled
 
 __all__ = ["SmolLM2", "load_smollm2", "rotated", "smollm2", "smollm2_untied", "tokenizer_of"]
 
@@ -158,11 +158,7 @@ def load_smollm2(path: Path) -> nn.Module:
             outer = {"token_embd.weight": "embedding.weight", "output_norm.weight": "norm.weight"}
             weights[outer.get(name, name)] = tensor
     weights["head.weight"] = weights["embedding.weight"]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path}: found other weights than SmolLM2's: {' '.join(str(error).split())[:200]}") from error
-    return model.eval()
+    return filled(model, weights, path, "SmolLM2")
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:

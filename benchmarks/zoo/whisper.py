@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.zoo.ct2 import read_ct2
-from gossamer.errors import DataError
+from benchmarks.zoo.filled import filled
 
 __all__ = ["Whisper", "load_whisper", "whisper"]
 
@@ -157,11 +157,7 @@ def load_whisper(path: Path) -> nn.Module:
         mine = _renamed(name)
         if mine is not None:
             weights[mine] = tensor.float()
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise DataError(f"{path}: found other weights than Whisper's: {' '.join(str(error).split())[:200]}") from error
-    return model.eval()
+    return filled(model, weights, path, "Whisper")
 
 
 def _renamed(name: str) -> str | None:

@@ -29,10 +29,26 @@ from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
 from gossamer.methods.straight import straight_through
 
-__all__ = ["DENSE", "MASKED", "Ask", "Evidence", "Found", "Method", "Plan", "Rule", "Site", "Step", "Summary"]
+__all__ = [
+    "DENSE",
+    "MASKED",
+    "Ask",
+    "Entry",
+    "Evidence",
+    "Found",
+    "Method",
+    "Plan",
+    "Rule",
+    "Shared",
+    "Site",
+    "Step",
+    "Summary",
+]
 
 Summary = Mapping[str, Any]
 Evidence = Mapping[str, Tensor]
+Entry = Mapping[str, Any]
+Shared = Mapping[str, Encoding]
 
 DENSE = Skeleton(Dense)
 ANY_PATTERN = Skeleton(Pattern)  # type: ignore[type-abstract]  # stands for every kind of pattern
@@ -235,7 +251,7 @@ class Method(ABC):
         shared: Mapping[str, Encoding],
         evidence: Mapping[str, Evidence],
     ) -> dict[str, Encoding]:
-        """New encodings of one step's sites; pure and bit-deterministic. Here each on its own, by `encode`.
+        """New encodings of one step's sites; pure and bit-deterministic. Here each on its own, by `encode_seen`.
 
         Args:
             sites: of the step.
@@ -244,13 +260,18 @@ class Method(ABC):
             shared: the plan's shared encodings.
             evidence: statistics by site key.
         """
-        return {s.key: self.encode(s, weights[s.key], entry, shared) for s in sites}
+        return {s.key: self.encode_seen(s, weights[s.key], entry, shared, evidence.get(s.key, {})) for s in sites}
+
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
+        """New encoding of one site; what methods define that look at statistics. Here without them, by `encode`."""
+        del evidence
+        return self.encode(site, weight, entry, shared)
 
     def encode(
         self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
     ) -> Encoding:
-        """New encoding of one site; what most methods define instead of `apply`."""
-        raise NotImplementedError(f"{type(self).__name__} defines neither encode nor apply")
+        """New encoding of one site from its weight alone; what most methods define."""
+        raise NotImplementedError(f"{type(self).__name__} defines neither encode, encode_seen nor apply")
 
     # -- in training -------------------------------------------------------------------------------------------------
 

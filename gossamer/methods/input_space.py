@@ -11,12 +11,44 @@ from math import prod
 import torch
 from torch import Tensor
 
-from gossamer.errors import DataError
+from gossamer.errors import DataError, PlanError
 
-__all__ = ["UNSEEN", "best_product", "gram_of", "output_error", "root_of", "solved_left", "weighted"]
+__all__ = [
+    "UNSEEN",
+    "best_product",
+    "check_damping",
+    "check_inputs",
+    "gram_of",
+    "output_error",
+    "root_of",
+    "solved_left",
+    "weighted",
+]
 
 UNSEEN = "found no inputs of it in the data"
 _MOST_DAMPING = 1e-2
+
+
+def check_inputs(method: str, inputs: str, known: tuple[str, ...], damping: float) -> None:
+    """Refuse settings that say nothing of how inputs count.
+
+    Raises:
+        PlanError: names the setting.
+    """
+    if inputs not in known:
+        expected = " or ".join((", ".join(known[:-1]), known[-1]))
+        raise PlanError(f"{method}: inputs: found {inputs!r}, expected {expected}")
+    check_damping(method, damping)
+
+
+def check_damping(method: str, damping: float) -> None:
+    """Refuse a share of the mean square outside of 0 to 1, or none.
+
+    Raises:
+        PlanError: names the setting.
+    """
+    if not 0 < damping <= 1:
+        raise PlanError(f"{method}: damping: found {damping}, expected above 0 to 1")
 
 
 def gram_of(

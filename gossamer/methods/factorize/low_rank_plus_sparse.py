@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -17,10 +17,10 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked, Sum
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, Ask, Entry, Evidence, Plan, Rule, Shared, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.family import Factorization, refuses_matrix
 from gossamer.methods.factorize.svd import LOWRANK
-from gossamer.methods.input_space import UNSEEN, best_product, gram_of, output_error
+from gossamer.methods.input_space import UNSEEN, best_product, check_inputs, gram_of, output_error
 
 __all__ = ["LowRankPlusSparse"]
 
@@ -74,10 +74,7 @@ class LowRankPlusSparse(Factorization):
                 f"LowRankPlusSparse: found rank {self.rank}, rounds {self.rounds}, expected at least 1 of each"
             )
         check_fraction("LowRankPlusSparse: density", self.density)
-        if self.inputs not in ("equal", "scaled", "gram"):
-            raise PlanError(f"LowRankPlusSparse: inputs: found {self.inputs!r}, expected equal, scaled or gram")
-        if not 0 < self.damping <= 1:
-            raise PlanError(f"LowRankPlusSparse: damping: found {self.damping}, expected above 0 to 1")
+        check_inputs("LowRankPlusSparse", self.inputs, ("equal", "scaled", "gram"), self.damping)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -118,18 +115,9 @@ class LowRankPlusSparse(Factorization):
                 steps.append(Step((site.key,), {"rank": self.rank, "keep": keep, "rounds": self.rounds}))
         return Plan(tuple(steps), skipped=skipped)
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """Alternate; where inputs count, from the start that they favour, and never worse on them than without."""
-        return {s.key: self._sum(s, weights[s.key], entry, evidence.get(s.key, {})) for s in sites}
-
-    def _sum(self, site: Site, weight: Encoding, entry: Mapping[str, Any], evidence: Evidence) -> Sum:
+        del shared
         w = weight.to_dense().detach()
         plain = _Alternation(w, int(entry["rank"]), int(entry["keep"]), torch.eye(w[0].numel(), dtype=torch.float64))
         if self.inputs == "equal":

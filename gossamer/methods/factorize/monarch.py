@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from torch import Tensor
@@ -16,11 +16,11 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, WEIGHTS, Ask, Evidence, Plan, Rule, Site, Step, Summary
+from gossamer.methods.base import DENSE, WEIGHTS, Ask, Entry, Evidence, Plan, Rule, Shared, Site, Step, Summary
 from gossamer.methods.factorize.family import Factorization
 from gossamer.methods.factorize.gauge import signs
 from gossamer.methods.factorize.ranks import too_big
-from gossamer.methods.input_space import UNSEEN, gram_of, output_error, root_of, solved_left
+from gossamer.methods.input_space import UNSEEN, check_inputs, gram_of, output_error, root_of, solved_left
 
 __all__ = ["Monarch"]
 
@@ -64,10 +64,7 @@ class Monarch(Factorization):
     damping: float = 1e-4
 
     def __post_init__(self) -> None:
-        if self.inputs not in ("equal", "gram"):
-            raise PlanError(f"Monarch: inputs: found {self.inputs!r}, expected equal or gram")
-        if not 0 < self.damping <= 1:
-            raise PlanError(f"Monarch: damping: found {self.damping}, expected above 0 to 1")
+        check_inputs("Monarch", self.inputs, ("equal", "gram"), self.damping)
         if min(self._division()) < 1:
             raise PlanError(f"Monarch: blocks: found {self.blocks}, expected at least 1")
 
@@ -116,19 +113,10 @@ class Monarch(Factorization):
                 steps.append(Step((site.key,), {"blocks": [down, across]}))
         return Plan(tuple(steps), skipped=skipped)
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """The best rank-1 fit of every block; where inputs count, then ``left`` as the best answer to ``right``."""
+        del shared
         down, across = (int(b) for b in entry["blocks"])
-        return {s.key: self._fitted(s, weights[s.key], down, across, evidence.get(s.key, {})) for s in sites}
-
-    def _fitted(self, site: Site, weight: Encoding, down: int, across: int, evidence: Evidence) -> Blocks:
         w = weight.to_dense().detach()
         matrix, columns = w.double(), w.shape[1] // across
         plain = torch.eye(columns, dtype=torch.float64).expand(across, -1, -1)

@@ -16,12 +16,12 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DENSE, Ask, Entry, Evidence, Plan, Rule, Shared, Site, Step, Summary, check_fraction
 from gossamer.methods.factorize.decompositions import hooi
 from gossamer.methods.factorize.family import Factorization, refuses_convolution
 from gossamer.methods.factorize.gauge import balanced, signs
 from gossamer.methods.factorize.ranks import NOTHING_LEFT, Curve, enough, spend, too_big
-from gossamer.methods.input_space import UNSEEN, gram_of, output_error, root_of, solved_left
+from gossamer.methods.input_space import UNSEEN, check_inputs, gram_of, output_error, root_of, solved_left
 
 __all__ = ["Tucker2"]
 
@@ -87,10 +87,7 @@ class Tucker2(Factorization):
             check_fraction("Tucker2: energy", self.energy)
         if self.macs is not None:
             check_fraction("Tucker2: macs", self.macs)
-        if self.inputs not in ("equal", "gram"):
-            raise PlanError(f"Tucker2: inputs: found {self.inputs!r}, expected equal or gram")
-        if not 0 < self.damping <= 1:
-            raise PlanError(f"Tucker2: damping: found {self.damping}, expected above 0 to 1")
+        check_inputs("Tucker2", self.inputs, ("equal", "gram"), self.damping)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -182,19 +179,10 @@ class Tucker2(Factorization):
         curves = {s.key: _curve(s, summaries[s.key]) for s in sites}
         return {key: _pair(summaries[key], level - 1) for key, level in spend(curves, budget).items() if level}
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """Factorize at the planned ranks; where inputs count, then the core as the best answer to its factors."""
+        del shared
         ranks = [int(r) for r in entry["ranks"]]
-        return {s.key: self._fitted(s, weights[s.key], ranks, evidence.get(s.key, {})) for s in sites}
-
-    def _fitted(self, site: Site, weight: Encoding, ranks: Sequence[int], evidence: Evidence) -> Tucker:
         w = weight.to_dense().detach()
         if self.inputs == "equal":
             return _stored(*_decomposed(w.double(), ranks, None), w.dtype)

@@ -17,12 +17,25 @@ from gossamer.encoding.patterns import Mask
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Plan, Rule, Site, Step, Summary, check_fraction, matches
+from gossamer.methods.base import (
+    DENSE,
+    Ask,
+    Entry,
+    Evidence,
+    Plan,
+    Rule,
+    Shared,
+    Site,
+    Step,
+    Summary,
+    check_fraction,
+    matches,
+)
 from gossamer.methods.factorize.family import Factorization, refuses_matrix
 from gossamer.methods.factorize.ranks import Curve, enough, spend
 from gossamer.methods.factorize.spanning import spanning_rows
 from gossamer.methods.factorize.svd import LOWRANK
-from gossamer.methods.input_space import UNSEEN, best_product, gram_of, root_of, solved_left, weighted
+from gossamer.methods.input_space import UNSEEN, best_product, check_damping, gram_of, root_of, solved_left, weighted
 
 __all__ = ["WhitenedSVD"]
 
@@ -95,8 +108,7 @@ class WhitenedSVD(Factorization):
             raise PlanError(f"WhitenedSVD: scope: found {self.scope!r}, expected global or uniform")
         if self.outputs not in ("equal", "fisher"):
             raise PlanError(f"WhitenedSVD: outputs: found {self.outputs!r}, expected equal or fisher")
-        if not 0 < self.damping <= 1:
-            raise PlanError(f"WhitenedSVD: damping: found {self.damping}, expected above 0 to 1")
+        check_damping("WhitenedSVD", self.damping)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -214,18 +226,10 @@ class WhitenedSVD(Factorization):
 
     # -- how ---------------------------------------------------------------------------------------------------------
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """Factorize at the planned rank."""
-        return {s.key: self._factors(s, weights[s.key], int(entry["rank"]), evidence[s.key]) for s in sites}
-
-    def _factors(self, site: Site, weight: Encoding, rank: int, evidence: Evidence) -> LowRank:
+        del shared
+        rank = int(entry["rank"])
         gram = gram_of(f"WhitenedSVD: {site.key}", site.shape, evidence, self.damping)
         if gram is None:
             raise DataError(f"WhitenedSVD: {site.key}: {UNSEEN}, expected those that it was planned with")

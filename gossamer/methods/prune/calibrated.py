@@ -7,7 +7,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch import Tensor
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import Kind
 from gossamer.errors import PlanError
-from gossamer.methods.base import Ask, Evidence, Plan, Site, Summary
+from gossamer.methods.base import Ask, Entry, Evidence, Plan, Shared, Site, Summary
 from gossamer.methods.prune.budgeted import Budgeted
 from gossamer.methods.prune.ranking import Pieces
 
@@ -93,35 +93,24 @@ class Calibrated(Budgeted, ABC):
         """The budget divided among the layers that were seen."""
         unseen = {s.key: summaries[s.key]["missing"] for s in sites if "missing" in summaries.get(s.key, {})}
         seen = [s for s in sites if s.key not in unseen]
-        skipped = {key: _unreached(names) for key, names in unseen.items()}
+        skipped = {key: unreached(names) for key, names in unseen.items()}
         if not seen:
             return Plan((), skipped=skipped)
         found = super().plan(seen, summaries, ask)
         return dataclasses.replace(found, skipped={**found.skipped, **skipped}) if isinstance(found, Plan) else found
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Keep the ``entry["keep"]`` best units of each site that was seen.
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
+        """Keep the ``entry["keep"]`` best units, if the site was seen.
 
         Warns:
             UserWarning: a site that stays as it is, since no sample reaches it.
         """
-        made = {}
-        for site in sites:
-            missing = self._missing(evidence.get(site.key, {}))
-            if missing:
-                warnings.warn(f"{type(self).__name__}: {site.key} stays as it is: {_unreached(missing)}", stacklevel=2)
-                made[site.key] = weights[site.key]
-            else:
-                made |= super().apply([site], weights, entry, shared, evidence)
-        return made
+        missing = self._missing(evidence)
+        if missing:
+            warnings.warn(f"{type(self).__name__}: {site.key} stays as it is: {unreached(missing)}", stacklevel=2)
+            return weight
+        return super().encode_seen(site, weight, entry, shared, evidence)
 
 
-def _unreached(missing: Sequence[str]) -> str:
+def unreached(missing: Sequence[str]) -> str:
     return f"found no {', '.join(missing)} of it, no sample reaches it in a form that is understood"

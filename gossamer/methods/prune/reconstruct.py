@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,8 @@ from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
-from gossamer.methods.base import MASKED, Evidence, Method, Rule, Site
+from gossamer.methods.base import MASKED, Entry, Evidence, Method, Rule, Shared, Site
+from gossamer.methods.prune.calibrated import unreached
 from gossamer.methods.prune.ranking import taken
 from gossamer.methods.prune.survivors import solved
 from gossamer.methods.second_order import damped, grams_of, keep_better
@@ -94,33 +95,16 @@ class Reconstruct(Method):
             return ""
         return "" if self._tree(site) is not None else "found no dense weight of the same place"
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """New values, the same positions.
 
         Warns:
             UserWarning: a site that stays as it is, since no sample reaches it.
         """
         del entry, shared
-        made = {}
-        for site in sites:
-            mine = evidence.get(site.key, {})
-            if "gram" not in mine:
-                warnings.warn(
-                    f"Reconstruct: {site.key} stays as it is: found no gram of it, no sample reaches it in a "
-                    "form that is understood",
-                    stacklevel=2,
-                )
-            made[site.key] = self._solved(site, weights[site.key], mine) if "gram" in mine else weights[site.key]
-        return made
-
-    def _solved(self, site: Site, weight: Encoding, evidence: Evidence) -> Encoding:
+        if "gram" not in evidence:
+            warnings.warn(f"Reconstruct: {site.key} stays as it is: {unreached(['gram'])}", stacklevel=2)
+            return weight
         tree = self._tree(site)
         if tree is None or not isinstance(weight, Masked):
             raise PlanError(f"Reconstruct: {site.key}: found no dense weight or no mask, expected both")

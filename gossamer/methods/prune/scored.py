@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +16,7 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked, Permuted
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, MASKED, Evidence, Method, Rule, Site, live_values
+from gossamer.methods.base import DENSE, MASKED, Entry, Evidence, Method, Rule, Shared, Site, live_values
 from gossamer.methods.prune.permute import permutation
 from gossamer.methods.prune.ranking import Pieces, best, rank, taken
 from gossamer.methods.prune.structure import NofM, Structure, Unstructured
@@ -121,16 +120,10 @@ class Scored(Method, ABC):
             )
         return scores
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Keep the ``entry["keep"]`` best units of each site."""
-        return {s.key: self.select(s, weights[s.key], int(entry["keep"]), evidence.get(s.key, {})) for s in sites}
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
+        """Keep the ``entry["keep"]`` best units."""
+        del shared
+        return self.select(site, weight, int(entry["keep"]), evidence)
 
     def select(self, site: Site, weight: Encoding, keep: int, evidence: Evidence) -> Encoding:
         """The weight with its ``keep`` best units alone."""

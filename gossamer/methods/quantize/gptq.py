@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
@@ -14,7 +14,7 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Affine, Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
-from gossamer.methods.base import Evidence, Site
+from gossamer.methods.base import Entry, Evidence, Shared, Site
 from gossamer.methods.quantize.grid import Grid, Rounding, descend, fitted, refit
 from gossamer.methods.quantize.groups import (
     Group,
@@ -97,19 +97,9 @@ class GPTQ(PerGroup):
         """Products of inputs; their squares for layers that have no more."""
         return frozenset({"gram", "sq", "count"})
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Quantize each site with what is known of its inputs."""
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
+        """Quantize with what is known of the inputs."""
         del entry, shared
-        return {s.key: self._solved(s, weights[s.key], evidence.get(s.key, {})) for s in sites}
-
-    def _solved(self, site: Site, weight: Encoding, evidence: Evidence) -> Encoding:
         shape = matrix_shape(site.shape)
         matrix = weight.to_dense().detach().double().reshape(shape)
         keep = live_mask(weight, shape)

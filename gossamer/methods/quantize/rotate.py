@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import Any, final
+from typing import final
 
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.random import key_of
@@ -13,7 +12,7 @@ from gossamer.encoding.rotated import Rotated, block_of
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Evidence, Method, Rule, Site
+from gossamer.methods.base import DENSE, Entry, Evidence, Method, Rule, Shared, Site
 from gossamer.methods.quantize.groups import PerGroup
 
 __all__ = ["Rotate"]
@@ -69,21 +68,11 @@ class Rotate(Method):
             return f"found inputs of shape {site.shape[1:]}, expected an even number of them to turn"
         return self.inner.refuses(site)
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """Turn, then the inner method."""
-        made: dict[str, Encoding] = {}
-        for site in sites:
-            matrix = weights[site.key].to_dense().detach().float().flatten(1)
-            frame = Rotated(Dense(matrix.view(site.shape)), block_of(matrix.shape[1]), key_of(self.seed, site.key))
-            turned = Dense(frame.turned(matrix).view(site.shape))
-            below = frame.hand_down("inner", evidence.get(site.key, {}))
-            inner = self.inner.apply([site], {site.key: turned}, entry, shared, {site.key: below})
-            made[site.key] = replace(frame, inner=inner[site.key])
-        return made
+        matrix = weight.to_dense().detach().float().flatten(1)
+        frame = Rotated(Dense(matrix.view(site.shape)), block_of(matrix.shape[1]), key_of(self.seed, site.key))
+        turned = Dense(frame.turned(matrix).view(site.shape))
+        below = frame.hand_down("inner", evidence)
+        inner = self.inner.apply([site], {site.key: turned}, entry, shared, {site.key: below})
+        return replace(frame, inner=inner[site.key])

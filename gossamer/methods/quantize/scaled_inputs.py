@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,7 +15,7 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked, Scaled
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, MASKED, Evidence, Rule, Site
+from gossamer.methods.base import DENSE, MASKED, Entry, Evidence, Rule, Shared, Site
 from gossamer.methods.quantize.gptq import affine_of, live_mask
 from gossamer.methods.quantize.grid import fitted
 from gossamer.methods.quantize.groups import (
@@ -94,19 +94,9 @@ class ScaledInputs(PerGroup):
     def ranges(self) -> int:
         """Ranges tried per group."""
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Quantize each site with what is known of its inputs."""
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
+        """Quantize with what is known of the inputs."""
         del entry, shared
-        return {s.key: self._chosen(s, weights[s.key], evidence.get(s.key, {})) for s in sites}
-
-    def _chosen(self, site: Site, weight: Encoding, evidence: Evidence) -> Encoding:
         shape = matrix_shape(site.shape)
         matrix, keep = weight.to_dense().detach().double().reshape(shape), live_mask(weight, shape)
         grams, _ = seen_grams(f"{type(self).__name__}: {site.key}", site, evidence)

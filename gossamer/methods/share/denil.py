@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary
+from gossamer.methods.base import DENSE, Ask, Entry, Evidence, Method, Plan, Rule, Shared, Site, Step, Summary
 from gossamer.methods.input_space import gram_of, solved_left
 
 __all__ = ["Denil"]
@@ -140,18 +140,10 @@ class Denil(Method):
         """Landmarks per row of every site."""
         return Plan(tuple(Step((s.key,), {"landmarks": self._landmarks(s.shape)}) for s in sites))
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """Bases, and stored values fitted to the weight, group by group."""
-        return {s.key: self._predicted(s, weights[s.key], int(entry["landmarks"]), evidence[s.key]) for s in sites}
-
-    def _predicted(self, site: Site, weight: Encoding, landmarks: int, evidence: Evidence) -> Concat:
+        del shared
+        landmarks = int(entry["landmarks"])
         w = weight.to_dense().detach()
         covariance = None if self.kernel == "exponential" else self._covariance(site, w, evidence)
         gram = gram_of(f"Denil: {site.key}", site.shape, evidence, _DAMPING) if "gram" in self.needs else None

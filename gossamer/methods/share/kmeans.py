@@ -23,10 +23,12 @@ from gossamer.methods.base import (
     DENSE,
     MASKED,
     Ask,
+    Entry,
     Evidence,
     Method,
     Plan,
     Rule,
+    Shared,
     Site,
     Step,
     Summary,
@@ -147,19 +149,9 @@ class KMeans(Method):
         shared = Dense(torch.from_numpy(table).float()[None])
         return Plan(tuple(Step((s.key,), {"table": _SHARED}) for s in sites), {_SHARED: shared})
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
-        """Cluster each site, with what is known of how much its weights matter."""
-        return {
-            s.key: self._clustered(s, weights[s.key], entry, shared, self._mass(s, evidence.get(s.key, {})))
-            for s in sites
-        }
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
+        """Cluster, with what is known of how much the weights matter."""
+        return self._clustered(site, weight, entry, shared, self._mass(site, evidence))
 
     def _mass(self, site: Site, evidence: Evidence) -> Tensor | None:
         """How much each weight matters, float64 [elements], or None: all alike."""

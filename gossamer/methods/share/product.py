@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import numpy as np
 import numpy.typing as npt
@@ -17,8 +17,8 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Dense
 from gossamer.encoding.vectors import VectorCodebook
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary
-from gossamer.methods.input_space import UNSEEN, gram_of, root_of
+from gossamer.methods.base import DENSE, Ask, Entry, Evidence, Method, Plan, Rule, Shared, Site, Step, Summary
+from gossamer.methods.input_space import UNSEEN, check_inputs, gram_of, root_of
 from gossamer.methods.share.seen_vectors import refined
 
 __all__ = ["ProductQuantization", "cluster"]
@@ -78,10 +78,7 @@ class ProductQuantization(Method):
             raise PlanError(f"ProductQuantization: found {found}, expected at least 1")
         if not 1 <= self.bits <= 8:
             raise PlanError(f"ProductQuantization: bits: found {self.bits}, expected 1 to 8")
-        if self.inputs not in ("equal", "gram"):
-            raise PlanError(f"ProductQuantization: inputs: found {self.inputs!r}, expected equal or gram")
-        if not 0 < self.damping <= 1:
-            raise PlanError(f"ProductQuantization: damping: found {self.damping}, expected above 0 to 1")
+        check_inputs("ProductQuantization", self.inputs, ("equal", "gram"), self.damping)
 
     @property
     def needs(self) -> frozenset[str]:
@@ -129,18 +126,9 @@ class ProductQuantization(Method):
         unseen = {s.key: UNSEEN for s in sites if self.inputs != "equal" and not summaries[s.key]["seen"]}
         return Plan(tuple(Step((s.key,), {}) for s in sites if s.key not in unseen), skipped=unseen)
 
-    def apply(
-        self,
-        sites: Sequence[Site],
-        weights: Mapping[str, Encoding],
-        entry: Mapping[str, Any],
-        shared: Mapping[str, Encoding],
-        evidence: Mapping[str, Evidence],
-    ) -> dict[str, Encoding]:
+    def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """Cluster the sub-vectors; where inputs count, then go on from there by what the inputs see."""
-        return {s.key: self._clustered(s, weights[s.key], evidence.get(s.key, {})) for s in sites}
-
-    def _clustered(self, site: Site, weight: Encoding, evidence: Evidence) -> VectorCodebook:
+        del entry, shared
         w = weight.to_dense().detach()
         dim, entries = self._dim(site.shape), 1 << self.bits
         vectors = w.float().reshape(len(w), -1, dim).numpy().astype(np.float64)  # [rows, spaces, dim]

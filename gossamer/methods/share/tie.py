@@ -20,7 +20,7 @@ from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Sum
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import DENSE, Ask, Evidence, Method, Plan, Rule, Site, Step, Summary
-from gossamer.methods.input_space import best_product, gram_of, root_of
+from gossamer.methods.input_space import best_product, check_inputs, gram_of, root_of
 
 __all__ = ["Tie"]
 
@@ -84,10 +84,7 @@ class Tie(Method):
         if len(set(names)) != len(names):
             raise PlanError(f"Tie: pairs: found {sorted(n for n in set(names) if names.count(n) > 1)} twice")
 
-        if self.inputs not in ("equal", "gram"):
-            raise PlanError(f"Tie: inputs: found {self.inputs!r}, expected equal or gram")
-        if not 0 < self.damping <= 1:
-            raise PlanError(f"Tie: damping: found {self.damping}, expected above 0 to 1")
+        check_inputs("Tie", self.inputs, ("equal", "gram"), self.damping)
 
     @property
     def needs(self) -> frozenset[str]:
