@@ -26,6 +26,8 @@ __all__ = ["BlockJournal", "Checkpoint", "relinked", "sum_of_data", "sum_of_tree
 
 Json = Any
 
+_KEPT = ("start.safetensors", "joined.safetensors", "step-*.gsm", "outputs-*.bin")
+
 
 @final
 @dataclass(frozen=True)
@@ -93,6 +95,9 @@ class BlockJournal:
         self.steps: list[Json] = [r for r in records if "step" in r]
         self._journal = Journal(path, good if records else 0)
         if not records:
+            for pattern in _KEPT:  # of a run whose journal is gone
+                for left in self.folder.glob(pattern):
+                    left.unlink()
             self._journal.append(dict(start))
 
     def planned(self, plan: Json) -> None:

@@ -145,6 +145,7 @@ class BlockRun:
             "recipe": repr(settings),
             "network": sum_of_trees(self._state.specs, self._state.trees),
             "data": sum_of_data([b.batch for b in self._batches]),
+            "loss": _named(self._state.loss),
         }
         return BlockJournal(dataclasses.replace(checkpoint, folder=folder), start)
 
@@ -403,3 +404,9 @@ class BlockRun:
             state.skipped.setdefault(site, f"{type(self._methods[0]).__name__}: {why}")
         for site, why in self._skipped.items():
             state.skipped.setdefault(site, why)
+
+
+def _named(function: Any) -> str:
+    """Where a function is defined; of an object its type's name."""
+    known = function if hasattr(function, "__qualname__") else type(function)
+    return f"{known.__module__}.{known.__qualname__}"

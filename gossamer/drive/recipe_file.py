@@ -19,6 +19,7 @@ from gossamer.drive.recipe import Recipe
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
+from gossamer.methods.base import is_derived
 from gossamer.methods.code import Delta
 from gossamer.methods.factorize import CP, SVD, LowRankPlusSparse, Monarch, TensorTrain, Tucker2, WhitenedSVD
 from gossamer.methods.prune import (
@@ -129,8 +130,6 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
 _PARTS = (Unstructured, Rows, Columns, Block, NofM, KernelPattern, Sensitivity, PerTensor, LatencyTable)
-# found in the network, not written by people
-_DERIVED = frozenset({"bound", "candidates", "foldings", "reasons", "ramped", "weight_uses"})
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -182,7 +181,7 @@ def _build(entry: object, where: str) -> Any:
         raise PlanError(f"{where}: found {str(name)[:60]!r}, expected one of {', '.join(ENTRIES)}")
     settings = {} if settings is None else settings
     hints = typing.get_type_hints(kind)
-    known = [f.name for f in dataclasses.fields(kind) if f.name not in _DERIVED]
+    known = [f.name for f in dataclasses.fields(kind) if not is_derived(f)]
     if not isinstance(settings, dict) or not set(settings) <= set(known):
         found = sorted(map(str, set(settings) - set(known))) if isinstance(settings, dict) else settings
         raise PlanError(f"{where} ({name}): found {found}, expected settings {known}")
@@ -246,7 +245,7 @@ def _plain(value: Any) -> Any:
         for f in dataclasses.fields(value):
             mine = getattr(value, f.name)
             default = f.default_factory() if f.default_factory is not dataclasses.MISSING else f.default
-            if f.name not in _DERIVED and mine != default:
+            if not is_derived(f) and mine != default:
                 settings[f.name] = _settings(mine) if isinstance(mine, Tune) else _plain(mine)
         return {_NAMES[type(value)]: settings}
     if isinstance(value, tuple):

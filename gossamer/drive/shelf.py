@@ -66,7 +66,7 @@ class Shelf:
             if self._folder is None:
                 self._temporary = tempfile.TemporaryDirectory(prefix="gossamer-")
                 self._folder = Path(self._temporary.name)
-            mine.path = self._folder / f"outputs-{step:04d}.bin"
+            mine.path = self._folder / _name(step)
             mine.file = mine.path.open("w+b")
         raw = to_bytes(tensor.contiguous()).tobytes()
         mine.file.seek(mine.size)
@@ -121,13 +121,15 @@ class Shelf:
         """Take up what `sealed` said of an earlier process.
 
         Raises:
-            FormatError: a file that is gone or damaged.
+            FormatError: a file that is gone, damaged, or not that of the step.
         """
         assert self._folder is not None
         samples = [(structure, places) for structure, places in found["samples"]]
         mine = _Step(size=found["size"], crc=found["crc"], samples=samples)
         if found["file"] is not None:
-            mine.path = self._folder / found["file"]
+            if found["file"] != _name(step):  # a journal may not choose what is opened, and deleted later
+                raise FormatError(f"{self._folder}: found outputs in {found['file']!r}, expected {_name(step)!r}")
+            mine.path = self._folder / _name(step)
             try:
                 mine.file = mine.path.open("r+b")
             except OSError as error:
@@ -150,3 +152,7 @@ class Shelf:
         if self._temporary is not None:
             self._temporary.cleanup()
             self._temporary = None
+
+
+def _name(step: int) -> str:
+    return f"outputs-{step:04d}.bin"

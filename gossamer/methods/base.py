@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import Field, dataclass, field
 from fnmatch import fnmatchcase
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -31,6 +32,7 @@ from gossamer.methods.straight import straight_through
 
 __all__ = [
     "DENSE",
+    "DERIVED",
     "MASKED",
     "Ask",
     "Entry",
@@ -49,6 +51,9 @@ Summary = Mapping[str, Any]
 Evidence = Mapping[str, Tensor]
 Entry = Mapping[str, Any]
 Shared = Mapping[str, Encoding]
+
+DERIVED: Mapping[str, bool] = MappingProxyType({"derived": True})
+"""Metadata of fields that `Method.bind` and `Method.at` fill."""
 
 DENSE = Skeleton(Dense)
 ANY_PATTERN = Skeleton(Pattern)  # type: ignore[type-abstract]  # stands for every kind of pattern
@@ -126,6 +131,11 @@ class Found:
 
     paths: tuple[str, ...]
     reason: str = ""
+
+
+def is_derived(setting: Field[Any]) -> bool:
+    """Whether `Method.bind` or `Method.at` fill this field, so that recipes neither set nor show it."""
+    return setting.metadata == DERIVED
 
 
 def matches(names: Sequence[str], globs: str | Sequence[str]) -> bool:

@@ -130,6 +130,8 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
         gs.compress(network, [gs.BlockByBlock(methods=(Damp(),))], data=data, checkpoint=folder, resume=True)
     with pytest.raises(PlanError, match="another data"):
         gs.compress(network, recipe, data=data[:1], checkpoint=folder, resume=True)
+    with pytest.raises(PlanError, match="another loss"):
+        gs.compress(network, recipe, data=data, checkpoint=folder, resume=True, loss=nn.functional.mse_loss)
     with torch.no_grad():
         network.get_parameter("layers.0.up.weight")[0, 0] += 1
     with pytest.raises(PlanError, match="another network"):
@@ -145,3 +147,13 @@ def test_a_damaged_checkpoint_is_refused_by_name(tmp_path: Path) -> None:
     network, data, recipe = made("coded")
     with pytest.raises(gs.FormatError, match=r"outputs-.*found checksum"):
         gs.compress(network, recipe, data=data, checkpoint=tmp_path / "run", resume=True)
+
+
+def test_what_a_run_without_journal_left_is_not_used(tmp_path: Path) -> None:
+    interrupted("coded", tmp_path / "run", 9)
+    (tmp_path / "run" / "entry-1" / "journal").unlink()
+    network, data, recipe = made("coded")
+    again = gs.compress(network, recipe, data=data, checkpoint=tmp_path / "run", resume=True)
+    once = gs.compress(network, recipe, data=data)
+    for name, tensor in once.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name])

@@ -297,3 +297,8 @@ def test_a_method_of_this_kind_can_be_written_in_a_recipe_file() -> None:
 
 def test_a_run_without_descent_is_one_pass_of_the_method() -> None:
     assert GPTQ(bits=4, sweeps=0).passes == 1 == GPTQ(bits=4, sweeps=3).passes
+
+
+def test_every_setting_can_be_written_down() -> None:
+    recipe = [GPTQ(bits=3, candidates=4, sweeps=2)]
+    assert parse_recipe(yaml.safe_load(dump_recipe(recipe))) == recipe

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from abc import ABC
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gossamer.encoding.node import Encoding
 from gossamer.errors import PlanError
-from gossamer.methods.base import Ask, Evidence, Method, Plan, Site, Step, Summary, check_fraction
+from gossamer.methods.base import DERIVED, Ask, Evidence, Method, Plan, Site, Step, Summary, check_fraction
 from gossamer.methods.prune.allocate import PerTensor, Sensitivity, erdos_renyi, fill, most, proportional
 from gossamer.methods.prune.budget import Budget, Bytes, Elements, Macs, Milliseconds
 from gossamer.methods.prune.latency import LatencyTable
@@ -56,8 +56,8 @@ class Budgeted(Scored, ABC):
     ms: float | None = None
     latency: LatencyTable | None = None
     scope: Scope = "uniform"
-    ramped: float = 1.0
-    weight_uses: tuple[tuple[str, int], ...] | None = None
+    ramped: float = field(default=1.0, metadata=DERIVED)
+    weight_uses: tuple[tuple[str, int], ...] | None = field(default=None, metadata=DERIVED)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, final
 
 import torch
@@ -17,7 +17,7 @@ from gossamer.encoding.spec import Kind
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
-from gossamer.methods.base import MASKED, Entry, Evidence, Method, Rule, Shared, Site
+from gossamer.methods.base import DERIVED, MASKED, Entry, Evidence, Method, Rule, Shared, Site
 from gossamer.methods.prune.calibrated import unreached
 from gossamer.methods.prune.ranking import taken
 from gossamer.methods.prune.survivors import solved
@@ -61,7 +61,7 @@ class Reconstruct(Method):
 
     damp: float = 0.01
     steps: int = 32
-    bound: Mapping[str, Encoding] | None = None
+    bound: Mapping[str, Encoding] | None = field(default=None, metadata=DERIVED)
 
     def __post_init__(self) -> None:
         if not 0 <= self.damp < float("inf") or self.steps < 1:

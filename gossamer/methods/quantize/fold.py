@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, final
 
@@ -19,7 +19,20 @@ from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Constant, Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, MASKED, Evidence, Found, Method, Plan, Rule, Site, Step, Summary, matches
+from gossamer.methods.base import (
+    DENSE,
+    DERIVED,
+    MASKED,
+    Evidence,
+    Found,
+    Method,
+    Plan,
+    Rule,
+    Site,
+    Step,
+    Summary,
+    matches,
+)
 from gossamer.network.trace import traced
 
 __all__ = ["FoldBatchNorm", "Folding"]
@@ -67,8 +80,8 @@ class FoldBatchNorm(Method):
     kinds: ClassVar[frozenset[Kind]] = frozenset({Kind.LINEAR, Kind.CONV, Kind.NORM, Kind.BIAS, Kind.BUFFER})
     leaves_some: ClassVar[bool] = True  # weights keep their skeleton, what is per channel becomes constant
 
-    foldings: tuple[Folding, ...] | None = None
-    reasons: tuple[tuple[str, str], ...] = ()
+    foldings: tuple[Folding, ...] | None = field(default=None, metadata=DERIVED)
+    reasons: tuple[tuple[str, str], ...] = field(default=(), metadata=DERIVED)
 
     def bind(self, model: nn.Module, example: Tensor | None) -> Method:
         """Find the layers of this network that a BatchNorm follows."""

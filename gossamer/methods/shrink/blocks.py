@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from typing import Any, ClassVar, final
 
@@ -19,7 +19,7 @@ from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Kept
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Ask, Found, Method, Plan, Rule, Site, Step, Summary, matches
+from gossamer.methods.base import DENSE, DERIVED, Ask, Found, Method, Plan, Rule, Site, Step, Summary, matches
 from gossamer.methods.shrink.check import outputs_of
 from gossamer.methods.shrink.measured import changed_by, median_ms, uses_of
 from gossamer.methods.shrink.structured import dense_sites
@@ -70,8 +70,8 @@ class Blocks(Method):
     parameters: float | None = None
     macs: float | None = None
     ms: float | None = None
-    bound: Bound | None = None
-    candidates: tuple[str, ...] = ()
+    bound: Bound | None = field(default=None, metadata=DERIVED)
+    candidates: tuple[str, ...] = field(default=(), metadata=DERIVED)
 
     def __post_init__(self) -> None:
         self.target().check("Blocks")

@@ -6,7 +6,7 @@ import copy
 import dataclasses
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -19,19 +19,7 @@ from gossamer.encoding.spec import Kind, TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.errors import PlanError
-from gossamer.methods.base import (
-    DENSE,
-    Ask,
-    Evidence,
-    Found,
-    Method,
-    Plan,
-    Rule,
-    Site,
-    Step,
-    Summary,
-    matches,
-)
+from gossamer.methods.base import DENSE, DERIVED, Ask, Evidence, Found, Method, Plan, Rule, Site, Step, Summary, matches
 from gossamer.methods.shrink.check import fill_of, shapes_of
 from gossamer.methods.shrink.coupling import Coupling, Cut, cuts_of
 from gossamer.methods.shrink.measured import influence
@@ -83,7 +71,7 @@ class Structured(Method):
     parameters: float | None = None
     macs: float | None = None
     ms: float | None = None
-    bound: Bound | None = None
+    bound: Bound | None = field(default=None, metadata=DERIVED)
 
     @abstractmethod
     def find_couplings(self, model: nn.Module, example: Any) -> tuple[tuple[Coupling, ...], dict[str, str]]:
