@@ -1,4 +1,4 @@
-"""``gossamer demo | compress | inspect | decompress | bench``."""
+"""``gossamer demo | compress | inspect | decompress | sensitivity | bench``."""
 
 from __future__ import annotations
 
@@ -176,6 +176,73 @@ def decompress(
     from gossamer.cli.commands import decompress_file
 
     decompress_file(file=file, output=output, json_file=json_file, console=Console())
+
+
+@app.command()
+def sensitivity(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL",
+            help=".safetensors or weights-only .pt, a Hugging Face folder, or the .json of an earlier run.",
+        ),
+    ],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data", metavar="PACKAGE.MODULE:FUNCTION", help="Returns batches: (inputs, targets), or inputs alone."
+        ),
+    ] = None,
+    network: Network = None,
+    calib: Annotated[
+        Path | None, typer.Option("--calib", metavar="TEXT", help="Instead of --data: text for a Hugging Face folder.")
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens of a sample of --calib; a batch has four.")] = 512,
+    kinds: Annotated[str, typer.Option(metavar="NAMES", help="Some of sparsity, bits, rank.")] = "sparsity,bits,rank",
+    levels: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KIND=NUMBERS", help="Such as bits=2,3,4; rank=0.25,0.5 is of the full rank."),
+    ] = None,
+    group: Annotated[str, typer.Option(help="Of rounding: channel, tensor, or weights per scale.")] = "channel",
+    plain: Annotated[bool, typer.Option("--plain", help="Ranks by the weights alone, not by the inputs.")] = False,
+    batches: Annotated[int, typer.Option(help="How many, from the start of the data.")] = 4,
+    only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Names of tensors to measure.")] = None,
+    skip: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Names of tensors to leave out.")] = None,
+    loss: Annotated[
+        str | None,
+        typer.Option(metavar="PACKAGE.MODULE:FUNCTION", help="Of outputs and targets; cross entropy without."),
+    ] = None,
+    distance: Annotated[
+        str, typer.Option(help="Without targets: kl (of logits) or squares, to the dense network's outputs.")
+    ] = "auto",
+    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .svg to write.")] = None,
+    write_recipe: Annotated[
+        Path | None, typer.Option("--write-recipe", metavar="FILE", help="A recipe that divides --budget by it.")
+    ] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="KIND=NUMBER", help="sparsity=0.9; bits=3.5 (a mean); rank=0.6 (numbers left)."),
+    ] = None,
+    rows: Annotated[int, typer.Option(help="Of the table, per kind.")] = 40,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")] = False,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Measure how much worse a network becomes as each layer alone is pruned, rounded or factorized.
+
+    Finished layers are kept beside the first file that is written, until all are done.
+    """
+    from gossamer.cli.sensitivity import Asked, Given, Wanted, sensitivity_of
+
+    only_these, without = tuple(only or ()), tuple(skip or ())
+    sensitivity_of(
+        given=Given(model, network, data, loss, calib, window),
+        asked=Asked(kinds, tuple(levels or ()), group, plain, batches, only_these, without, distance),
+        wanted=Wanted(output, json_file, write_recipe, budget, rows),
+        resume=resume,
+        quiet=quiet,
+        console=Console(),
+    )
 
 
 @app.command()
