@@ -12,6 +12,7 @@ import torch
 import gossamer as gs
 from gossamer.cli.main import run as command
 from gossamer.huggingface import factory, load_folder, text_windows
+from gossamer.measure import Sensitivities
 
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
 tokenizers = pytest.importorskip("tokenizers", reason="the extra [hf] is not installed")
@@ -121,3 +122,18 @@ def test_text_that_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("the fox", encoding="utf-8")
     with pytest.raises(gs.DataError, match="less than one window"):
         text_windows(folder, tmp_path / "short.txt")
+
+
+def test_sensitivity_of_a_folder_is_measured_on_text(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "found.json"
+    with pytest.raises(SystemExit) as end:
+        command(["sensitivity", str(folder), "--calib", str(text(tmp_path)), "--window", "16", "--batches", "1",
+                 "--levels", "sparsity=0.5,0.9", "--levels", "bits=2,8", "--levels", "rank=0.5",
+                 "--json", str(out), "-o", str(tmp_path / "found.svg"), "-q"])  # fmt: skip
+    assert end.value.code == 0
+    found = Sensitivities.read(out)
+    assert found.metric == ("loss" if "llama" in load_folder(folder).config.model_type else "squares")
+    assert {c.kind for c in found.curves if "layer" in c.name} == {"sparsity", "bits", "rank"}
+    assert any("embed" in c.name for c in found.of("bits"))
+    (entry,) = found.recipe("rank", 0.9)
+    assert gs.compress(load_folder(folder), [entry], data=text_windows(folder, text(tmp_path), window=16)).trees
