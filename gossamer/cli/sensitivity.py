@@ -240,6 +240,9 @@ def sensitivity_of(*, given: Given, asked: Asked, wanted: Wanted, resume: bool, 
     budget = wanted.check(given.model)
     extra: dict[str, Any] = {}
     if given.model.suffix == ".json":
+        if resume or any((given.network, given.data, given.calib, given.loss)):
+            what = "--network, --data, --calib, --loss or --resume"
+            raise PlanError(f"{given.model}: found {what} beside what was measured, expected it alone")
         found = Sensitivities.read(given.model)
     else:
         probes = asked.probes()
@@ -263,10 +266,13 @@ def _write(
     if wanted.picture is not None:
         write_atomically(wanted.picture, [heat_map(found, model.name).encode()])
     write_json(wanted.json_file, {**found.to_json(), "file": str(model), **extra})
+    journal = wanted.journal if model.suffix != ".json" else None
+    if journal is not None and wanted.json_file is not None:  # has all: a budget that cannot be met costs nothing
+        journal.unlink(missing_ok=True)
     if budget is not None and wanted.recipe is not None:
         write_atomically(wanted.recipe, [dump_recipe(found.recipe(*budget)).encode()])
-    if wanted.journal is not None and model.suffix != ".json":
-        wanted.journal.unlink(missing_ok=True)
+    if journal is not None:
+        journal.unlink(missing_ok=True)
 
 
 def _measured(

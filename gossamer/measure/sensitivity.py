@@ -287,7 +287,8 @@ class _Run:
                 size = 0
             groups[-1].append(spec)
             size += mine
-        trees = {s.name: plain_tree(t, s) for s in self.listed for t in [tensors(self.model)[s.name]]}
+        held = tensors(self.model)
+        trees = {s.name: plain_tree(held[s.name], s) for s in self.listed}
         for group in groups:
             names = frozenset(spec.name for spec in group)
             found = gather(

@@ -148,6 +148,15 @@ def test_the_json_of_an_earlier_run_gives_picture_and_recipes_without_measuring(
     assert ElementTree.parse(files / "again.svg").getroot().tag.endswith("svg")
 
 
+def test_a_budget_that_cannot_be_met_costs_no_measurement(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = ("--kinds", "bits", "--levels", "4,8", "--json", files / "net.json", "--data", "sensed:labelled")
+    budget = ("--write-recipe", files / "net.yaml", "--budget", "bits=3")
+    assert "at least 4" in refused(capsys, files / "net.safetensors", "-n", NETWORK, *options, *budget, "-q")
+    assert Sensitivities.read(files / "net.json").kinds == ("bits",)
+    assert not (files / "net.yaml").exists()
+    assert not (files / "net.json.journal").exists()
+
+
 def test_without_targets_the_distance_to_the_dense_outputs_is_measured(
     files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -235,6 +244,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(files: Path, capsys: pyt
     assert "--budget" in refused(capsys, net, *base, *more)
     assert "--output" in refused(capsys, net, *base, "--resume")
     assert "no.json" in refused(capsys, files / "no.json")
+    assert "no.json" in refused(capsys, files / "no.json", *base)
     assert "no.pt" in refused(capsys, files / "no.pt", *base)
     assert "--network" in refused(capsys, files, *base)
     assert not [p for p in files.iterdir() if p.suffix in (".svg", ".yaml", ".json", ".journal")]
