@@ -205,7 +205,8 @@ def sensitivity(
     ] = None,
     group: Annotated[str, typer.Option(help="Of rounding: channel, tensor, or weights per scale.")] = "channel",
     plain: Annotated[bool, typer.Option("--plain", help="Ranks by the weights alone, not by the inputs.")] = False,
-    batches: Annotated[int, typer.Option(help="How many, from the start of the data.")] = 4,
+    batches: Annotated[int, typer.Option(help="To measure on, from the start of the data.")] = 4,
+    fitted: Annotated[int, typer.Option(help="Batches after those, for ranks by the inputs.")] = 16,
     only: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Names of tensors to measure.")] = None,
     skip: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Names of tensors to leave out.")] = None,
     loss: Annotated[
@@ -237,7 +238,7 @@ def sensitivity(
     only_these, without = tuple(only or ()), tuple(skip or ())
     sensitivity_of(
         given=Given(model, network, data, loss, calib, window),
-        asked=Asked(kinds, tuple(levels or ()), group, plain, batches, only_these, without, distance),
+        asked=Asked(kinds, tuple(levels or ()), group, plain, batches, fitted, only_these, without, distance),
         wanted=Wanted(output, json_file, write_recipe, budget, rows),
         resume=resume,
         quiet=quiet,

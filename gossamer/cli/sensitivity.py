@@ -58,7 +58,8 @@ class Asked:
         levels: such as ``bits=2,3,4``; of a single kind the numbers alone.
         group: of rounding: "tensor", "channel" or a number.
         plain: factors by the weights alone.
-        batches: of the data, from its start.
+        batches: of the data, from its start, to measure on.
+        fitted: of the data after those, for statistics.
         only: patterns of tensor names.
         skip: patterns of tensor names.
         distance: "auto", "kl" or "squares".
@@ -69,6 +70,7 @@ class Asked:
     group: str
     plain: bool
     batches: int
+    fitted: int
     only: tuple[str, ...]
     skip: tuple[str, ...]
     distance: str
@@ -79,8 +81,9 @@ class Asked:
         Raises:
             PlanError: an unknown kind, or levels that make no sense.
         """
-        if self.batches < 1:
-            raise PlanError(f"--batches: found {self.batches}, expected at least 1")
+        for name, count in {"--batches": self.batches, "--fitted": self.fitted}.items():
+            if count < 1:
+                raise PlanError(f"{name}: found {count}, expected at least 1")
         if self.distance not in ("auto", "kl", "squares"):
             raise PlanError(f"--distance: found {self.distance!r}, expected auto, kl or squares")
         kinds = tuple(dict.fromkeys(_kind(name.strip(), "--kinds") for name in self.kinds.split(",") if name.strip()))
@@ -280,18 +283,19 @@ def _measured(
 ) -> tuple[Sensitivities, dict[str, Any]]:
     if path is not None and path.exists() and not resume:
         raise PlanError(f"{path}: found an unfinished run, expected none: add --resume, or delete it")
-    model, few, loss = given.load(asked.batches, quiet=quiet)
-    journal = None if path is None else CurveJournal(path, _identity(given, asked, probes, model, few), resume=resume)
+    model, data, loss = given.load(asked.batches + asked.fitted, quiet=quiet)
+    journal = None if path is None else CurveJournal(path, _identity(given, asked, probes, model, data), resume=resume)
     began = time.monotonic()
     try:
         with TerminalProgress(enabled=False if quiet else None) as progress:
             found = measure_layers(
                 model,
-                few,
+                data,
                 probes,
                 loss=loss,
                 distance=cast(Distance, asked.distance),
-                batches=len(few),
+                batches=asked.batches,
+                fitted=asked.fitted,
                 only=asked.only,
                 skip=asked.skip,
                 keeper=journal,
@@ -301,21 +305,21 @@ def _measured(
         if journal is not None:
             journal.close()
     resumed = {} if journal is None or not journal.resumed else {"resumed": journal.resumed}
-    return found, {"batches": len(few), "seconds": round(time.monotonic() - began, 1), **resumed}
+    return found, {"batches": min(asked.batches, len(data)), "seconds": round(time.monotonic() - began, 1), **resumed}
 
 
 def _identity(
-    given: Given, asked: Asked, probes: Sequence[Probe], model: nn.Module, few: Sequence[Any]
+    given: Given, asked: Asked, probes: Sequence[Probe], model: nn.Module, data: Sequence[Any]
 ) -> dict[str, str]:
     """What must be the same for a run to be gone on with: numbers by checksum, not files by name and time."""
     source = ModelSource(model)
     listed = source.specs()
     tried = [(p.kind, p.levels, repr(p.make(p.levels[0], (64, 64)))) for p in probes]
     return {
-        "settings": repr((tried, asked.only, asked.skip, asked.distance, given.loss)),
+        "settings": repr((tried, asked.batches, asked.only, asked.skip, asked.distance, given.loss)),
         "network": f"{zlib.crc32(repr(model).encode()):08x}",
         "weights": sum_of_trees(listed, {spec.name: source.read(spec.name) for spec in listed}),
-        "data": sum_of_data(few),
+        "data": sum_of_data(data),
         "code": sum_of_code(),
     }
 

@@ -130,7 +130,7 @@ def shortened(text: str, most: int) -> str:
     """A text with its beginning left out where it is too long: ends of names say most.
 
     Example:
-        >>> shortened("model.layers.12.self_attn.q_proj.weight", 26)
+        >>> shortened("model.layers.12.self_attn.q_proj.weight", 27)
         '…12.self_attn.q_proj.weight'
     """
     text = text.replace("\n", " ")

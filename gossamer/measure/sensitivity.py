@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -120,6 +121,7 @@ def measure_layers(
     loss: Callable[[Any, Any], Tensor] | None = None,
     distance: Distance = "auto",
     batches: int = 4,
+    fitted: int = 16,
     only: str | tuple[str, ...] = (),
     skip: str | tuple[str, ...] = (),
     keeper: Keeper | None = None,
@@ -137,7 +139,9 @@ def measure_layers(
             `gossamer.measure`. Methods may need statistics.
         loss: (outputs, targets) → scalar; None: cross entropy where batches have targets.
         distance: where they have none: "kl" for logits, "squares", or "auto".
-        batches: how many of ``data``, from its start.
+        batches: how many of ``data``, from its start, are measured on.
+        fitted: how many after those methods' statistics are of, at most: what is fitted to the batches that it is
+            measured on looks better than it is.
         only: glob patterns of tensor names; empty: the weights that each method takes.
         skip: glob patterns of tensor names to leave out.
         keeper: what an earlier run has finished, or None.
@@ -150,13 +154,16 @@ def measure_layers(
         DataError: no batch, one that the network or the loss rejects, weights that are not finite.
         PlanError: two probes of a kind, or none that matches a layer.
 
+    Warns:
+        UserWarning: no batches are left for statistics, so that they are of those that are measured on.
+
     Cost: batches · weights · levels forward passes, one layer's weights more memory, and the statistics that methods
     need of at most 1 GiB at once (for `ranks` a Gram matrix of the inputs per layer); without targets the outputs too.
 
     Example:
         >>> import torch
         >>> from gossamer.measure import bits, ranks
-        >>> found = measure_layers(nn.Linear(4, 4), [torch.eye(4)], [bits((2, 8)), ranks((0.5,))])
+        >>> found = measure_layers(nn.Linear(4, 4), [torch.eye(4)] * 2, [bits((2, 8)), ranks((0.5,))], batches=1)
         >>> [(c.kind, c.name, [level for level, _ in c.points]) for c in found.curves]
         [('bits', 'weight', [2, 8]), ('rank', 'weight', [0.5])]
         >>> found.metric, found.curves[0].points[0][1] > found.curves[0].points[1][1]
@@ -167,12 +174,14 @@ def measure_layers(
     probes = (usual.sparsities(), usual.bits(), usual.ranks()) if probes is None else tuple(probes)
     if not probes or len({probe.kind for probe in probes}) < len(probes):
         raise PlanError(f"sensitivity: found probes of {[p.kind for p in probes]}, expected one of each kind")
-    few = list(islice(data, batches))
+    listed = iter(data)
+    few = list(islice(listed, batches))
     if not few:
         raise DataError("sensitivity: found no batches, expected at least one")
+    more = list(islice(listed, fitted))
     keeper = keeper if keeper is not None else _Nothing()
     progress = progress if progress is not None else NoProgress()
-    run = _Run(model, few, loss, distance, probes, only, skip)
+    run = _Run(model, few, more, loss, distance, probes, only, skip)
     layers = run.layers()
     found: dict[tuple[str, Kind], Finished] = {}
     for spec, mine in layers:
@@ -212,13 +221,15 @@ class _Run:
         self,
         model: nn.Module,
         few: Sequence[Any],
+        more: Sequence[Any],
         loss: Callable[[Any, Any], Tensor] | None,
         distance: Distance,
         probes: Sequence[Probe],
         only: str | tuple[str, ...],
         skip: str | tuple[str, ...],
     ) -> None:
-        self.model, self.few, self.loss, self.probes = model, few, loss, probes
+        self.model, self.loss, self.probes = model, loss, probes
+        self.few, self.more = few, more
         self.network = copy.deepcopy(model).eval()
         self.tensors = tensors(self.network)
         self.listed = specs(self.network)
@@ -277,6 +288,12 @@ class _Run:
         if not needs:
             yield from ({} for _ in layers)
             return
+        if layers and not self.more:
+            warnings.warn(
+                f"sensitivity: found no batches beyond the {len(self.few)} that are measured on: statistics are of the "
+                "same, so what is fitted to them looks better than it is. Give more batches",
+                stacklevel=3,
+            )
         groups: list[list[TensorSpec]] = [[]]
         size = 0
         for spec in layers:
@@ -292,8 +309,8 @@ class _Run:
         for group in groups:
             names = frozenset(spec.name for spec in group)
             found = gather(
-                self.model, self.listed, trees, needs, self.few,
-                loss=self.loss or F.cross_entropy, batches=len(self.few), names=names, progress=progress,
+                self.model, self.listed, trees, needs, self.more or self.few,
+                loss=self.loss or F.cross_entropy, batches=len(self.more or self.few), names=names, progress=progress,
             )  # fmt: skip
             yield from (found.get(spec.name, {}) for spec in group)
 

@@ -33,6 +33,9 @@ def labelled():
     found = load_fashion()
     return [(found.test[i : i + 100], found.test_labels[i : i + 100]) for i in (0, 100, 200)]
 
+def fewer():
+    return labelled()[:2]
+
 def unlabelled():
     return [images for images, _ in labelled()]
 
@@ -192,11 +195,13 @@ def test_an_interrupted_run_leaves_its_finished_layers_and_goes_on_to_the_same_r
     assert not list(files.glob(".*.part"))
     again = (files / "net.safetensors", "-n", NETWORK, "--data", "sensed:labelled", *options, "-q")
     assert "--resume" in refused(capsys, *again, "--batches", 2)
-    assert "data" in refused(capsys, *again, "--batches", 1, "--resume")
-    assert "settings" in refused(capsys, *again, "--batches", 2, "--resume", "--levels", "bits=3,4")
+    assert "another settings" in refused(capsys, *again, "--batches", 1, "--resume")
+    fewer = [o if o != "sensed:labelled" else "sensed:fewer" for o in again]
+    assert "another data" in refused(capsys, *fewer, "--batches", 2, "--resume")
+    assert "another settings" in refused(capsys, *again, "--batches", 2, "--resume", "--levels", "bits=3,4")
     weights = load_file(files / "net.safetensors")
     save_file({**weights, "fc2.bias": weights["fc2.bias"] + 1}, files / "net.safetensors")
-    assert "weights" in refused(capsys, *again, "--batches", 2, "--resume")
+    assert "another weights" in refused(capsys, *again, "--batches", 2, "--resume")
     save_file(weights, files / "net.safetensors")
     assert call(*again, "--batches", 2, "--resume") == 0
     assert "finished before" in capsys.readouterr().out
@@ -233,6 +238,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(files: Path, capsys: pyt
     assert "above 0" in refused(capsys, net, *base, "--levels", "sparsity=0.5,-1")
     assert "group" in refused(capsys, net, *base, "--group", "row")
     assert "--batches" in refused(capsys, net, *base, "--batches", "0")
+    assert "--fitted" in refused(capsys, net, *base, "--fitted", "0")
     assert "--rows" in refused(capsys, net, *base, "--rows", "0")
     assert "--distance" in refused(capsys, net, *base, "--distance", "cosine")
     assert "'conv9*'" in refused(capsys, net, *base, "--only", "conv9*")
