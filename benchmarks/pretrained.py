@@ -25,7 +25,7 @@ from gossamer.errors import DataError
 _CODE = (
     *(f"gossamer/{part}/**/*.py" for part in ("coding", "drive", "encoding", "methods", "network", "store")),
     *("gossamer/api.py", "gossamer/measure/ledger.py"),
-    *("benchmarks/zoo/*.py", "benchmarks/pretrained_settings.py", "benchmarks/pretrained_worker.py"),
+    *("benchmarks/zoo/*.py", "benchmarks/pretrained_worker.py"),
 )
 
 
@@ -56,15 +56,15 @@ def measure(settings: tuple[Setting, ...], zoo: Path, *, quick: bool, minutes: f
     late: list[str] = []
     failed: dict[str, str] = {}
     for setting in settings:
-        key = setting.key
-        if time.monotonic() > end and not kept.has(key):
+        key, row = setting.key, f"{setting.key}-{setting.stamp}"
+        if time.monotonic() > end and not kept.has(row):
             late.append(key)
             continue
         network = setting.network
         try:
             dense = kept.get(f"{network}-dense", lambda n=network: asked([n, "dense"], zoo, quick=quick))
             arguments = [setting.network, setting.method, setting.setting]
-            found = kept.get(key, lambda a=arguments: asked(a, zoo, quick=quick))
+            found = kept.get(row, lambda a=arguments: asked(a, zoo, quick=quick))
         except DataError as error:
             failed[key] = str(error)
             print(f"{key}: {error}", flush=True)

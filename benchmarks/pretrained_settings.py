@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,11 @@ class Setting:
     def key(self) -> str:
         """Name of the kept row."""
         return "-".join((self.network, self.method, self.setting)).replace(" ", "_").replace("%", "pct")
+
+    @property
+    def stamp(self) -> str:
+        """Of everything that the row depends on beside code: a kept row outlives changes of other settings."""
+        return hashlib.sha256(repr((self.recipe, self.samples)).encode()).hexdigest()[:8]
 
 
 def _plain(*methods: Method) -> Recipe:

@@ -24,10 +24,10 @@ def main() -> None:
         tables |= _runtime(json.loads((RESULTS / "runtime.json").read_text(encoding="utf-8")))
     if (RESULTS / "training.json").is_file():
         tables |= _training(json.loads((RESULTS / "training.json").read_text(encoding="utf-8")))
-    for file in (
-        ROOT / "README.md",
-        *(ROOT / "docs" / f"{name}.md" for name in ("which-method", "presets", "runtime", "training")),
-    ):
+    if (RESULTS / "pretrained.json").is_file():
+        tables |= _pretrained(json.loads((RESULTS / "pretrained.json").read_text(encoding="utf-8"))["rows"])
+    documents = ("which-method", "presets", "runtime", "training", "pretrained")
+    for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in documents)):
         text = file.read_text(encoding="utf-8")
         for name, table in tables.items():
             pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
@@ -207,6 +207,27 @@ def _training_times(rows: list[dict[str, Any]]) -> dict[str, str]:
         lines.append((network, method, f"{sparsity:.0%}", str(len(found)), *cells))
     head = ("network", "method", "zeros", "seeds", "test accuracy, %", "dense", "goal", "seconds to it", "dense, s")
     return {"training_times": _table((*head, "time of dense", "step of dense"), lines, words=2)}
+
+
+def _pretrained(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """A line per network and recipe, with all that was measured of it."""
+    recipes: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        recipes.setdefault((row["network"], row["method"], row["setting"]), []).append(row)
+    lines = []
+    for names, found in recipes.items():
+        first = found[0]
+        cells = (
+            "; ".join(f"{row['metric']} {row['value']:.4g} ({row['dense_value']:.4g})" for row in found),
+            f"{first['file_bytes']:,}",
+            f"{first['dense_bytes'] / first['file_bytes']:.1f}x",
+            str(first["samples"] or "none"),
+            f"{first['seconds']:,.0f}",
+            f"{(first['peak_rss_bytes'] - first['rss_before_bytes']) / 1e6:,.0f}",
+        )
+        lines.append((*names, *cells))
+    head = ("network", "method", "setting", "measured (dense)", "bytes", "smaller", "samples", "seconds", "MB beyond")
+    return {"pretrained": _table(head, lines, words=4)}
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:

@@ -86,6 +86,6 @@ TRAINED: Mapping[str, Trained] = {
         lambda: mlp(784, 2048, 2048, 10),
         256,
         Recipe(adamw, 1e-3, 10, smoothing=0.1),
-        Recipe(adamw, 2e-3, 12, smoothing=0.1),
+        Recipe(adamw, 2e-3, 16, smoothing=0.1),
     ),
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,13 +29,23 @@ _BATCH = 4  # windows at a time
 def factory(folder: str | Path) -> Callable[[], nn.Module]:
     """What makes the network of a folder, without its weights, for ``gossamer.load(…, into=factory(folder))``.
 
+    Parameters have the type that config.json names, float32 if none.
+
     Raises:
         DataError: no model folder, or an architecture that transformers does not have.
     """
     config, kind = _config(Path(folder))
 
+    named = getattr(config, "dtype", None)
+    dtype = named if isinstance(named, torch.dtype) and named.is_floating_point else torch.float32
+
     def make() -> nn.Module:
-        made = cast(nn.Module, kind(config))
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # as from_pretrained: tables of angles and the like stay float32
+        try:
+            made = cast(nn.Module, kind(config))
+        finally:
+            torch.set_default_dtype(before)
         return made.eval()
 
     return make
@@ -146,16 +157,25 @@ def save_folder(network: nn.Module, like: str | Path, out: str | Path) -> int:
 
     Raises:
         DataError: a folder with something in it.
+
+    Exact: written beside and renamed; what is interrupted leaves nothing.
     """
     like, out = Path(like), Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: found something there, expected a new or empty folder: nothing is overwritten")
-    out.mkdir(parents=True, exist_ok=True)
-    cast(Any, network).save_pretrained(str(out), safe_serialization=True)
-    for file in like.iterdir():
-        as_it_was = file.name == "generation_config.json" or not (out / file.name).exists()
-        if file.is_file() and not file.name.endswith(_WEIGHTS) and as_it_was:
-            shutil.copyfile(file, out / file.name)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = out.with_name(f".{out.name}.{os.getpid()}.part")
+    part.mkdir()
+    try:
+        cast(Any, network).save_pretrained(str(part), safe_serialization=True)
+        for file in like.iterdir():
+            as_it_was = file.name == "generation_config.json" or not (part / file.name).exists()
+            if file.is_file() and not file.name.endswith(_WEIGHTS) and as_it_was:
+                shutil.copyfile(file, part / file.name)
+        part.replace(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
     return sum(file.stat().st_size for file in out.glob("*.safetensors"))
 
 

@@ -11,7 +11,7 @@ import torch
 
 import gossamer as gs
 from gossamer.cli.main import run as command
-from gossamer.huggingface import factory, load_folder, text_windows
+from gossamer.huggingface import factory, load_folder, save_folder, text_windows
 from gossamer.measure import Sensitivities
 
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
@@ -77,6 +77,27 @@ def test_a_folder_becomes_a_file_and_a_folder_again(folder: Path, tmp_path: Path
     with torch.inference_mode():
         assert torch.allclose(again(ids)[0], small(ids)[0], atol=1e-5)
     assert transformers.AutoTokenizer.from_pretrained(tmp_path / "again")("the fox")["input_ids"]
+
+
+def test_weights_of_half_precision_come_back_as_such(folder: Path, tmp_path: Path) -> None:
+    half, file = tmp_path / "half", tmp_path / "small.gsm"
+    load_folder(folder).bfloat16().save_pretrained(half)  # type: ignore[operator]
+    gs.compress(load_folder(half), [gs.prune.Magnitude(sparsity=0.5)]).save(file)
+    again = gs.load(file, into=factory(half)).dense()
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    save_folder(again, half, tmp_path / "again")
+    found, stored = load_folder(tmp_path / "again"), gs.load(file, into=factory(half)).state_dict()
+    assert all(torch.equal(p, stored[n]) and p.dtype is torch.bfloat16 for n, p in found.named_parameters())
+
+
+def test_a_folder_that_cannot_be_finished_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("no space left")
+
+    monkeypatch.setattr("gossamer.huggingface.shutil.copyfile", full)
+    with pytest.raises(OSError, match="no space"):
+        save_folder(load_folder(folder), folder, tmp_path / "out")
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
 def test_layers_are_calibrated_on_what_reaches_them(folder: Path, tmp_path: Path) -> None:

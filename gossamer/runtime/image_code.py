@@ -267,7 +267,8 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
     def group(g: Node, carried: list[Node]) -> list[Node]:
         at, value_at, channel = carried
         channel = inputs.fetch(channel)
-        bring_near(g)
+        if lanes <= 8:  # longer vectors leave the processor fewer instructions to look beyond: it finds these itself
+            bring_near(g)
         ids = [e.wide(order, e.add(e.mul(g, rows), r), I32) for r in range(rows)]
         fetch_outputs(ids)
         outs = [e.element(sums_at, e.mul(i, sums_line), F32) for i in ids]

@@ -213,7 +213,7 @@ def _product(module: ir.Module, lanes: int, vectors: int) -> ir.Function:
                 x_row = e.element(x_panel, e.mul(e.wide(index, k, I16), tile), F32)
                 return [e.fma(weight, e.load(x_row, lanes * v, align), s) for v, s in enumerate(sums)]
 
-            # One sum per vector, in the order of the columns: a live zero, wherever it is, then changes no bit of a sum.
+            # One sum per vector, in the order of columns: a live zero, wherever it is, then changes no bit of a sum.
             # Several sums side by side would be no faster, as the processor has the next row in hand meanwhile.
             sums = e.loop(at, end, one, sums)
             for v, total in enumerate(sums):

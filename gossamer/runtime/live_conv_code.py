@@ -208,7 +208,6 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
     e = Emitter(made, lanes)
     w = _Layout(e, description)
     align = lanes * 4
-    side = max(1, 8 // width) if width * 2 <= 8 else 1  # sums side by side, to hide the latency of additions
     order, counts, index = (w.address(f) for f in (ConvField.ORDER, ConvField.COUNTS, ConvField.INDEX))
     line, column, panel_stride = (w.word(f) for f in (ConvField.Y_LINE, ConvField.Y_COLUMN, ConvField.PANEL_STRIDE))
     biased = e.at.not_(e.equal(e.at.ptrtoint(bias, I64), 0))
@@ -246,19 +245,8 @@ def _product(module: ir.Module, lanes: int, stride: int, width: int) -> ir.Funct
                     read = _bytes(e, x_panel, e.wide(index, k, I32))
                     return [e.fma(weight, e.load(read, lanes * stride * v, align), s) for v, s in enumerate(sums)]
 
-                if side > 1:
-
-                    def several(k: Node, carried: list[Node]) -> list[Node]:
-                        parts = [carried[i * width : (i + 1) * width] for i in range(side)]
-                        return [s for i, part in enumerate(parts) for s in one(e.add(k, i), part)]
-
-                    whole = e.add(at, e.mul(e.div(e.sub(end, at), side), side))
-                    partial = e.loop(at, whole, several, sums + [e.number(0)] * (width * (side - 1)), side)
-                    sums = e.loop(whole, end, one, partial[:width])
-                    for i in range(1, side):
-                        sums = [e.at.fadd(a, b) for a, b in zip(sums, partial[i * width :][:width], strict=True)]
-                else:
-                    sums = e.loop(at, end, one, sums)
+                # In the order of columns, as in `live_code`: a live zero changes no bit.
+                sums = e.loop(at, end, one, sums)
                 for total, out in zip(sums, outs, strict=True):
                     e.store(total, out, 0, align)
                 return [end]

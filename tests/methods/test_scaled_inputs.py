@@ -98,3 +98,19 @@ def test_pruned_weights_stay_zero_and_a_later_assignment_stays_on_the_grid() -> 
 def test_vectors_are_left_alone() -> None:
     with pytest.raises(CompositionError, match="two dimensions"):
         solved(AWQ(bits=4), torch.randn(10), None)
+
+
+def test_a_column_that_is_nearly_zero_leaves_the_others_their_smoothing() -> None:
+    w, gram = problem(3, 16, 24)
+    loud = torch.ones(24)
+    loud[5] = 30.0
+    gram = gram * loud[:, None] * loud
+    quiet = w.clone()
+    quiet[:, 11] *= 1e-12
+    spread = []
+    for weight in (w, quiet):
+        made = solved(SmoothQuant(bits=8), weight, gram)
+        assert isinstance(made, Scaled) and made.input_scale is not None
+        scale = made.input_scale.to_dense()
+        spread.append(float(scale[[i for i in range(24) if i != 11]].max() / scale[5]))
+    assert spread[1] == pytest.approx(spread[0], rel=1e-3)

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.methods.prune.survivors import exact
 from gossamer.methods.second_order import (
     Settle,
     damped,
@@ -94,3 +95,11 @@ def test_too_few_rows_are_said_and_bad_grams_refused() -> None:
     with pytest.raises(DataError, match="not finite"):
         grams_of("fc", (3, 8), {"gram": torch.full((8, 8), torch.nan)})
     assert grams_of("fc", (4, 2, 4), {"gram": torch.eye(8).expand(2, 8, 8)}).shape == (2, 8, 8)
+
+
+def test_survivors_of_dependent_columns_have_the_smallest_of_their_solutions() -> None:
+    x = torch.tensor([[1.0, 1.0, 0.0], [2.0, 2.0, 1.0]]).double()  # the first two inputs are one
+    w, mask = torch.tensor([[1.0, 3.0, 5.0]]).double(), torch.tensor([[True, True, False]])
+    found = exact(w, mask, x.T @ x)
+    wanted = torch.linalg.lstsq(x[:, :1], x @ w.T).solution.item()
+    assert torch.allclose(found, torch.tensor([[wanted / 2, wanted / 2, 0.0]]).double())

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from nn.layers import conv_of, linear_of
 
 import gossamer as gs
-from gossamer.nn import Topology
+from gossamer.nn import SparseLayer, Topology
 
 masks = st.lists(st.lists(st.booleans(), min_size=4, max_size=4), min_size=1, max_size=6).map(torch.tensor)
 
@@ -53,3 +54,28 @@ def test_positions_of_another_type_are_refused() -> None:
         Topology((2, 3), torch.tensor([1]))
     with pytest.raises(gs.PlanError, match=r"found a mask of torch\.float32"):
         Topology.of_mask(torch.ones(2, 2))
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 200), st.integers(0, 1000), st.floats(0.02, 0.6), st.floats(0.0, 1.0))
+def test_growth_from_zero_changes_no_bit_of_a_linear_layer(tokens: int, seed: int, density: float, more: float) -> None:
+    _grow_and_compare(linear_of((23, 150), density, seed), torch.randn(tokens, 150), more)
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(16, 40), st.integers(1, 9), st.integers(1, 2), st.floats(0.02, 0.1), st.floats(0.0, 0.1))
+def test_growth_from_zero_changes_no_bit_of_a_convolution_while_sparse_kernels_compute_it(
+    images: int, size: int, stride: int, density: float, more: float
+) -> None:
+    layer = conv_of((9, 40, 3, 3), density, stride=stride, padding=1)
+    _grow_and_compare(layer, torch.randn(images, 40, size, size), more)
+
+
+def _grow_and_compare(layer: SparseLayer, x: torch.Tensor, more: float) -> None:
+    before, old = layer(x), layer.topology
+    new = Topology.of_mask(old.mask() | (torch.rand(old.shape) < more))
+    values = torch.zeros(new.live)
+    kept, to = old.moved(new)
+    values[to] = layer.values.detach()[kept]
+    layer.set_topology(new, values)
+    assert torch.equal(before, layer(x))

@@ -18,7 +18,7 @@ def solved(weight: Tensor, start: Tensor, mask: Tensor, h: Tensor, *, steps: int
         weight: W, float64 [rows, n].
         start: a first Ŵ, float64 [rows, n]; what conjugate gradients begin with.
         mask: bool [rows, n], True = free.
-        h: float64 [n, n], positive definite.
+        h: float64 [n, n], positive semidefinite.
         steps: of conjugate gradients, where exact solutions would cost more than `EXACT_WORK` multiplications.
     """
     work = float(mask.sum(1).double().pow(3).sum()) / 6
@@ -50,7 +50,10 @@ def exact(weight: Tensor, mask: Tensor, h: Tensor) -> Tensor:
         system = torch.where(both, h[columns[:, :, None], columns[:, None, :]], 0.0)
         system.diagonal(dim1=1, dim2=2).add_((~real).double())
         right = torch.where(real, wanted[rows].gather(1, columns), 0.0)
-        answer = torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(system))[:, :, 0]
+        lower, failed = torch.linalg.cholesky_ex(system)
+        answer = torch.cholesky_solve(right[:, :, None], lower)[:, :, 0]
+        if bool((flat := failed > 0).any()):  # columns that depend on others: the smallest of the solutions
+            answer[flat] = (torch.linalg.pinv(system[flat], hermitian=True) @ right[flat, :, None])[:, :, 0]
         found[rows] = found[rows].scatter(1, columns, torch.where(real, answer, 0.0))
     return found
 

@@ -33,7 +33,7 @@ from gossamer.methods.second_order import row_errors
 
 __all__ = ["ScaledInputs"]
 
-_LEAST = 1e-4  # of the largest input: what is smaller counts as that
+_LEAST = 1e-4  # of the largest input, or of the largest weight: what is smaller counts as that
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class ScaledInputs(PerGroup):
 
         Args:
             inputs: float64 [n], root mean square of each input, the largest 1, none below 1e-4.
-            weights: float64 [n], largest magnitude in each column, above 0.
+            weights: float64 [n], largest magnitude in each column, none below 1e-4 of the largest of all.
         """
 
     @property
@@ -102,7 +102,8 @@ class ScaledInputs(PerGroup):
         grams, _ = seen_grams(f"{type(self).__name__}: {site.key}", site, evidence)
         size = inputs_size(grams)
         largest = matrix.abs().amax(0) if len(matrix) else matrix.new_ones(shape[1])
-        largest = torch.where(largest > 0, largest, float(largest.max()) or 1.0)
+        most = float(largest.max()) or 1.0
+        largest = torch.where(largest > 0, largest.clamp_min(_LEAST * most), most)
         best: tuple[float, Encoding] | None = None
         for gain in self.gains(size, largest):
             back = stored_scale(self, 1 / gain, self.scale_dtype, site.key)
