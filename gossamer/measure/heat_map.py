@@ -88,8 +88,8 @@ def heat_map(found: Sensitivities, title: str) -> str:
     width = max(widest - 20 + _MARGIN, 520)
     parts += _legend(_MARGIN, bottom + 26, scale, _UNITS[found.metric])
     head = "Sensitivity of " + shortened(title, max(24, int((width - 2 * _MARGIN) / 11) - 15))
-    base = f" Loss of the dense network: {found.base:.4g}." if found.metric == "loss" else ""
-    what = f"One layer alone is compressed; darker is worse.{base}"
+    dense = f" Loss of the dense network: {found.base:.4g}." if found.metric == "loss" else ""
+    what = f"One layer alone is compressed; darker is worse.{dense}"
     parts.insert(0, _text(_MARGIN, 34, head, 17, weight="600", hint=title))
     parts.insert(1, _text(_MARGIN, 54, what, 12, fill="#555"))
     height = bottom + 84
