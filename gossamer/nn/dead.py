@@ -15,7 +15,7 @@ from torch.nn.grad import conv2d_weight
 from gossamer.errors import DataError
 from gossamer.nn.laid_out import compiled
 from gossamer.nn.topology import Topology, index_dtype
-from gossamer.runtime.choice import Room, choice
+from gossamer.runtime.choice import Room, choice, kth_largest
 from gossamer.runtime.live import live_math
 
 __all__ = ["Seen", "SeenGradient", "SeenPlanes", "SeenTokens", "gradient_at", "gradient_everywhere", "largest_dead"]
@@ -279,19 +279,21 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
     every = topology.size / _SAMPLE
     down = max(1, min(topology.shape[0] // 64, round(every**0.5)))
     across = max(1, min(topology.shape[1] // 64, round(every / down)))
+    across = 1 << (across.bit_length() - 1)  # which columns are met is then quickly said
     total = seen[0].sample(down, across)
     for one in seen[1:]:
         total = total + one.sample(down, across)
-    sizes = _size(total)
-    sizes[_lives(topology, down, across)] = -1.0
+    sizes = _size(total).contiguous().cpu().numpy()
+    lives = _lives(topology, down, across)
+    sizes[lives] = -1.0
+    of_live = np.count_nonzero(lives)
     # Half as many again as are wanted.
-    at = int((sizes >= 0).sum() * (1 - 1.5 * k / dead)) + int((sizes < 0).sum()) - 64
-    numbers = sizes.reshape(-1).cpu().numpy()
-    return float(np.partition(numbers, at)[at]) if at > 0 else -1.0
+    at = int((sizes.size - of_live) * (1 - 1.5 * k / dead)) + of_live - 64
+    return kth_largest(sizes.reshape(-1), sizes.size - at) if at > 0 else -1.0
 
 
-def _lives(topology: Topology, down: int, across: int) -> Tensor:
-    """Bool, which weights live at each so manieth row and column."""
+def _lives(topology: Topology, down: int, across: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Which weights live at each so manieth row and column, a power of two."""
     rows, columns = topology.shape
     positions = topology.positions.cpu().numpy()
     chosen = np.arange(0, rows, down)
@@ -301,10 +303,10 @@ def _lives(topology: Topology, down: int, across: int) -> Tensor:
     inside = np.concatenate([positions[low:high] for low, high in zip(starts, ends, strict=True)])
     inside = inside - np.repeat(bounds[0], ends - starts)
     row = np.repeat(np.arange(len(chosen)), ends - starts)
-    met = inside % across == 0
+    met = np.flatnonzero(inside & positions.dtype.type(across - 1) == 0)
     made = np.zeros((len(chosen), -(-columns // across)), np.bool_)
-    made[row[met], inside[met] // across] = True
-    return torch.from_numpy(made).to(topology.positions.device)
+    made[row[met], inside[met] >> (across.bit_length() - 1)] = True
+    return made
 
 
 def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tensor, Tensor]:

@@ -47,10 +47,10 @@ def choice_kernels(lanes: int) -> str:
 
     ``blank(values, positions, begin, end, first)``: zero at int64 ``positions[begin:end]`` − ``first``.
 
-    ``merge(a, count, b, count, merged)``: ascending int64 of both.
+    ``merge(description, a, count, b, count, merged, threads)``: ascending int64 of both.
 
-    ``follow(old, count, new, count, missing, sources)``: for each of the ascending int64 ``new`` its place in the
-    ascending int64 ``old``, or ``missing``, int64.
+    ``follow(description, old, count, new, count, missing, sources, threads)``: for each of the ascending int64 ``new``
+    its place in the ascending int64 ``old``, or ``missing``, int64.
 
     Args:
         lanes: floats per vector register.
@@ -93,6 +93,35 @@ def _everywhere(e: Emitter, value: Node) -> Node:
     return e.shuffle(one, one, [0] * e.lanes)
 
 
+def _compresses(lanes: int) -> bool:
+    """Whether there is an instruction that brings chosen lanes together: with registers of 512 bits."""
+    return lanes == 16
+
+
+def _compressed(e: Emitter, vector: Node, hits: Node) -> Node:
+    """The lanes that are hit, one after the other; behind them anything."""
+    kind = vector.type
+    name = f"llvm.experimental.vector.compress.v{kind.count}{'f32' if kind.element == F32 else 'i32'}"
+    known = e.made.module.globals.get(name)
+    if known is None:
+        known = ir.Function(e.made.module, ir.FunctionType(kind, [kind, hits.type, kind]), name)
+    return e.at.call(known, [vector, hits, ir.Constant(kind, ir.Undefined)])
+
+
+def _put_places(e: Emitter, first: Node, hits: Node, positions: Node, n: Node) -> None:
+    """``first`` + the numbers of the lanes that are hit to ``positions[n]`` and on; a whole vector is overwritten."""
+    lanes = _compressed(e, ir.Constant(ir.VectorType(I32, e.lanes), list(range(e.lanes))), hits)
+    kind = ir.VectorType(I64, e.lanes)
+    one = e.at.insert_element(ir.Constant(kind, ir.Undefined), first, ir.Constant(I32, 0))
+    numbers = e.at.add(e.shuffle(one, one, [0] * e.lanes), e.at.zext(lanes, kind))
+    e.at.store(numbers, e.element(positions, n, I64), align=4)
+
+
+def _number_of(e: Emitter, bits: Node) -> Node:
+    """Of bits that are set in an integer with one per lane, as 64 bits."""
+    return e.at.zext(e.at.ctpop(bits), I64)
+
+
 def add_scan(module: ir.Module, lanes: int) -> ir.Function:
     """Adds a function (values, count, threshold, mask, first, positions, found, tally), as ``above``.
 
@@ -115,7 +144,13 @@ def add_scan(module: ir.Module, lanes: int) -> ir.Function:
     def vector(i: Node, carried: list[Node]) -> list[Node]:
         (n,) = carried
         seen = e.at.bitcast(e.at.and_(_integers(e, values, i), many_bits), e.vector)
-        hits = _packed(e, e.at.fcmp_unordered(">", seen, many_least))
+        hit_lanes = e.at.fcmp_unordered(">", seen, many_least)
+        hits = _packed(e, hit_lanes)
+        if _compresses(lanes):
+            # A branch that is taken now and then costs more. A whole vector fits: no more is found than looked at.
+            _put_places(e, e.add(first, i), hit_lanes, positions, n)
+            e.store(_compressed(e, e.load(values, i), hit_lanes), found, n)
+            return [e.add(n, _number_of(e, hits))]
 
         def each() -> list[Node]:
             at = n
@@ -226,13 +261,29 @@ def _best_of_row(module: ir.Module, lanes: int) -> ir.Function:
         return [e.add(n, e.at.zext(e.at.or_(larger, tied), I64)), e.sub(spare, e.at.zext(tied, I64))]
 
     def vector(k: Node, carried: list[Node]) -> list[Node]:
-        hits = _packed(e, e.at.icmp_signed(">=", _integers(e, row, k), bound))
+        seen = _integers(e, row, k)
+        hit_lanes = e.at.icmp_signed(">=", seen, bound)
+        hits = _packed(e, hit_lanes)
 
-        def each() -> list[Node]:
+        def one_by_one() -> list[Node]:
             now = carried
             for lane in range(lanes):
                 now = put(e.add(k, lane), now)
             return now
+
+        def each() -> list[Node]:
+            if not _compresses(lanes):
+                return one_by_one()
+            n, spare = carried
+            ties = _number_of(e, _packed(e, e.at.icmp_signed("==", seen, bound)))
+            # Behind the last one there may be somebody else's, and of the last ties not all are wanted.
+            fits = e.at.and_(e.less(e.add(n, lanes - 1), count), e.at.not_(e.less(spare, ties)))
+
+            def together() -> list[Node]:
+                _put_places(e, e.add(first, k), hit_lanes, positions, n)
+                return [e.add(n, _number_of(e, hits)), e.sub(spare, ties)]
+
+            return e.choose(fits, together, one_by_one)
 
         return e.choose(e.at.icmp_unsigned("!=", hits, ir.Constant(hits.type, 0)), each, lambda: carried)
 
@@ -393,13 +444,42 @@ def _blank(module: ir.Module) -> None:
     e.at.ret_void()
 
 
+def _first_not_below(e: Emitter, numbers: Node, count: Node, bound: Node) -> Node:
+    """How many of the ascending int64 ``numbers`` are below a bound."""
+
+    def halved(at: list[Node]) -> list[Node]:
+        low, high = at
+        middle = e.div(e.add(low, high), 2)
+        below = e.at.icmp_signed("<", e.read(numbers, middle, I64), bound)
+        return [e.at.select(below, e.add(middle, 1), low), e.at.select(below, high, middle)]
+
+    low, _ = _while(e, [e.constant(0), count], lambda at: e.less(at[0], at[1]), halved)
+    return low
+
+
 def _merge(module: ir.Module) -> None:
-    made = function(module, "merge", [PTR, I64, PTR, I64, PTR], exported=True)
-    a, count_a, b, count_b, merged = made.args
+    """Members take shares of the first, and what of the second lies between."""
+    made = function(module, "merge_share", [PTR] + [I64] * 7, exported=False)
+    _, a, count_a, b, count_b, merged, part, team = made.args
     e = Emitter(made, 1)
+    a, b, merged = (e.at.inttoptr(x, PTR) for x in (a, b, merged))
+
+    def begin(part: Node) -> tuple[Node, Node]:
+        i = e.div(e.mul(part, count_a), team)
+
+        def between() -> list[Node]:
+            return [_first_not_below(e, b, count_b, e.read(a, i, I64))]
+
+        def outside() -> list[Node]:
+            return [e.at.select(e.equal(part, team), count_b, e.constant(0))]
+
+        inside = e.at.and_(e.less(0, part), e.less(i, count_a))
+        return i, e.choose(inside, between, outside)[0]
+
+    (i, j), (end_a, end_b) = begin(part), begin(e.add(part, 1))
 
     def both(at: list[Node]) -> Node:
-        return e.at.and_(e.less(at[0], count_a), e.less(at[1], count_b))
+        return e.at.and_(e.less(at[0], end_a), e.less(at[1], end_b))
 
     def step(at: list[Node]) -> list[Node]:
         i, j = at
@@ -408,7 +488,7 @@ def _merge(module: ir.Module) -> None:
         e.write(e.at.select(from_a, one, other), merged, e.add(i, j))
         return [e.add(i, e.at.zext(from_a, I64)), e.add(j, e.at.zext(e.at.not_(from_a), I64))]
 
-    i, j = _while(e, [e.constant(0), e.constant(0)], both, step)
+    i, j = _while(e, [i, j], both, step)
 
     def rest(source: Node, begin: Node, end: Node, offset: Node) -> None:
         def one(k: Node, _: list[Node]) -> list[Node]:
@@ -417,18 +497,22 @@ def _merge(module: ir.Module) -> None:
 
         e.loop(begin, end, one)
 
-    rest(a, i, count_a, j)
-    rest(b, j, count_b, count_a)
+    rest(a, i, end_a, j)
+    rest(b, j, end_b, end_a)
     e.at.ret_void()
+    in_team(module, "merge", made, 5)
 
 
 def _follow(module: ir.Module) -> None:
-    made = function(module, "follow", [PTR, I64, PTR, I64, I64, PTR], exported=True)
-    old, count_old, new, count_new, missing, sources = made.args
+    """Members take shares of the new ones."""
+    made = function(module, "follow_share", [PTR] + [I64] * 8, exported=False)
+    _, old, count_old, new, count_new, missing, sources, part, team = made.args
     e = Emitter(made, 1)
+    old, new, sources = (e.at.inttoptr(x, PTR) for x in (old, new, sources))
+    first, last = (e.div(e.mul(e.add(part, k), count_new), team) for k in range(2))
 
     def both(at: list[Node]) -> Node:
-        return e.at.and_(e.less(at[0], count_old), e.less(at[1], count_new))
+        return e.at.and_(e.less(at[0], count_old), e.less(at[1], last))
 
     def step(at: list[Node]) -> list[Node]:
         i, j = at
@@ -437,11 +521,14 @@ def _follow(module: ir.Module) -> None:
         forward = (e.at.icmp_signed("<=", one, other), e.at.icmp_signed(">=", one, other))
         return [e.add(k, e.at.zext(yes, I64)) for k, yes in zip(at, forward, strict=True)]
 
-    _, j = _while(e, [e.constant(0), e.constant(0)], both, step)
+    with e.at.if_then(e.less(first, last)):
+        begin = _first_not_below(e, old, count_old, e.read(new, first, I64))
+        _, j = _while(e, [begin, first], both, step)
 
-    def none(k: Node, _: list[Node]) -> list[Node]:
-        e.write(missing, sources, k)
-        return []
+        def none(k: Node, _: list[Node]) -> list[Node]:
+            e.write(missing, sources, k)
+            return []
 
-    e.loop(j, count_new, none)
+        e.loop(j, last, none)
     e.at.ret_void()
+    in_team(module, "follow", made, 6)

@@ -355,8 +355,8 @@ class ChoiceKernels(KernelSet):
         self.best_of_rows = self._engine.function("best_of_rows", 10)
         self.best_of_groups = self._engine.function("best_of_groups", 7)
         self.blank = self._engine.function("blank", 5)
-        self.merge = self._engine.function("merge", 5)
-        self.follow = self._engine.function("follow", 6)
+        self.merge = self._engine.function("merge", 7)
+        self.follow = self._engine.function("follow", 8)
 
 
 Kind = TypeVar("Kind", bound=KernelSet)

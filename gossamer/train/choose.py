@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.runtime.choice import MOST_OF_GROUP, choice
+from gossamer.runtime.choice import MOST_OF_GROUP, choice, kth_largest
 
 __all__ = ["best_magnitudes", "best_of_rows", "best_places", "highest", "joined", "mask_of", "places", "sources"]
 
@@ -33,18 +33,17 @@ def highest(scores: Tensor, count: int) -> Tensor:
         >>> highest(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3).tolist()
         [True, True, False, True]
     """
-    above_all = scores > -torch.inf
+    numbers = scores.numpy()
     if count >= len(scores):
-        return above_all
+        return torch.from_numpy(numbers > -np.inf)
     if count <= 0:
-        return torch.zeros_like(above_all)
-    at = len(scores) - count
-    least = float(np.partition(scores.numpy(), at)[at])
-    chosen = scores > least
-    spare = count - int(np.count_nonzero(chosen.numpy()))
-    if spare and least > -torch.inf:
-        chosen[places(scores == least)[:spare]] = True
-    return chosen
+        return torch.zeros(len(scores), dtype=torch.bool)
+    least = np.float32(kth_largest(numbers, count))
+    chosen = numbers > least
+    spare = count - int(np.count_nonzero(chosen))
+    if spare and least > -np.inf:
+        chosen[np.flatnonzero(numbers == least)[:spare]] = True
+    return torch.from_numpy(chosen)
 
 
 def best_places(scores: Tensor, count: int) -> Tensor:
@@ -157,15 +156,26 @@ def joined(ascending: Tensor, others: Tensor) -> Tensor:
         >>> joined(torch.tensor([1, 5]), torch.tensor([9, 3])).tolist()
         [1, 3, 5, 9]
     """
-    small = len(ascending) == 0 or max(int(ascending[-1]), int(others.max()) if len(others) else 0) < 1 << 31
-    kind = np.int32 if small else np.int64
-    tail = np.sort(others.numpy().astype(kind))
+    added = _ascending(others)
     kernels = choice()
     if kernels is not None:
-        return kernels.merged(ascending.contiguous(), torch.from_numpy(tail.astype(np.int64)))
+        return kernels.merged(ascending.contiguous(), added)
     # A stable sort merges two runs, which is faster than sorting.
-    merged = np.sort(np.concatenate([ascending.numpy().astype(kind), tail]), kind="stable")
-    return torch.from_numpy(merged.astype(np.int64))
+    return torch.from_numpy(np.sort(np.concatenate([ascending.numpy(), added.numpy()]), kind="stable"))
+
+
+def _ascending(positions: Tensor) -> Tensor:
+    """Positions in ascending order, contiguous; one or two ascending runs, as most are, need no sort."""
+    numbers = positions.contiguous().numpy()
+    ends = np.flatnonzero(numbers[1:] < numbers[:-1]) + 1
+    if not len(ends):
+        return torch.from_numpy(numbers)
+    kernels = choice()
+    if len(ends) == 1 and kernels is not None:
+        first, second = (torch.from_numpy(run) for run in np.split(numbers, ends))
+        return kernels.merged(first, second)
+    narrow = numbers.astype(np.int32) if 0 <= int(numbers.min()) and int(numbers.max()) < 1 << 31 else numbers
+    return torch.from_numpy(np.sort(narrow).astype(np.int64))
 
 
 def sources(old: Tensor, new: Tensor, missing: int) -> Tensor:
