@@ -218,18 +218,21 @@ def _flattened(seen: Sequence[Seen]) -> list[Seen]:
 
 
 @torch.no_grad()
-def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
+def largest_dead(
+    seen: Sequence[Seen], topology: Topology, k: int, *, exact: bool = True
+) -> tuple[Tensor, Tensor]:
     """The k dead positions with the largest |dW|, dW summed over all passes.
 
     Args:
         seen: the passes, at least one.
         topology: of the weight, as [M, K].
         k: how many; all dead positions if there are fewer.
-        ordered: by size; else by position.
+        exact: whether there are as many as asked for, by size; else there may be smaller ones beside them, by position,
+            for somebody who chooses among more than these anyway.
 
     Returns:
-        positions int32 or int64 and gradients float32, largest magnitude first; of equal ones the lowest position.
-        NaN counts as larger than everything.
+        positions int32 or int64 (int64 if not exact) and gradients float32, largest magnitude first; of equal ones the
+        lowest position. NaN counts as larger than everything.
 
     Cost: that of a dense weight gradient in time; in memory a quarter of a million floats and a copy of the
         activations.
@@ -242,13 +245,14 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: b
     found, gradients = _above(flat, topology, guess)
     if len(found) < k and guess >= 0:  # the sample was not like the rest
         found, gradients = _above(flat, topology, -1.0)
+    if not exact:
+        return found, gradients
     sizes = _size(gradients)
     if len(found) > k:
         keep = _largest(sizes, k)
         found, gradients, sizes = (t.index_select(0, keep) for t in (found, gradients, sizes))
-    if ordered:
-        order = sizes.sort(descending=True, stable=True).indices
-        found, gradients = found[order], gradients[order]
+    order = sizes.sort(descending=True, stable=True).indices
+    found, gradients = found[order], gradients[order]
     return found.to(index_dtype(topology.shape)), gradients
 
 
@@ -319,8 +323,8 @@ def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tenso
     """
     rows, columns = topology.shape
     live = topology.positions.long()
-    edges = torch.arange(rows + 1, device=live.device) * columns
-    begins = torch.searchsorted(live, edges)
+    edges = np.arange(rows + 1, dtype=np.int64) * columns
+    begins = torch.from_numpy(np.searchsorted(live.cpu().numpy(), edges))
     if len(seen) == 1 and isinstance(seen[0], _SeenPanels) and size >= 0:
         return live_math().dead_above(seen[0].x, seen[0].dy, columns, live, begins, size)
     starts = begins.tolist()

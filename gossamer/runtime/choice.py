@@ -94,7 +94,7 @@ def kth_largest(numbers: Array, k: int) -> float:
         low = sample[at - _SIDES] if at >= _SIDES else np.float32(-np.inf)
         high = sample[at + _SIDES] if at + _SIDES < len(sample) else np.float32(np.inf)
         not_above = numbers <= high
-        inside = numbers[(numbers >= low) & not_above]
+        inside = numbers[np.flatnonzero((numbers >= low) & not_above)]
         rest = k - (n - int(np.count_nonzero(not_above)))
         if 0 < rest <= len(inside):  # else the sample was not like the rest
             numbers, n, k = inside, len(inside), rest
@@ -149,6 +149,30 @@ class Choice(CompiledProduct):
             threads,
         )
         return room.taken(counts, own=own)
+
+    def above_besides(self, values: Tensor, threshold: float, besides: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of magnitudes, but for those at some places.
+
+        Args:
+            values: float32 [n].
+            threshold: not negative; is rounded to float32.
+            besides: int64, ascending.
+        """
+        n, threads = values.numel(), self._threads(values.numel())
+        room, counts = Room(n), np.zeros((threads, 2), np.int64)
+        self.kernels.above_besides(
+            self._address,
+            values.data_ptr(),
+            n,
+            float_bits(threshold),
+            besides.data_ptr(),
+            len(besides),
+            room.positions.ctypes.data,
+            room.found.ctypes.data,
+            counts.ctypes.data,
+            threads,
+        )
+        return room.taken(counts, own=True)
 
     def blank(self, values: Tensor, positions: Tensor, begin: int, end: int, first: int) -> None:
         """Zero at ``positions[begin:end]``, which count from ``first``."""
@@ -219,6 +243,13 @@ class Choice(CompiledProduct):
         made = torch.empty(len(new), dtype=torch.int64)
         given = (old.data_ptr(), len(old), new.data_ptr(), len(new), missing, made.data_ptr())
         self.kernels.follow(self._address, *given, self._threads(len(new)))
+        return made
+
+    def carried(self, old: Tensor, sources: Tensor) -> Tensor:
+        """``old[sources]``, float32, and zero where a source is the number of old ones or more."""
+        made = old.new_zeros(len(sources)) if not len(old) else old.new_empty(len(sources))
+        given = (old.data_ptr(), len(old), sources.data_ptr(), len(sources), made.data_ptr())
+        self.kernels.carry(self._address, *given, self._threads(len(sources)))
         return made
 
     def _threads(self, numbers: int) -> int:

@@ -1,4 +1,4 @@
-"""Kernels that choose among many numbers, and that merge ascending positions, as LLVM IR.
+"""Kernels that choose among many numbers, as LLVM IR.
 
 Numbers are compared by their bits, as integers: of floats without a sign that is the order of the floats, NaN after
 infinity.
@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.runtime.choice_moves_code import add_moves, first_not_below
 from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
@@ -25,6 +26,9 @@ MAGNITUDE, VALUE = 0x7FFFFFFF, 0xFFFFFFFF
 
 _BITS = 31
 """Of a float without its sign."""
+
+_BLOCK = 4096
+"""Numbers that are copied to leave some of them out: they stay in the first-level cache."""
 
 _SIDE = 4
 """Vectors that are compared in one step of a loop."""
@@ -47,10 +51,10 @@ def choice_kernels(lanes: int) -> str:
 
     ``blank(values, positions, begin, end, first)``: zero at int64 ``positions[begin:end]`` − ``first``.
 
-    ``merge(description, a, count, b, count, merged, threads)``: ascending int64 of both.
+    ``above_besides(description, values, count, threshold, besides, count, positions, found, counts, threads)``: as
+    ``above`` of magnitudes, but for the values at the places ``besides``, int64, ascending.
 
-    ``follow(description, old, count, new, count, missing, sources, threads)``: for each of the ascending int64 ``new``
-    its place in the ascending int64 ``old``, or ``missing``, int64.
+    And what `add_moves` says.
 
     Args:
         lanes: floats per vector register.
@@ -61,11 +65,11 @@ def choice_kernels(lanes: int) -> str:
     module = ir.Module("gossamer_choice")
     scan = add_scan(module, lanes)
     _above(module, lanes, scan)
+    _above_besides(module, lanes, scan)
     _best_of_rows(module, lanes, scan)
     _best_of_groups(module, lanes)
     _blank(module)
-    _merge(module)
-    _follow(module)
+    add_moves(module)
     return str(module)
 
 
@@ -189,9 +193,64 @@ def _above(module: ir.Module, lanes: int, scan: ir.Function) -> None:
     in_team(module, "above", made, 8)
 
 
+def _above_besides(module: ir.Module, lanes: int, scan: ir.Function) -> None:
+    """Members take shares; blocks are copied, and what is left out becomes zero, which is not larger."""
+    made = function(module, "above_besides_share", [PTR] + [I64] * 10, exported=False)
+    _, values, count, threshold, besides, count_besides, positions, found, counts, part, team = made.args
+    e = Emitter(made, lanes)
+    values_at, besides_at, counts_at = (e.at.inttoptr(a, PTR) for a in (values, besides, counts))
+    block = e.at.inttoptr(e.at.ptrtoint(e.at.alloca(F32, size=_BLOCK), I64), PTR)
+    low, high = _share(e, count, part, team, _BLOCK)
+    positions_at, found_at = (e.at.inttoptr(e.add(a, e.mul(low, n)), PTR) for a, n in ((positions, 8), (found, 4)))
+    e.write(low, counts_at, e.mul(part, 2))
+    tally = e.element(counts_at, e.add(e.mul(part, 2), 1), I64)
+    e.write(e.constant(0), tally, 0)
+
+    def one(first: Node, carried: list[Node]) -> list[Node]:
+        size = e.least(_BLOCK, e.sub(high, first))
+        source = e.element(values_at, first, F32)
+        whole = e.at.and_(size, e.constant(-lanes))
+
+        def vector(k: Node, _: list[Node]) -> list[Node]:
+            e.store(e.load(source, k), block, k)
+            return []
+
+        def single(k: Node, _: list[Node]) -> list[Node]:
+            e.write(e.read(source, k, F32), block, k)
+            return []
+
+        def blank(k: Node, _: list[Node]) -> list[Node]:
+            e.write(ir.Constant(F32, 0.0), block, e.sub(e.read(besides_at, k, I64), first))
+            return []
+
+        e.loop(0, whole, vector, step=lanes)
+        e.loop(whole, size, single)
+        most = e.least(count_besides, e.add(carried[0], size))
+        end = first_not_below(e, besides_at, carried[0], most, e.add(first, size))
+        e.loop(carried[0], end, blank)
+        e.at.call(scan, [block, size, threshold, e.constant(MAGNITUDE), first, positions_at, found_at, tally])
+        return [end]
+
+    e.loop(low, high, one, [first_not_below(e, besides_at, e.constant(0), count_besides, low)], _BLOCK)
+    e.at.ret_void()
+    in_team(module, "above_besides", made, 8)
+
+
 def _at_least(e: Emitter, row: Node, columns: Node, whole: Node, least: Node) -> Node:
     """How many integers of a row are at least so large."""
     kind, bound = ir.VectorType(I32, e.lanes), _everywhere(e, least)
+
+    def single(k: Node, carried: list[Node]) -> list[Node]:
+        return [e.at.add(carried[0], e.at.zext(e.at.icmp_signed(">=", e.read(row, k, I32), least), I32))]
+
+    if _compresses(e.lanes):  # bits of hits are an integer at once
+
+        def counted(k: Node, carried: list[Node]) -> list[Node]:
+            hits = _packed(e, e.at.icmp_signed(">=", _integers(e, row, k), bound))
+            return [e.at.add(carried[0], e.at.trunc(_number_of(e, hits), I32))]
+
+        totals = e.loop(0, whole, counted, [ir.Constant(I32, 0)], e.lanes)
+        return e.at.zext(e.loop(whole, columns, single, totals)[0], I64)
     zero = ir.Constant(kind, [0] * e.lanes)
     sides = e.mul(e.div(whole, e.lanes * _SIDE), e.lanes * _SIDE)
 
@@ -209,10 +268,6 @@ def _at_least(e: Emitter, row: Node, columns: Node, whole: Node, least: Node) ->
     total = ir.Constant(I32, 0)
     for lane in range(e.lanes):
         total = e.at.add(total, e.at.extract_element(first[0], ir.Constant(I32, lane)))
-
-    def single(k: Node, carried: list[Node]) -> list[Node]:
-        return [e.at.add(carried[0], e.at.zext(e.at.icmp_signed(">=", e.read(row, k, I32), least), I32))]
-
     return e.at.zext(e.loop(whole, columns, single, [total])[0], I64)
 
 
@@ -411,26 +466,6 @@ def _best_of_groups(module: ir.Module, lanes: int) -> None:
     in_team(module, "best_of_groups", made, 5)
 
 
-def _while(e: Emitter, carried: list[Node], going: Any, body: Any) -> list[Node]:
-    """``while going(carried): carried = body(carried)``."""
-    before = e.at.block
-    head, inside, after = (e.made.append_basic_block() for _ in range(3))
-    e.at.branch(head)
-    e.at.position_at_end(head)
-    phis = []
-    for value in carried:
-        phi = e.at.phi(value.type)
-        phi.add_incoming(value, before)
-        phis.append(phi)
-    e.at.cbranch(going(phis), inside, after)
-    e.at.position_at_end(inside)
-    for phi, value in zip(phis, body(phis), strict=True):
-        phi.add_incoming(value, e.at.block)
-    e.at.branch(head)
-    e.at.position_at_end(after)
-    return phis
-
-
 def _blank(module: ir.Module) -> None:
     made = function(module, "blank", [PTR, PTR, I64, I64, I64], exported=True)
     values, positions, begin, end, first = made.args
@@ -442,93 +477,3 @@ def _blank(module: ir.Module) -> None:
 
     e.loop(begin, end, one)
     e.at.ret_void()
-
-
-def _first_not_below(e: Emitter, numbers: Node, count: Node, bound: Node) -> Node:
-    """How many of the ascending int64 ``numbers`` are below a bound."""
-
-    def halved(at: list[Node]) -> list[Node]:
-        low, high = at
-        middle = e.div(e.add(low, high), 2)
-        below = e.at.icmp_signed("<", e.read(numbers, middle, I64), bound)
-        return [e.at.select(below, e.add(middle, 1), low), e.at.select(below, high, middle)]
-
-    low, _ = _while(e, [e.constant(0), count], lambda at: e.less(at[0], at[1]), halved)
-    return low
-
-
-def _merge(module: ir.Module) -> None:
-    """Members take shares of the first, and what of the second lies between."""
-    made = function(module, "merge_share", [PTR] + [I64] * 7, exported=False)
-    _, a, count_a, b, count_b, merged, part, team = made.args
-    e = Emitter(made, 1)
-    a, b, merged = (e.at.inttoptr(x, PTR) for x in (a, b, merged))
-
-    def begin(part: Node) -> tuple[Node, Node]:
-        i = e.div(e.mul(part, count_a), team)
-
-        def between() -> list[Node]:
-            return [_first_not_below(e, b, count_b, e.read(a, i, I64))]
-
-        def outside() -> list[Node]:
-            return [e.at.select(e.equal(part, team), count_b, e.constant(0))]
-
-        inside = e.at.and_(e.less(0, part), e.less(i, count_a))
-        return i, e.choose(inside, between, outside)[0]
-
-    (i, j), (end_a, end_b) = begin(part), begin(e.add(part, 1))
-
-    def both(at: list[Node]) -> Node:
-        return e.at.and_(e.less(at[0], end_a), e.less(at[1], end_b))
-
-    def step(at: list[Node]) -> list[Node]:
-        i, j = at
-        one, other = e.read(a, i, I64), e.read(b, j, I64)
-        from_a = e.at.icmp_signed("<", one, other)
-        e.write(e.at.select(from_a, one, other), merged, e.add(i, j))
-        return [e.add(i, e.at.zext(from_a, I64)), e.add(j, e.at.zext(e.at.not_(from_a), I64))]
-
-    i, j = _while(e, [i, j], both, step)
-
-    def rest(source: Node, begin: Node, end: Node, offset: Node) -> None:
-        def one(k: Node, _: list[Node]) -> list[Node]:
-            e.write(e.read(source, k, I64), merged, e.add(k, offset))
-            return []
-
-        e.loop(begin, end, one)
-
-    rest(a, i, end_a, j)
-    rest(b, j, end_b, end_a)
-    e.at.ret_void()
-    in_team(module, "merge", made, 5)
-
-
-def _follow(module: ir.Module) -> None:
-    """Members take shares of the new ones."""
-    made = function(module, "follow_share", [PTR] + [I64] * 8, exported=False)
-    _, old, count_old, new, count_new, missing, sources, part, team = made.args
-    e = Emitter(made, 1)
-    old, new, sources = (e.at.inttoptr(x, PTR) for x in (old, new, sources))
-    first, last = (e.div(e.mul(e.add(part, k), count_new), team) for k in range(2))
-
-    def both(at: list[Node]) -> Node:
-        return e.at.and_(e.less(at[0], count_old), e.less(at[1], last))
-
-    def step(at: list[Node]) -> list[Node]:
-        i, j = at
-        one, other = e.read(old, i, I64), e.read(new, j, I64)
-        e.write(e.at.select(e.equal(one, other), i, missing), sources, j)
-        forward = (e.at.icmp_signed("<=", one, other), e.at.icmp_signed(">=", one, other))
-        return [e.add(k, e.at.zext(yes, I64)) for k, yes in zip(at, forward, strict=True)]
-
-    with e.at.if_then(e.less(first, last)):
-        begin = _first_not_below(e, old, count_old, e.read(new, first, I64))
-        _, j = _while(e, [begin, first], both, step)
-
-        def none(k: Node, _: list[Node]) -> list[Node]:
-            e.write(missing, sources, k)
-            return []
-
-        e.loop(j, last, none)
-    e.at.ret_void()
-    in_team(module, "follow", made, 6)

@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.runtime.choice_moves_code import while_going
 from gossamer.runtime.emit import I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
@@ -56,7 +57,6 @@ def _count(module: ir.Module) -> None:
     e = Emitter(made, 1)
     positions, starts, counts, transposed = (e.at.inttoptr(a, PTR) for a in (positions, starts, counts, transposed))
     across = _panels(e, columns, width)
-    narrow = e.at.trunc(width, I32)
     low, high = _share(e, rows, height, part, team)
 
     def up(base: Node, at: Node) -> None:
@@ -68,14 +68,27 @@ def _count(module: ir.Module) -> None:
 
         def row(r: Node, _: list[Node]) -> list[Node]:
             before, own = e.mul(r, columns), e.element(counts, e.mul(r, across), I32)
+            end = e.read(starts, e.add(r, 1), I64)
 
-            def one(k: Node, _: list[Node]) -> list[Node]:
-                column = e.sub(e.read(positions, k, I64), before)
-                up(own, e.at.zext(e.at.udiv(e.at.trunc(column, I32), narrow), I64))
-                up(mine, column)
-                return []
+            # One counter for neighbours, in memory, would have each wait for the one before.
+            def segment(p: Node, carried: list[Node]) -> list[Node]:
+                (begin,) = carried
+                bound = e.add(before, e.least(columns, e.mul(e.add(p, 1), width)))
+                def inside(at: list[Node]) -> Node:
+                    (k,) = at
+                    no = ir.Constant(ir.IntType(1), 0)
+                    return e.choose(e.less(k, end), lambda: [e.less(e.read(positions, k, I64), bound)], lambda: [no])[0]
 
-            e.loop(e.read(starts, r, I64), e.read(starts, e.add(r, 1), I64), one)
+                def one(at: list[Node]) -> list[Node]:
+                    (k,) = at
+                    up(mine, e.sub(e.read(positions, k, I64), before))
+                    return [e.add(k, 1)]
+
+                (stop,) = while_going(e, [begin], inside, one)
+                e.write(e.at.trunc(e.sub(stop, begin), I32), own, p)
+                return [stop]
+
+            e.loop(0, across, segment, [e.read(starts, r, I64)])
             return []
 
         e.loop(first, e.least(rows, e.add(first, height)), row)

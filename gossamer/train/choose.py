@@ -8,12 +8,12 @@ from torch import Tensor
 
 from gossamer.runtime.choice import MOST_OF_GROUP, choice, kth_largest
 
-__all__ = ["best_magnitudes", "best_of_rows", "best_places", "highest", "joined", "mask_of", "places", "sources"]
+__all__ = ["best_magnitudes", "best_of_rows", "best_places", "carried", "highest", "joined", "mask_of", "places", "sources"]
 
 _MANY = 1 << 20
 """Scores from which on a sample says which are too small to be looked at in detail."""
 
-_SAMPLE = 1 << 15
+_SAMPLE = 1 << 14
 """Scores of the sample."""
 
 
@@ -64,9 +64,7 @@ def best_places(scores: Tensor, count: int) -> Tensor:
         return places(highest(scores, count))
     if len(scores) > _MANY and 4 * count < len(scores):
         # Judged by a sample, at a stride that is no multiple of rows, of what is a little more.
-        sample = scores[:: (len(scores) // _SAMPLE) | 1].numpy()
-        at = int(len(sample) * (1 - 1.2 * count / len(scores))) - 64
-        least = float(np.partition(sample, at)[at])
+        least = _little_less(scores[:: (len(scores) // _SAMPLE) | 1].numpy(), count / len(scores))
         if least >= 0:
             found, sizes = kernels.above(scores, least, magnitude=False)
             if len(found) >= count:
@@ -111,7 +109,7 @@ def best_of_rows(scores: Tensor, count: int, which: Tensor | None = None) -> Ten
     return rows[found // columns] * columns + found % columns
 
 
-def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> Tensor:
+def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> tuple[Tensor, Tensor]:
     """Where the ``count`` largest magnitudes but for some places are, ascending; of equal ones the first.
 
     Args:
@@ -120,23 +118,32 @@ def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> Tensor:
         besides: int64, ascending.
 
     Returns:
-        int64 [count].
+        int64 [count], and these magnitudes, float32 [count].
 
     Example:
-        >>> best_magnitudes(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2, torch.tensor([2])).tolist()
-        [1, 3]
+        >>> best_magnitudes(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2, torch.tensor([2]))
+        (tensor([1, 3]), tensor([3., 2.]))
     """
     kernels, n = choice(), len(values)
-    wanted = count + len(besides)
-    if kernels is not None and n > _MANY and 4 * wanted < n:
-        sample = values[:: (n // _SAMPLE) | 1].abs().numpy()
-        at = int(len(sample) * (1 - 1.2 * wanted / n)) - 64
-        found, numbers = kernels.above(values, float(np.partition(sample, at)[at]), magnitude=True)
-        free = places(kernels.sources(besides, found, -1) < 0)
-        if len(free) >= count:
-            best = kernels.best_of_rows(numbers.index_select(0, free).abs_().view(1, -1), count)
-            return found.index_select(0, free.index_select(0, best))
-    return best_places(values.abs().index_fill_(0, besides, -1.0), count)
+    if kernels is not None and n > _MANY and 4 * count < n:
+        step = (n // _SAMPLE) | 1
+        left_out = kernels.sources(besides, torch.arange(0, n, step), -1).numpy() >= 0
+        sample = np.abs(values.numpy()[::step])[~left_out]
+        if len(sample):
+            least = _little_less(sample, count / (n - len(besides)))
+            found, numbers = kernels.above_besides(values, least, besides)
+            if len(found) >= count:
+                best = kernels.best_of_rows(numbers.abs_().view(1, -1), count)
+                return found.index_select(0, best), numbers.index_select(0, best)
+    sizes = values.abs()
+    best = best_places(sizes.index_fill(0, besides, -1.0), count)
+    return best, sizes.index_select(0, best)
+
+
+def _little_less(sample: np.ndarray[tuple[int], np.dtype[np.float32]], share: float) -> float:
+    """What a little more than a share, up to a quarter, of all numbers exceeds, judged by a sample of them."""
+    k = int(1.2 * share * len(sample)) + 64
+    return kth_largest(sample, min(k, len(sample)))
 
 
 def places(mask: Tensor) -> Tensor:
@@ -176,6 +183,24 @@ def _ascending(positions: Tensor) -> Tensor:
         return kernels.merged(first, second)
     narrow = numbers.astype(np.int32) if 0 <= int(numbers.min()) and int(numbers.max()) < 1 << 31 else numbers
     return torch.from_numpy(np.sort(narrow).astype(np.int64))
+
+
+def carried(was: Tensor, source: Tensor) -> Tensor:
+    """``was[source]``, and zero where a source is the number of those that were.
+
+    Args:
+        was: [n].
+        source: int64, 0 to n.
+
+    Example:
+        >>> carried(torch.tensor([1.0, 2.0]), torch.tensor([1, 2, 0])).tolist()
+        [2.0, 0.0, 1.0]
+    """
+    kernels = choice() if was.is_cpu and was.dtype is torch.float32 else None
+    if kernels is not None:
+        return kernels.carried(was.contiguous(), source.contiguous())
+    # Behind the last one lies what new ones start from.
+    return torch.cat([was, was.new_zeros(1)]).index_select(0, source)
 
 
 def sources(old: Tensor, new: Tensor, missing: int) -> Tensor:

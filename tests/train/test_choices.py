@@ -84,7 +84,9 @@ def test_a_sample_does_not_change_what_is_best(kernels: bool, monkeypatch: pytes
     assert torch.equal(best_places(scores, 900), order[:900].sort().values)
     besides = order[:500:2].sort().values
     left = order[~torch.isin(order, besides)]
-    assert torch.equal(best_magnitudes(values, 900, besides), left[:900].sort().values)
+    places, sizes = best_magnitudes(values, 900, besides)
+    assert torch.equal(places, left[:900].sort().values)
+    assert torch.equal(sizes, values[places].abs())
 
 
 @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
