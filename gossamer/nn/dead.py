@@ -26,8 +26,11 @@ _TILE = 1 << 18
 _GROUP = 12
 """Rows that kernels take together, or a multiple of it."""
 
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 14
 """Elements of it from which the size of the k-th largest is guessed."""
+
+_MARGIN = 2
+"""How many times more are wanted of the sample: its rows and columns are few, and they differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -277,7 +280,7 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
         k: how many.
     """
     dead = topology.size - topology.live
-    if topology.size <= _SAMPLE or 2 * k >= dead:
+    if topology.size <= _SAMPLE or _MARGIN * k >= dead:
         return -1.0
     # Rows alone differ too much from one another, and so do columns.
     every = topology.size / _SAMPLE
@@ -291,8 +294,7 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
     lives = _lives(topology, down, across)
     sizes[lives] = -1.0
     of_live = np.count_nonzero(lives)
-    # Half as many again as are wanted.
-    at = int((sizes.size - of_live) * (1 - 1.5 * k / dead)) + of_live - 64
+    at = int((sizes.size - of_live) * (1 - _MARGIN * k / dead)) + of_live - 64
     return kth_largest(sizes.reshape(-1), sizes.size - at) if at > 0 else -1.0
 
 
@@ -335,7 +337,7 @@ def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tenso
         flat, before = tile.view(-1), first * columns
         begin, end = starts[first], starts[first + len(tile)]
         if kernels is not None:
-            room = room or Room(flat.numel())
+            room = room or Room(flat.numel(), kernels.memory)
             kernels.blank(flat, live, begin, end, before)  # zero is not larger
             found, of_found = kernels.above(flat, size, magnitude=True, first=before, room=room)
         else:

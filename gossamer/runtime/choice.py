@@ -17,6 +17,7 @@ from gossamer.runtime.description import blank
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ChoiceKernels, load
 from gossamer.runtime.layout import Pool
+from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import OpenMP, openmp
 
 __all__ = ["MOST_OF_GROUP", "Choice", "Room", "choice", "float_bits", "kth_largest"]
@@ -42,13 +43,14 @@ class Room:
 
     Args:
         size: of what is looked at, at most.
+        memory: where it comes from; new pages would take as long as looking.
     """
 
     __slots__ = ("found", "positions")
 
-    def __init__(self, size: int) -> None:
-        self.positions: Array = np.empty(size, np.int64)
-        self.found: Array = np.empty(size, np.float32)
+    def __init__(self, size: int, memory: Slabs) -> None:
+        self.positions = memory.empty(2 * size).view(torch.int64)
+        self.found = memory.empty(size)
 
     def taken(self, counts: Array, *, own: bool) -> tuple[Tensor, Tensor]:
         """What members found, one after the other.
@@ -57,11 +59,12 @@ class Room:
             counts: int64 [members, 2], where each begins and how many it found.
             own: whether nobody else uses the room: then nothing need be copied where there is one member.
         """
-        if own and len(counts) == 1:
-            (low, n), *_ = counts.tolist()
-            return torch.from_numpy(self.positions[low : low + n]), torch.from_numpy(self.found[low : low + n])
-        made = [np.concatenate([a[low : low + n] for low, n in counts]) for a in (self.positions, self.found)]
-        return torch.from_numpy(made[0]), torch.from_numpy(made[1])
+        parts = counts.tolist()
+        if own and len(parts) == 1:
+            ((low, n),) = parts
+            return self.positions[low : low + n], self.found[low : low + n]
+        positions, found = (torch.cat([t[low : low + n] for low, n in parts]) for t in (self.positions, self.found))
+        return positions, found
 
 
 def float_bits(number: float) -> int:
@@ -115,6 +118,7 @@ class Choice(CompiledProduct):
     def __init__(self, kernels: ChoiceKernels, pool: OpenMP) -> None:
         self.kernels = kernels
         self.openmp = pool
+        self.memory = Slabs()
         self._description = blank(max(Pool) + 1, pool)
         self._address: int = self._description.ctypes.data
 
@@ -134,7 +138,7 @@ class Choice(CompiledProduct):
             positions int64 [found], ascending, and float32 [found].
         """
         n, threads = values.numel(), self._threads(values.numel())
-        own, room = room is None, room or Room(n)
+        own, room = room is None, room or Room(n, self.memory)
         counts = np.zeros((threads, 2), np.int64)
         self.kernels.above(
             self._address,
@@ -143,8 +147,8 @@ class Choice(CompiledProduct):
             float_bits(threshold),
             MAGNITUDE if magnitude else VALUE,
             first,
-            room.positions.ctypes.data,
-            room.found.ctypes.data,
+            room.positions.data_ptr(),
+            room.found.data_ptr(),
             counts.ctypes.data,
             threads,
         )
@@ -159,7 +163,7 @@ class Choice(CompiledProduct):
             besides: int64, ascending.
         """
         n, threads = values.numel(), self._threads(values.numel())
-        room, counts = Room(n), np.zeros((threads, 2), np.int64)
+        room, counts = Room(n, self.memory), np.zeros((threads, 2), np.int64)
         self.kernels.above_besides(
             self._address,
             values.data_ptr(),
@@ -167,8 +171,8 @@ class Choice(CompiledProduct):
             float_bits(threshold),
             besides.data_ptr(),
             len(besides),
-            room.positions.ctypes.data,
-            room.found.ctypes.data,
+            room.positions.data_ptr(),
+            room.found.data_ptr(),
             counts.ctypes.data,
             threads,
         )
@@ -195,7 +199,7 @@ class Choice(CompiledProduct):
         made = torch.empty(len(rows) * count, dtype=torch.int64)
         columns = scores.shape[1]
         threads = 1 if len(rows) == 1 else self._threads(8 * len(rows) * columns)
-        room = Room(0 if len(rows) == 1 else threads * columns)
+        room = Room(0 if len(rows) == 1 else threads * columns, self.memory)
         self.kernels.best_of_rows(
             self._address,
             scores.data_ptr(),
@@ -204,8 +208,8 @@ class Choice(CompiledProduct):
             columns,
             count,
             made.data_ptr(),
-            room.found.ctypes.data,
-            room.positions.ctypes.data,
+            room.found.data_ptr(),
+            room.positions.data_ptr(),
             threads,
         )
         return made

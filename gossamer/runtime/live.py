@@ -157,7 +157,7 @@ class LiveMath(CompiledProduct):
         rows, tokens = dy.shape
         threads = self._threads(rows * columns)
         tiles = self.memory.empty(threads, DEAD_ROWS, columns)
-        room, counts = Room(rows * columns), np.zeros((threads, 2), np.int64)
+        room, counts = Room(rows * columns, self.memory), np.zeros((threads, 2), np.int64)
         self.kernels.dead_above(
             self.address,
             panels.data_ptr(),
@@ -169,8 +169,8 @@ class LiveMath(CompiledProduct):
             live.data_ptr(),
             starts.data_ptr(),
             float_bits(size),
-            room.positions.ctypes.data,
-            room.found.ctypes.data,
+            room.positions.data_ptr(),
+            room.found.data_ptr(),
             counts.ctypes.data,
             threads,
         )

@@ -127,7 +127,7 @@ def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> tuple[Tensor
     kernels, n = choice(), len(values)
     if kernels is not None and n > _MANY and 4 * count < n:
         step = (n // _SAMPLE) | 1
-        left_out = kernels.sources(besides, torch.arange(0, n, step), -1).numpy() >= 0
+        left_out = kernels.sources(besides, torch.from_numpy(np.arange(0, n, step)), -1).numpy() >= 0
         sample = np.abs(values.numpy()[::step])[~left_out]
         if len(sample):
             least = _little_less(sample, count / (n - len(besides)))
