@@ -221,9 +221,7 @@ def _flattened(seen: Sequence[Seen]) -> list[Seen]:
 
 
 @torch.no_grad()
-def largest_dead(
-    seen: Sequence[Seen], topology: Topology, k: int, *, exact: bool = True
-) -> tuple[Tensor, Tensor]:
+def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
     """The k dead positions with the largest |dW|, dW summed over all passes.
 
     Args:

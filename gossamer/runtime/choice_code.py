@@ -373,8 +373,13 @@ def _best_of_rows(module: ir.Module, lanes: int, scan: ir.Function) -> None:
             e.at.call(scan, [row, columns, bits, e.constant(VALUE), begin, places_at, room_at, tally])
             return e.at.load(tally, typ=I64)
 
+        # Rows differ: one that is smaller than the one before is seldom much smaller.
         with e.at.if_then(e.less(looked(guess), count)):
-            looked(lowest)
+            half = e.at.select(
+                e.at.fcmp_ordered("<", guess, ir.Constant(F32, 0.0)), lowest, e.at.fmul(guess, ir.Constant(F32, 0.5))
+            )
+            with e.at.if_then(e.less(looked(half), count)):
+                looked(lowest)
         e.at.call(best, [room_at, e.at.load(tally, typ=I64), count, e.constant(0), target, least])
 
         def placed(i: Node, _: list[Node]) -> list[Node]:

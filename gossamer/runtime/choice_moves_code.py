@@ -69,7 +69,9 @@ def _side_by_side(e: Emitter, starts: Sequence[list[Node]], goings: Sequence[Goi
             yes = e.at.and_(yes, other)
         return yes
 
-    together = while_going(e, sum(starts, []), all_going, lambda carried: sum((step(own) for own in split(carried)), []))
+    together = while_going(
+        e, sum(starts, []), all_going, lambda carried: sum((step(own) for own in split(carried)), [])
+    )
     return [while_going(e, own, going, step) for own, going in zip(split(together), goings, strict=True)]
 
 
@@ -137,9 +139,7 @@ def _follow(module: ir.Module) -> None:
     e = Emitter(made, 1)
     old, new, sources = (e.at.inttoptr(x, PTR) for x in (old, new, sources))
     shares = e.mul(team, _STREAMS)
-    edges = [
-        e.div(e.mul(e.add(e.mul(part, _STREAMS), k), count_new), shares) for k in range(_STREAMS + 1)
-    ]
+    edges = [e.div(e.mul(e.add(e.mul(part, _STREAMS), k), count_new), shares) for k in range(_STREAMS + 1)]
 
     def start(first: Node, last: Node) -> list[Node]:
         def found() -> list[Node]:

@@ -129,7 +129,18 @@ VECTORS = Code(
 LIVE = Code(
     "live",
     live_code.live_kernels,
-    (live_code, dot_code, choice_code, choice_moves_code, live_dense_code, live_layout, live_places, brain, emit, layout),
+    (
+        live_code,
+        dot_code,
+        choice_code,
+        choice_moves_code,
+        live_dense_code,
+        live_layout,
+        live_places,
+        brain,
+        emit,
+        layout,
+    ),
     vectorise=False,
 )
 """Products and gradients of layers that train with live weights only."""
@@ -145,7 +156,9 @@ LIVE_CONVOLUTIONS = Code(
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))
 """Softmax attention over feature-major tiles."""
 
-CHOICE = Code("choice", choice_code.choice_kernels, (choice_code, choice_moves_code, brain, emit, layout), vectorise=False)
+CHOICE = Code(
+    "choice", choice_code.choice_kernels, (choice_code, choice_moves_code, brain, emit, layout), vectorise=False
+)
 """Choices among many numbers, and merging of positions."""
 
 

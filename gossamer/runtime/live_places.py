@@ -32,7 +32,7 @@ def add_places(module: ir.Module) -> None:
     places uint32 [segments] become where segments begin among these values; else ``at`` is null.
 
     ``fill_places(…, counts, following, index, transposed_following, transposed_index, places, threads)``: the
-    transposed following is counted up; index uint16 [live] is the column within the panel, places uint32 [live] is
+    transposed following is counted up, and so are the starts; index uint16 [live] is the column within the panel, places uint32 [live] is
     which value it is.
     """
     _count(module)
@@ -74,6 +74,7 @@ def _count(module: ir.Module) -> None:
             def segment(p: Node, carried: list[Node]) -> list[Node]:
                 (begin,) = carried
                 bound = e.add(before, e.least(columns, e.mul(e.add(p, 1), width)))
+
                 def inside(at: list[Node]) -> Node:
                     (k,) = at
                     no = ir.Constant(ir.IntType(1), 0)
@@ -178,9 +179,9 @@ def _order(module: ir.Module) -> None:
 
 def _fill(module: ir.Module) -> None:
     made = function(module, "fill_places_share", [PTR] + [I64] * 14, exported=False)
-    _, positions, starts, rows, columns, width, height, *arrays, part, team = made.args
+    _, positions, at, rows, columns, width, height, *arrays, part, team = made.args
     e = Emitter(made, 1)
-    positions, starts = (e.at.inttoptr(a, PTR) for a in (positions, starts))
+    positions, at = (e.at.inttoptr(a, PTR) for a in (positions, at))
     counts, following, index, t_following, t_index, places = (e.at.inttoptr(a, PTR) for a in arrays)
     across = _panels(e, columns, width)
     low, high = _share(e, rows, height, part, team)
@@ -189,14 +190,16 @@ def _fill(module: ir.Module) -> None:
         mine = e.element(t_following, e.mul(above, columns), I32)
         first = e.mul(above, height)
 
-        def row(r: Node, _: list[Node]) -> list[Node]:
-            before, inside = e.mul(r, columns), e.at.trunc(e.sub(r, first), I16)
+        # Panel by panel of columns: what is written into the transpose meanwhile stays in the first-level cache.
+        def across_panel(p: Node, _: list[Node]) -> list[Node]:
+            begins = e.mul(p, width)
 
-            def segment(p: Node, carried: list[Node]) -> list[Node]:
-                (k,) = carried
+            def row(r: Node, _: list[Node]) -> list[Node]:
+                before, inside = e.mul(r, columns), e.at.trunc(e.sub(r, first), I16)
                 cell = e.add(e.mul(r, across), p)
-                target, begins = e.wide(following, cell, I32), e.mul(p, width)
-                count = e.wide(counts, cell, I32)
+                target, count = e.wide(following, cell, I32), e.wide(counts, cell, I32)
+                k = e.read(at, r, I64)
+                e.write(e.add(k, count), at, r)
 
                 def one(j: Node, _: list[Node]) -> list[Node]:
                     number = e.add(k, j)
@@ -209,12 +212,12 @@ def _fill(module: ir.Module) -> None:
                     return []
 
                 e.loop(0, count, one)
-                return [e.add(k, count)]
+                return []
 
-            e.loop(0, across, segment, [e.read(starts, r, I64)])
+            e.loop(first, e.least(rows, e.add(first, height)), row)
             return []
 
-        e.loop(first, e.least(rows, e.add(first, height)), row)
+        e.loop(0, across, across_panel)
         return []
 
     e.loop(low, high, panel)

@@ -8,7 +8,17 @@ from torch import Tensor
 
 from gossamer.runtime.choice import MOST_OF_GROUP, choice, kth_largest
 
-__all__ = ["best_magnitudes", "best_of_rows", "best_places", "carried", "highest", "joined", "mask_of", "places", "sources"]
+__all__ = [
+    "best_magnitudes",
+    "best_of_rows",
+    "best_places",
+    "carried",
+    "highest",
+    "joined",
+    "mask_of",
+    "places",
+    "sources",
+]
 
 _MANY = 1 << 20
 """Scores from which on a sample says which are too small to be looked at in detail."""

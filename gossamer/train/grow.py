@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, dead, uniform_scores
-from gossamer.train.choose import best_magnitudes, best_places, places
+from gossamer.train.choose import best_magnitudes, best_places, carried, places
 from gossamer.train.health import finite
 from gossamer.train.schedule import Schedule
 from gossamer.train.tracked import Tracked
@@ -205,7 +205,7 @@ class Momentum(GrowScore):
 
     def strength(self, layer: Tracked) -> float:
         """Mean |m| of the live weights."""
-        return float(layer.dense["momentum"].index_select(0, layer.positions).abs_().mean())
+        return float(carried(layer.dense["momentum"], layer.positions).abs_().mean())
 
     def momentum(self, layer: Tracked) -> Tensor | None:
         """m."""

@@ -103,6 +103,16 @@ def test_sets_of_positions_are_joined_in_order(first: set[int], second: set[int]
     assert joined(ascending, others).tolist() == sorted(first | second)
 
 
+@pytest.mark.parametrize("runs", [1, 2, 5])
+@pytest.mark.parametrize("first", [0, (1 << 31) - 500, 1 << 33])
+def test_positions_beyond_31_bits_are_joined_in_order(kernels: bool, first: int, runs: int) -> None:
+    shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(runs)) + first
+    ascending, others = shuffled[:300].sort().values, shuffled[300:]
+    added = torch.cat([run.sort().values for run in others.chunk(runs)])
+    assert torch.equal(joined(ascending, added), torch.arange(first, first + 1000))
+    assert torch.equal(joined(ascending, others), torch.arange(first, first + 1000))
+
+
 @given(st.integers(0, 2**63), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
 def test_dead_positions_are_distinct_dead_and_as_many_as_asked(
     key: int, size: int, density: float, share: float
