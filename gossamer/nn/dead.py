@@ -233,7 +233,7 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, exact: boo
 
     Returns:
         positions int32 or int64 (int64 if not exact) and gradients float32, largest magnitude first; of equal ones the
-        lowest position. NaN counts as larger than everything.
+        lowest position first. NaN counts as larger than everything.
 
     Cost: that of a dense weight gradient in time; in memory a quarter of a million floats and a copy of the
         activations.
@@ -291,7 +291,7 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
     sizes = _size(total).contiguous().cpu().numpy()
     lives = _lives(topology, down, across)
     sizes[lives] = -1.0
-    of_live = np.count_nonzero(lives)
+    of_live = int(np.count_nonzero(lives))
     at = int((sizes.size - of_live) * (1 - _MARGIN * k / dead)) + of_live - 64
     return kth_largest(sizes.reshape(-1), sizes.size - at) if at > 0 else -1.0
 

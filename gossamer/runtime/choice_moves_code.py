@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from llvmlite import ir
@@ -69,9 +70,10 @@ def _side_by_side(e: Emitter, starts: Sequence[list[Node]], goings: Sequence[Goi
             yes = e.at.and_(yes, other)
         return yes
 
-    together = while_going(
-        e, sum(starts, []), all_going, lambda carried: sum((step(own) for own in split(carried)), [])
-    )
+    def all_step(carried: list[Node]) -> list[Node]:
+        return [value for own in split(carried) for value in step(own)]
+
+    together = while_going(e, [value for own in starts for value in own], all_going, all_step)
     return [while_going(e, own, going, step) for own, going in zip(split(together), goings, strict=True)]
 
 
@@ -161,7 +163,7 @@ def _follow(module: ir.Module) -> None:
         e.write(missing, sources, k)
         return []
 
-    starts = [start(first, last) for first, last in zip(edges[:-1], edges[1:], strict=True)]
+    starts = [start(first, last) for first, last in pairwise(edges)]
     stopped = _side_by_side(e, starts, [going(last) for last in edges[1:]], step)
     for (_, j), last in zip(stopped, edges[1:], strict=True):
         e.loop(j, last, none)

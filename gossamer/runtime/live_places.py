@@ -32,8 +32,8 @@ def add_places(module: ir.Module) -> None:
     places uint32 [segments] become where segments begin among these values; else ``at`` is null.
 
     ``fill_places(…, counts, following, index, transposed_following, transposed_index, places, threads)``: the
-    transposed following is counted up, and so are the starts; index uint16 [live] is the column within the panel, places uint32 [live] is
-    which value it is.
+    transposed following is counted up, and so are the starts; index uint16 [live] is the column within the panel,
+    places uint32 [live] is which value it is.
     """
     _count(module)
     _order(module)

@@ -191,7 +191,8 @@ def _ascending(positions: Tensor) -> Tensor:
     if len(ends) == 1 and kernels is not None:
         first, second = (torch.from_numpy(run) for run in np.split(numbers, ends))
         return kernels.merged(first, second)
-    narrow = numbers.astype(np.int32) if 0 <= int(numbers.min()) and int(numbers.max()) < 1 << 31 else numbers
+    low, high = int(numbers.min()), int(numbers.max())
+    narrow = numbers.astype(np.int32) if low >= 0 and high < 1 << 31 else numbers  # whose sort is faster
     return torch.from_numpy(np.sort(narrow).astype(np.int64))
 
 

@@ -124,7 +124,9 @@ class Tracked:
         return self.layer.gradient_at(torch.zeros(0, dtype=torch.int64)) is not None
 
     def largest(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Positions int64 and dW of the largest dead ones and others, ascending, and dW of all live ones; ends the watch.
+        """Positions int64 and dW of the largest dead ones and some more, ascending, and dW of all live ones.
+
+        Ends the watch.
 
         Returns:
             None where only `dense_gradient` is at hand.
