@@ -133,10 +133,11 @@ class Gradient(GrowScore):
             return _best_of(self.everywhere(layer, key), layer, kept, most)
         dead, of_dead, of_live = found
         again = torch.from_numpy(np.flatnonzero(~kept.numpy()))
-        positions = torch.cat([dead, layer.positions.index_select(0, again)])
         scores = torch.cat([of_dead, of_live.index_select(0, again)]).abs_()
         best = best_places(scores, min(most, len(scores)))
-        return positions.index_select(0, best), scores.index_select(0, best)
+        first = int(np.searchsorted(best.numpy(), len(dead)))  # of those that come back
+        revived = layer.positions.index_select(0, again.index_select(0, best[first:] - len(dead)))
+        return torch.cat([dead.index_select(0, best[:first]), revived]), scores.index_select(0, best)
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
         """|∂L/∂w|."""

@@ -64,9 +64,11 @@ def relocate(
     old, values = layer.layer.topology, layer.layer.values
     new = Topology(old.shape, positions.to(index_dtype(old.shape)))
     source = sources(layer.positions, positions, old.live)
-    at = torch.from_numpy(np.flatnonzero(source.numpy() == old.live))
-    grown = len(at)
+    fresh = source.numpy() == old.live
+    grown = int(np.count_nonzero(fresh))
     if grown or new.live != old.live:
+        needed = momentum is not None or layer.memory
+        at = torch.from_numpy(np.flatnonzero(fresh)) if needed else torch.zeros(0, dtype=torch.int64)
         state = optimizer.state.get(values, {})
         for key, held in state.items():
             if isinstance(held, Tensor) and held.shape == values.shape:
