@@ -28,10 +28,10 @@ _WORTH_A_TEAM = 1 << 16
 _WORTH_A_SAMPLE = 1 << 15
 """Numbers from which on a sample says where the k-th largest is looked for."""
 
-_SAMPLE = 1 << 12
+_SAMPLE = 1 << 13
 """Numbers of the sample."""
 
-_SIDES = 160
+_SIDES = 226
 """Of these, on each side of where it should be: five standard deviations, or more."""
 
 Array = npt.NDArray[Any]
