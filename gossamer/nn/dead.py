@@ -15,7 +15,7 @@ from torch.nn.grad import conv2d_weight
 from gossamer.errors import DataError
 from gossamer.nn.laid_out import compiled
 from gossamer.nn.topology import Topology, index_dtype
-from gossamer.runtime.choice import Room, choice
+from gossamer.runtime.choice import Room, choice, kth_largest
 from gossamer.runtime.live import live_math
 
 __all__ = ["Seen", "SeenGradient", "SeenPlanes", "SeenTokens", "gradient_at", "gradient_everywhere", "largest_dead"]
@@ -26,8 +26,11 @@ _TILE = 1 << 18
 _GROUP = 12
 """Rows that kernels take together, or a multiple of it."""
 
-_SAMPLE = 1 << 16
+_SAMPLE = 1 << 14
 """Elements of it from which the size of the k-th largest is guessed."""
+
+_MARGIN = 2
+"""How many times more are wanted of the sample: its rows and columns are few, and they differ."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -218,18 +221,19 @@ def _flattened(seen: Sequence[Seen]) -> list[Seen]:
 
 
 @torch.no_grad()
-def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: bool = True) -> tuple[Tensor, Tensor]:
+def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, exact: bool = True) -> tuple[Tensor, Tensor]:
     """The k dead positions with the largest |dW|, dW summed over all passes.
 
     Args:
         seen: the passes, at least one.
         topology: of the weight, as [M, K].
         k: how many; all dead positions if there are fewer.
-        ordered: by size; else by position.
+        exact: whether there are as many as asked for, by size; else there may be smaller ones beside them, by position,
+            for somebody who chooses among more than these anyway.
 
     Returns:
-        positions int32 or int64 and gradients float32, largest magnitude first; of equal ones the lowest position.
-        NaN counts as larger than everything.
+        positions int32 or int64 (int64 if not exact) and gradients float32, largest magnitude first; of equal ones the
+        lowest position first. NaN counts as larger than everything.
 
     Cost: that of a dense weight gradient in time; in memory a quarter of a million floats and a copy of the
         activations.
@@ -242,13 +246,14 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, ordered: b
     found, gradients = _above(flat, topology, guess)
     if len(found) < k and guess >= 0:  # the sample was not like the rest
         found, gradients = _above(flat, topology, -1.0)
+    if not exact:
+        return found, gradients
     sizes = _size(gradients)
     if len(found) > k:
         keep = _largest(sizes, k)
         found, gradients, sizes = (t.index_select(0, keep) for t in (found, gradients, sizes))
-    if ordered:
-        order = sizes.sort(descending=True, stable=True).indices
-        found, gradients = found[order], gradients[order]
+    order = sizes.sort(descending=True, stable=True).indices
+    found, gradients = found[order], gradients[order]
     return found.to(index_dtype(topology.shape)), gradients
 
 
@@ -273,25 +278,26 @@ def _guess(seen: Sequence[Seen], topology: Topology, k: int) -> float:
         k: how many.
     """
     dead = topology.size - topology.live
-    if topology.size <= _SAMPLE or 2 * k >= dead:
+    if topology.size <= _SAMPLE or _MARGIN * k >= dead:
         return -1.0
     # Rows alone differ too much from one another, and so do columns.
     every = topology.size / _SAMPLE
     down = max(1, min(topology.shape[0] // 64, round(every**0.5)))
     across = max(1, min(topology.shape[1] // 64, round(every / down)))
+    across = 1 << (across.bit_length() - 1)  # which columns are met is then quickly said
     total = seen[0].sample(down, across)
     for one in seen[1:]:
         total = total + one.sample(down, across)
-    sizes = _size(total)
-    sizes[_lives(topology, down, across)] = -1.0
-    # Half as many again as are wanted.
-    at = int((sizes >= 0).sum() * (1 - 1.5 * k / dead)) + int((sizes < 0).sum()) - 64
-    numbers = sizes.reshape(-1).cpu().numpy()
-    return float(np.partition(numbers, at)[at]) if at > 0 else -1.0
+    sizes = _size(total).contiguous().cpu().numpy()
+    lives = _lives(topology, down, across)
+    sizes[lives] = -1.0
+    of_live = int(np.count_nonzero(lives))
+    at = int((sizes.size - of_live) * (1 - _MARGIN * k / dead)) + of_live - 64
+    return kth_largest(sizes.reshape(-1), sizes.size - at) if at > 0 else -1.0
 
 
-def _lives(topology: Topology, down: int, across: int) -> Tensor:
-    """Bool, which weights live at each so manieth row and column."""
+def _lives(topology: Topology, down: int, across: int) -> np.ndarray[tuple[int, int], np.dtype[np.bool_]]:
+    """Which weights live at each so manieth row and column, a power of two."""
     rows, columns = topology.shape
     positions = topology.positions.cpu().numpy()
     chosen = np.arange(0, rows, down)
@@ -301,10 +307,10 @@ def _lives(topology: Topology, down: int, across: int) -> Tensor:
     inside = np.concatenate([positions[low:high] for low, high in zip(starts, ends, strict=True)])
     inside = inside - np.repeat(bounds[0], ends - starts)
     row = np.repeat(np.arange(len(chosen)), ends - starts)
-    met = inside % across == 0
+    met = np.flatnonzero(inside & positions.dtype.type(across - 1) == 0)
     made = np.zeros((len(chosen), -(-columns // across)), np.bool_)
-    made[row[met], inside[met] // across] = True
-    return torch.from_numpy(made).to(topology.positions.device)
+    made[row[met], inside[met] >> (across.bit_length() - 1)] = True
+    return made
 
 
 def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tensor, Tensor]:
@@ -317,8 +323,8 @@ def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tenso
     """
     rows, columns = topology.shape
     live = topology.positions.long()
-    edges = torch.arange(rows + 1, device=live.device) * columns
-    begins = torch.searchsorted(live, edges)
+    edges = np.arange(rows + 1, dtype=np.int64) * columns
+    begins = torch.from_numpy(np.searchsorted(live.cpu().numpy(), edges))
     if len(seen) == 1 and isinstance(seen[0], _SeenPanels) and size >= 0:
         return live_math().dead_above(seen[0].x, seen[0].dy, columns, live, begins, size)
     starts = begins.tolist()
@@ -329,7 +335,7 @@ def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tenso
         flat, before = tile.view(-1), first * columns
         begin, end = starts[first], starts[first + len(tile)]
         if kernels is not None:
-            room = room or Room(flat.numel())
+            room = room or Room(flat.numel(), kernels.memory)
             kernels.blank(flat, live, begin, end, before)  # zero is not larger
             found, of_found = kernels.above(flat, size, magnitude=True, first=before, room=room)
         else:

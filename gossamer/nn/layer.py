@@ -118,12 +118,13 @@ class SparseLayer(nn.Module, ABC):
             raise PlanError(f"watch: found k = {k}, expected at least 0 or None")
         self._watched, self._seen = k, []
 
-    def dead_gradient(self, *, release: bool = True, ordered: bool = True) -> tuple[Tensor, Tensor] | None:
+    def dead_gradient(self, *, release: bool = True, exact: bool = True) -> tuple[Tensor, Tensor] | None:
         """The k dead positions with the largest |dW| of the watched passes, summed over these.
 
         Args:
             release: whether the watch ends and the passes are forgotten; with False `gradient_at` may follow.
-            ordered: by size, which takes time of its own; else by position.
+            exact: whether no more than k are wanted, by size; else there may be smaller ones beside them, and they come
+                by position, which takes less time.
 
         Returns:
             positions [≤ k], int32 or int64, and gradients float32 [≤ k], the largest first, of equal ones the lowest
@@ -134,7 +135,7 @@ class SparseLayer(nn.Module, ABC):
         """
         if self._watched is None or not self._seen:
             return None
-        found = largest_dead(self._seen, self._matrix(), self._watched, ordered=ordered)
+        found = largest_dead(self._seen, self._matrix(), self._watched, exact=exact)
         if release:
             self.watch(None)
         return found

@@ -17,12 +17,22 @@ from gossamer.runtime.description import blank
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ChoiceKernels, load
 from gossamer.runtime.layout import Pool
+from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import OpenMP, openmp
 
-__all__ = ["MOST_OF_GROUP", "Choice", "Room", "choice", "float_bits"]
+__all__ = ["MOST_OF_GROUP", "Choice", "Room", "choice", "float_bits", "kth_largest"]
 
 _WORTH_A_TEAM = 1 << 16
 """Numbers from which on looking at them is worth a team."""
+
+_WORTH_A_SAMPLE = 1 << 15
+"""Numbers from which on a sample says where the k-th largest is looked for."""
+
+_SAMPLE = 1 << 13
+"""Numbers of the sample."""
+
+_SIDES = 226
+"""Of these, on each side of where it should be: five standard deviations, or more."""
 
 Array = npt.NDArray[Any]
 
@@ -33,13 +43,14 @@ class Room:
 
     Args:
         size: of what is looked at, at most.
+        memory: where it comes from; new pages would take as long as looking.
     """
 
     __slots__ = ("found", "positions")
 
-    def __init__(self, size: int) -> None:
-        self.positions: Array = np.empty(size, np.int64)
-        self.found: Array = np.empty(size, np.float32)
+    def __init__(self, size: int, memory: Slabs) -> None:
+        self.positions = memory.empty(2 * size).view(torch.int64)
+        self.found = memory.empty(size)
 
     def taken(self, counts: Array, *, own: bool) -> tuple[Tensor, Tensor]:
         """What members found, one after the other.
@@ -48,11 +59,12 @@ class Room:
             counts: int64 [members, 2], where each begins and how many it found.
             own: whether nobody else uses the room: then nothing need be copied where there is one member.
         """
-        if own and len(counts) == 1:
-            (low, n), *_ = counts.tolist()
-            return torch.from_numpy(self.positions[low : low + n]), torch.from_numpy(self.found[low : low + n])
-        made = [np.concatenate([a[low : low + n] for low, n in counts]) for a in (self.positions, self.found)]
-        return torch.from_numpy(made[0]), torch.from_numpy(made[1])
+        parts = counts.tolist()
+        if own and len(parts) == 1:
+            ((low, n),) = parts
+            return self.positions[low : low + n], self.found[low : low + n]
+        positions, found = (torch.cat([t[low : low + n] for low, n in parts]) for t in (self.positions, self.found))
+        return positions, found
 
 
 def float_bits(number: float) -> int:
@@ -63,6 +75,33 @@ def float_bits(number: float) -> int:
         '0x3f800000'
     """
     return int(np.array(number, np.float32).view(np.uint32))
+
+
+def kth_largest(numbers: Array, k: int) -> float:
+    """The k-th largest of float32 numbers, exactly.
+
+    Args:
+        numbers: [n], no NaN.
+        k: 1 to n.
+
+    Cost: O(n): a comparison or two per number, and a tenth of them are looked at in detail.
+
+    Example:
+        >>> kth_largest(np.array([1.0, 3.0, 2.0], np.float32), 2)
+        2.0
+    """
+    n = len(numbers)
+    if n >= _WORTH_A_SAMPLE:
+        sample = np.sort(numbers[:: (n // _SAMPLE) | 1])
+        at = round(len(sample) * (1 - k / n))
+        low = sample[at - _SIDES] if at >= _SIDES else np.float32(-np.inf)
+        high = sample[at + _SIDES] if at + _SIDES < len(sample) else np.float32(np.inf)
+        not_above = numbers <= high
+        inside = numbers[np.flatnonzero((numbers >= low) & not_above)]
+        rest = k - (n - int(np.count_nonzero(not_above)))
+        if 0 < rest <= len(inside):  # else the sample was not like the rest
+            numbers, n, k = inside, len(inside), rest
+    return float(np.partition(numbers, n - k)[n - k])
 
 
 @final
@@ -79,6 +118,7 @@ class Choice(CompiledProduct):
     def __init__(self, kernels: ChoiceKernels, pool: OpenMP) -> None:
         self.kernels = kernels
         self.openmp = pool
+        self.memory = Slabs()
         self._description = blank(max(Pool) + 1, pool)
         self._address: int = self._description.ctypes.data
 
@@ -98,7 +138,7 @@ class Choice(CompiledProduct):
             positions int64 [found], ascending, and float32 [found].
         """
         n, threads = values.numel(), self._threads(values.numel())
-        own, room = room is None, room or Room(n)
+        own, room = room is None, room or Room(n, self.memory)
         counts = np.zeros((threads, 2), np.int64)
         self.kernels.above(
             self._address,
@@ -107,12 +147,36 @@ class Choice(CompiledProduct):
             float_bits(threshold),
             MAGNITUDE if magnitude else VALUE,
             first,
-            room.positions.ctypes.data,
-            room.found.ctypes.data,
+            room.positions.data_ptr(),
+            room.found.data_ptr(),
             counts.ctypes.data,
             threads,
         )
         return room.taken(counts, own=own)
+
+    def above_besides(self, values: Tensor, threshold: float, besides: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of magnitudes, but for those at some places.
+
+        Args:
+            values: float32 [n].
+            threshold: not negative; is rounded to float32.
+            besides: int64, ascending.
+        """
+        n, threads = values.numel(), self._threads(values.numel())
+        room, counts = Room(n, self.memory), np.zeros((threads, 2), np.int64)
+        self.kernels.above_besides(
+            self._address,
+            values.data_ptr(),
+            n,
+            float_bits(threshold),
+            besides.data_ptr(),
+            len(besides),
+            room.positions.data_ptr(),
+            room.found.data_ptr(),
+            counts.ctypes.data,
+            threads,
+        )
+        return room.taken(counts, own=True)
 
     def blank(self, values: Tensor, positions: Tensor, begin: int, end: int, first: int) -> None:
         """Zero at ``positions[begin:end]``, which count from ``first``."""
@@ -135,7 +199,7 @@ class Choice(CompiledProduct):
         made = torch.empty(len(rows) * count, dtype=torch.int64)
         columns = scores.shape[1]
         threads = 1 if len(rows) == 1 else self._threads(8 * len(rows) * columns)
-        room = Room(0 if len(rows) == 1 else threads * columns)
+        room = Room(0 if len(rows) == 1 else threads * columns, self.memory)
         self.kernels.best_of_rows(
             self._address,
             scores.data_ptr(),
@@ -144,8 +208,8 @@ class Choice(CompiledProduct):
             columns,
             count,
             made.data_ptr(),
-            room.found.ctypes.data,
-            room.positions.ctypes.data,
+            room.found.data_ptr(),
+            room.positions.data_ptr(),
             threads,
         )
         return made
@@ -174,13 +238,22 @@ class Choice(CompiledProduct):
     def merged(self, a: Tensor, b: Tensor) -> Tensor:
         """Ascending positions of both, each int64 and ascending."""
         made = torch.empty(len(a) + len(b), dtype=torch.int64)
-        self.kernels.merge(a.data_ptr(), len(a), b.data_ptr(), len(b), made.data_ptr())
+        given = (a.data_ptr(), len(a), b.data_ptr(), len(b), made.data_ptr())
+        self.kernels.merge(self._address, *given, self._threads(len(made)))
         return made
 
     def sources(self, old: Tensor, new: Tensor, missing: int) -> Tensor:
         """The place of each of the ``new`` among the ``old``, or ``missing``; both int64 and ascending."""
         made = torch.empty(len(new), dtype=torch.int64)
-        self.kernels.follow(old.data_ptr(), len(old), new.data_ptr(), len(new), missing, made.data_ptr())
+        given = (old.data_ptr(), len(old), new.data_ptr(), len(new), missing, made.data_ptr())
+        self.kernels.follow(self._address, *given, self._threads(len(new)))
+        return made
+
+    def carried(self, old: Tensor, sources: Tensor) -> Tensor:
+        """``old[sources]``, float32, and zero where a source is the number of old ones or more."""
+        made = old.new_zeros(len(sources)) if not len(old) else old.new_empty(len(sources))
+        given = (old.data_ptr(), len(old), sources.data_ptr(), len(sources), made.data_ptr())
+        self.kernels.carry(self._address, *given, self._threads(len(sources)))
         return made
 
     def _threads(self, numbers: int) -> int:

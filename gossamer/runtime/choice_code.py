@@ -1,4 +1,4 @@
-"""Kernels that choose among many numbers, and that merge ascending positions, as LLVM IR.
+"""Kernels that choose among many numbers, as LLVM IR.
 
 Numbers are compared by their bits, as integers: of floats without a sign that is the order of the floats, NaN after
 infinity.
@@ -10,6 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.runtime.choice_moves_code import add_moves, first_not_below
 from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
@@ -25,6 +26,9 @@ MAGNITUDE, VALUE = 0x7FFFFFFF, 0xFFFFFFFF
 
 _BITS = 31
 """Of a float without its sign."""
+
+_BLOCK = 4096
+"""Numbers that are copied to leave some of them out: they stay in the first-level cache."""
 
 _SIDE = 4
 """Vectors that are compared in one step of a loop."""
@@ -47,10 +51,10 @@ def choice_kernels(lanes: int) -> str:
 
     ``blank(values, positions, begin, end, first)``: zero at int64 ``positions[begin:end]`` − ``first``.
 
-    ``merge(a, count, b, count, merged)``: ascending int64 of both.
+    ``above_besides(description, values, count, threshold, besides, count, positions, found, counts, threads)``: as
+    ``above`` of magnitudes, but for the values at the places ``besides``, int64, ascending.
 
-    ``follow(old, count, new, count, missing, sources)``: for each of the ascending int64 ``new`` its place in the
-    ascending int64 ``old``, or ``missing``, int64.
+    And what `add_moves` says.
 
     Args:
         lanes: floats per vector register.
@@ -61,11 +65,11 @@ def choice_kernels(lanes: int) -> str:
     module = ir.Module("gossamer_choice")
     scan = add_scan(module, lanes)
     _above(module, lanes, scan)
+    _above_besides(module, lanes, scan)
     _best_of_rows(module, lanes, scan)
     _best_of_groups(module, lanes)
     _blank(module)
-    _merge(module)
-    _follow(module)
+    add_moves(module)
     return str(module)
 
 
@@ -93,6 +97,35 @@ def _everywhere(e: Emitter, value: Node) -> Node:
     return e.shuffle(one, one, [0] * e.lanes)
 
 
+def _compresses(lanes: int) -> bool:
+    """Whether there is an instruction that brings chosen lanes together: with registers of 512 bits."""
+    return lanes == 16
+
+
+def _compressed(e: Emitter, vector: Node, hits: Node) -> Node:
+    """The lanes that are hit, one after the other; behind them anything."""
+    kind = vector.type
+    name = f"llvm.experimental.vector.compress.v{kind.count}{'f32' if kind.element == F32 else 'i32'}"
+    known = e.made.module.globals.get(name)
+    if known is None:
+        known = ir.Function(e.made.module, ir.FunctionType(kind, [kind, hits.type, kind]), name)
+    return e.at.call(known, [vector, hits, ir.Constant(kind, ir.Undefined)])
+
+
+def _put_places(e: Emitter, first: Node, hits: Node, positions: Node, n: Node) -> None:
+    """``first`` + the numbers of the lanes that are hit to ``positions[n]`` and on; a whole vector is overwritten."""
+    lanes = _compressed(e, ir.Constant(ir.VectorType(I32, e.lanes), list(range(e.lanes))), hits)
+    kind = ir.VectorType(I64, e.lanes)
+    one = e.at.insert_element(ir.Constant(kind, ir.Undefined), first, ir.Constant(I32, 0))
+    numbers = e.at.add(e.shuffle(one, one, [0] * e.lanes), e.at.zext(lanes, kind))
+    e.at.store(numbers, e.element(positions, n, I64), align=4)
+
+
+def _number_of(e: Emitter, bits: Node) -> Node:
+    """Of bits that are set in an integer with one per lane, as 64 bits."""
+    return e.at.zext(e.at.ctpop(bits), I64)
+
+
 def add_scan(module: ir.Module, lanes: int) -> ir.Function:
     """Adds a function (values, count, threshold, mask, first, positions, found, tally), as ``above``.
 
@@ -115,7 +148,13 @@ def add_scan(module: ir.Module, lanes: int) -> ir.Function:
     def vector(i: Node, carried: list[Node]) -> list[Node]:
         (n,) = carried
         seen = e.at.bitcast(e.at.and_(_integers(e, values, i), many_bits), e.vector)
-        hits = _packed(e, e.at.fcmp_unordered(">", seen, many_least))
+        hit_lanes = e.at.fcmp_unordered(">", seen, many_least)
+        hits = _packed(e, hit_lanes)
+        if _compresses(lanes):
+            # A branch that is taken now and then costs more. A whole vector fits: no more is found than looked at.
+            _put_places(e, e.add(first, i), hit_lanes, positions, n)
+            e.store(_compressed(e, e.load(values, i), hit_lanes), found, n)
+            return [e.add(n, _number_of(e, hits))]
 
         def each() -> list[Node]:
             at = n
@@ -154,9 +193,64 @@ def _above(module: ir.Module, lanes: int, scan: ir.Function) -> None:
     in_team(module, "above", made, 8)
 
 
+def _above_besides(module: ir.Module, lanes: int, scan: ir.Function) -> None:
+    """Members take shares; blocks are copied, and what is left out becomes zero, which is not larger."""
+    made = function(module, "above_besides_share", [PTR] + [I64] * 10, exported=False)
+    _, values, count, threshold, besides, count_besides, positions, found, counts, part, team = made.args
+    e = Emitter(made, lanes)
+    values_at, besides_at, counts_at = (e.at.inttoptr(a, PTR) for a in (values, besides, counts))
+    block = e.at.inttoptr(e.at.ptrtoint(e.at.alloca(F32, size=_BLOCK), I64), PTR)
+    low, high = _share(e, count, part, team, _BLOCK)
+    positions_at, found_at = (e.at.inttoptr(e.add(a, e.mul(low, n)), PTR) for a, n in ((positions, 8), (found, 4)))
+    e.write(low, counts_at, e.mul(part, 2))
+    tally = e.element(counts_at, e.add(e.mul(part, 2), 1), I64)
+    e.write(e.constant(0), tally, 0)
+
+    def one(first: Node, carried: list[Node]) -> list[Node]:
+        size = e.least(_BLOCK, e.sub(high, first))
+        source = e.element(values_at, first, F32)
+        whole = e.at.and_(size, e.constant(-lanes))
+
+        def vector(k: Node, _: list[Node]) -> list[Node]:
+            e.store(e.load(source, k), block, k)
+            return []
+
+        def single(k: Node, _: list[Node]) -> list[Node]:
+            e.write(e.read(source, k, F32), block, k)
+            return []
+
+        def blank(k: Node, _: list[Node]) -> list[Node]:
+            e.write(ir.Constant(F32, 0.0), block, e.sub(e.read(besides_at, k, I64), first))
+            return []
+
+        e.loop(0, whole, vector, step=lanes)
+        e.loop(whole, size, single)
+        most = e.least(count_besides, e.add(carried[0], size))
+        end = first_not_below(e, besides_at, carried[0], most, e.add(first, size))
+        e.loop(carried[0], end, blank)
+        e.at.call(scan, [block, size, threshold, e.constant(MAGNITUDE), first, positions_at, found_at, tally])
+        return [end]
+
+    e.loop(low, high, one, [first_not_below(e, besides_at, e.constant(0), count_besides, low)], _BLOCK)
+    e.at.ret_void()
+    in_team(module, "above_besides", made, 8)
+
+
 def _at_least(e: Emitter, row: Node, columns: Node, whole: Node, least: Node) -> Node:
     """How many integers of a row are at least so large."""
     kind, bound = ir.VectorType(I32, e.lanes), _everywhere(e, least)
+
+    def single(k: Node, carried: list[Node]) -> list[Node]:
+        return [e.at.add(carried[0], e.at.zext(e.at.icmp_signed(">=", e.read(row, k, I32), least), I32))]
+
+    if _compresses(e.lanes):  # bits of hits are an integer at once
+
+        def counted(k: Node, carried: list[Node]) -> list[Node]:
+            hits = _packed(e, e.at.icmp_signed(">=", _integers(e, row, k), bound))
+            return [e.at.add(carried[0], e.at.trunc(_number_of(e, hits), I32))]
+
+        totals = e.loop(0, whole, counted, [ir.Constant(I32, 0)], e.lanes)
+        return e.at.zext(e.loop(whole, columns, single, totals)[0], I64)
     zero = ir.Constant(kind, [0] * e.lanes)
     sides = e.mul(e.div(whole, e.lanes * _SIDE), e.lanes * _SIDE)
 
@@ -174,10 +268,6 @@ def _at_least(e: Emitter, row: Node, columns: Node, whole: Node, least: Node) ->
     total = ir.Constant(I32, 0)
     for lane in range(e.lanes):
         total = e.at.add(total, e.at.extract_element(first[0], ir.Constant(I32, lane)))
-
-    def single(k: Node, carried: list[Node]) -> list[Node]:
-        return [e.at.add(carried[0], e.at.zext(e.at.icmp_signed(">=", e.read(row, k, I32), least), I32))]
-
     return e.at.zext(e.loop(whole, columns, single, [total])[0], I64)
 
 
@@ -226,13 +316,29 @@ def _best_of_row(module: ir.Module, lanes: int) -> ir.Function:
         return [e.add(n, e.at.zext(e.at.or_(larger, tied), I64)), e.sub(spare, e.at.zext(tied, I64))]
 
     def vector(k: Node, carried: list[Node]) -> list[Node]:
-        hits = _packed(e, e.at.icmp_signed(">=", _integers(e, row, k), bound))
+        seen = _integers(e, row, k)
+        hit_lanes = e.at.icmp_signed(">=", seen, bound)
+        hits = _packed(e, hit_lanes)
 
-        def each() -> list[Node]:
+        def one_by_one() -> list[Node]:
             now = carried
             for lane in range(lanes):
                 now = put(e.add(k, lane), now)
             return now
+
+        def each() -> list[Node]:
+            if not _compresses(lanes):
+                return one_by_one()
+            n, spare = carried
+            ties = _number_of(e, _packed(e, e.at.icmp_signed("==", seen, bound)))
+            # Behind the last one there may be somebody else's, and of the last ties not all are wanted.
+            fits = e.at.and_(e.less(e.add(n, lanes - 1), count), e.at.not_(e.less(spare, ties)))
+
+            def together() -> list[Node]:
+                _put_places(e, e.add(first, k), hit_lanes, positions, n)
+                return [e.add(n, _number_of(e, hits)), e.sub(spare, ties)]
+
+            return e.choose(fits, together, one_by_one)
 
         return e.choose(e.at.icmp_unsigned("!=", hits, ir.Constant(hits.type, 0)), each, lambda: carried)
 
@@ -267,8 +373,13 @@ def _best_of_rows(module: ir.Module, lanes: int, scan: ir.Function) -> None:
             e.at.call(scan, [row, columns, bits, e.constant(VALUE), begin, places_at, room_at, tally])
             return e.at.load(tally, typ=I64)
 
+        # Rows differ: one that is smaller than the one before is seldom much smaller.
         with e.at.if_then(e.less(looked(guess), count)):
-            looked(lowest)
+            half = e.at.select(
+                e.at.fcmp_ordered("<", guess, ir.Constant(F32, 0.0)), lowest, e.at.fmul(guess, ir.Constant(F32, 0.5))
+            )
+            with e.at.if_then(e.less(looked(half), count)):
+                looked(lowest)
         e.at.call(best, [room_at, e.at.load(tally, typ=I64), count, e.constant(0), target, least])
 
         def placed(i: Node, _: list[Node]) -> list[Node]:
@@ -360,26 +471,6 @@ def _best_of_groups(module: ir.Module, lanes: int) -> None:
     in_team(module, "best_of_groups", made, 5)
 
 
-def _while(e: Emitter, carried: list[Node], going: Any, body: Any) -> list[Node]:
-    """``while going(carried): carried = body(carried)``."""
-    before = e.at.block
-    head, inside, after = (e.made.append_basic_block() for _ in range(3))
-    e.at.branch(head)
-    e.at.position_at_end(head)
-    phis = []
-    for value in carried:
-        phi = e.at.phi(value.type)
-        phi.add_incoming(value, before)
-        phis.append(phi)
-    e.at.cbranch(going(phis), inside, after)
-    e.at.position_at_end(inside)
-    for phi, value in zip(phis, body(phis), strict=True):
-        phi.add_incoming(value, e.at.block)
-    e.at.branch(head)
-    e.at.position_at_end(after)
-    return phis
-
-
 def _blank(module: ir.Module) -> None:
     made = function(module, "blank", [PTR, PTR, I64, I64, I64], exported=True)
     values, positions, begin, end, first = made.args
@@ -390,58 +481,4 @@ def _blank(module: ir.Module) -> None:
         return []
 
     e.loop(begin, end, one)
-    e.at.ret_void()
-
-
-def _merge(module: ir.Module) -> None:
-    made = function(module, "merge", [PTR, I64, PTR, I64, PTR], exported=True)
-    a, count_a, b, count_b, merged = made.args
-    e = Emitter(made, 1)
-
-    def both(at: list[Node]) -> Node:
-        return e.at.and_(e.less(at[0], count_a), e.less(at[1], count_b))
-
-    def step(at: list[Node]) -> list[Node]:
-        i, j = at
-        one, other = e.read(a, i, I64), e.read(b, j, I64)
-        from_a = e.at.icmp_signed("<", one, other)
-        e.write(e.at.select(from_a, one, other), merged, e.add(i, j))
-        return [e.add(i, e.at.zext(from_a, I64)), e.add(j, e.at.zext(e.at.not_(from_a), I64))]
-
-    i, j = _while(e, [e.constant(0), e.constant(0)], both, step)
-
-    def rest(source: Node, begin: Node, end: Node, offset: Node) -> None:
-        def one(k: Node, _: list[Node]) -> list[Node]:
-            e.write(e.read(source, k, I64), merged, e.add(k, offset))
-            return []
-
-        e.loop(begin, end, one)
-
-    rest(a, i, count_a, j)
-    rest(b, j, count_b, count_a)
-    e.at.ret_void()
-
-
-def _follow(module: ir.Module) -> None:
-    made = function(module, "follow", [PTR, I64, PTR, I64, I64, PTR], exported=True)
-    old, count_old, new, count_new, missing, sources = made.args
-    e = Emitter(made, 1)
-
-    def both(at: list[Node]) -> Node:
-        return e.at.and_(e.less(at[0], count_old), e.less(at[1], count_new))
-
-    def step(at: list[Node]) -> list[Node]:
-        i, j = at
-        one, other = e.read(old, i, I64), e.read(new, j, I64)
-        e.write(e.at.select(e.equal(one, other), i, missing), sources, j)
-        forward = (e.at.icmp_signed("<=", one, other), e.at.icmp_signed(">=", one, other))
-        return [e.add(k, e.at.zext(yes, I64)) for k, yes in zip(at, forward, strict=True)]
-
-    _, j = _while(e, [e.constant(0), e.constant(0)], both, step)
-
-    def none(k: Node, _: list[Node]) -> list[Node]:
-        e.write(missing, sources, k)
-        return []
-
-    e.loop(j, count_new, none)
     e.at.ret_void()

@@ -12,6 +12,7 @@ from gossamer.runtime import (
     brain,
     cell_code,
     choice_code,
+    choice_moves_code,
     codegen,
     conv_code,
     conv_edge,
@@ -128,7 +129,18 @@ VECTORS = Code(
 LIVE = Code(
     "live",
     live_code.live_kernels,
-    (live_code, dot_code, choice_code, live_dense_code, live_layout, live_places, brain, emit, layout),
+    (
+        live_code,
+        dot_code,
+        choice_code,
+        choice_moves_code,
+        live_dense_code,
+        live_layout,
+        live_places,
+        brain,
+        emit,
+        layout,
+    ),
     vectorise=False,
 )
 """Products and gradients of layers that train with live weights only."""
@@ -144,7 +156,9 @@ LIVE_CONVOLUTIONS = Code(
 ATTENTION = Code("attention", attention_code.attention_kernels, (attention_code, epilogue, brain, emit, layout))
 """Softmax attention over feature-major tiles."""
 
-CHOICE = Code("choice", choice_code.choice_kernels, (choice_code, brain, emit, layout), vectorise=False)
+CHOICE = Code(
+    "choice", choice_code.choice_kernels, (choice_code, choice_moves_code, brain, emit, layout), vectorise=False
+)
 """Choices among many numbers, and merging of positions."""
 
 
@@ -354,9 +368,11 @@ class ChoiceKernels(KernelSet):
         self.above = self._engine.function("above", 10)
         self.best_of_rows = self._engine.function("best_of_rows", 10)
         self.best_of_groups = self._engine.function("best_of_groups", 7)
+        self.above_besides = self._engine.function("above_besides", 10)
         self.blank = self._engine.function("blank", 5)
-        self.merge = self._engine.function("merge", 5)
-        self.follow = self._engine.function("follow", 6)
+        self.merge = self._engine.function("merge", 7)
+        self.follow = self._engine.function("follow", 8)
+        self.carry = self._engine.function("carry", 7)
 
 
 Kind = TypeVar("Kind", bound=KernelSet)

@@ -157,7 +157,7 @@ class LiveMath(CompiledProduct):
         rows, tokens = dy.shape
         threads = self._threads(rows * columns)
         tiles = self.memory.empty(threads, DEAD_ROWS, columns)
-        room, counts = Room(rows * columns), np.zeros((threads, 2), np.int64)
+        room, counts = Room(rows * columns, self.memory), np.zeros((threads, 2), np.int64)
         self.kernels.dead_above(
             self.address,
             panels.data_ptr(),
@@ -169,8 +169,8 @@ class LiveMath(CompiledProduct):
             live.data_ptr(),
             starts.data_ptr(),
             float_bits(size),
-            room.positions.ctypes.data,
-            room.found.ctypes.data,
+            room.positions.data_ptr(),
+            room.found.data_ptr(),
             counts.ctypes.data,
             threads,
         )
@@ -235,7 +235,8 @@ class LiveMatrix(CompiledProduct):
         places = np.empty(self.live, np.uint32)
         fields = (self._forward.following, self._forward.index, self._backward.following, self._backward.index, places)
         addresses = (array.ctypes.data for array in (counts, *fields))
-        math.kernels.fill_places(*sizes, *addresses, threads)
+        at = row_starts.copy()
+        math.kernels.fill_places(*sizes[:2], at.ctypes.data, *sizes[3:], *addresses, threads)
         chunk_rows = np.minimum(np.arange(self._forward.chunks + 1) * self._forward.step, rows)
         panel_rows = np.minimum(np.arange(self._backward.panels + 1) * height, rows)
         self._forward.serve(None, row_starts[chunk_rows])

@@ -17,19 +17,26 @@ Node = Any  # llvmlite has no type stubs
 DEAD_ROWS = 48
 """Rows whose gradients are looked at together; a multiple of those that are in registers."""
 
-_ACROSS = 2
-"""Vectors of a panel."""
+_HEIGHT = 6
+"""Rows whose sums are in registers."""
 
 _TOKENS = 256
 """Tokens of a panel that stay in the first-level cache."""
 
-_SIDE = 2
-"""Tokens in one step of the loop."""
+
+def _across(lanes: int) -> int:
+    """Vectors of a panel, as many as registers hold sums of for some rows: there are 32 with 16 lanes, else 16."""
+    return 4 if lanes == 16 else 2
+
+
+def _side(lanes: int) -> int:
+    """Tokens in one step of the loop."""
+    return 1 if lanes == 16 else 2
 
 
 def panel_columns(lanes: int) -> int:
     """Columns that lie side by side for each token."""
-    return _ACROSS * lanes
+    return _across(lanes) * lanes
 
 
 def add_dense_gradient(module: ir.Module, lanes: int) -> None:
@@ -47,7 +54,7 @@ def add_dense_gradient(module: ir.Module, lanes: int) -> None:
         module: gets the entry points.
         lanes: floats per vector register.
     """
-    height = 12 if lanes == 16 else 6  # sums in registers: two vectors of each row
+    height = _HEIGHT
     rows_of = _some_rows(module, lanes, height)
     made = function(module, "weigh_all_share", [PTR] + [I64] * 9, exported=False)
     _, x, dy, tile, rows, columns, tokens, adding, part, team = made.args
@@ -180,34 +187,34 @@ def _square(module: ir.Module, lanes: int, height: int) -> ir.Function:
     made = function(module, "weigh_square", [PTR] * 3 + [I64] * 5, exported=False)
     x, dy, tile, stride, tokens, count, last, adding = made.args
     e = Emitter(made, lanes)
-    width = panel_columns(lanes)
+    width, across, side = panel_columns(lanes), _across(lanes), _side(lanes)
     row_of = [e.least(i, last) for i in range(height)]
     sources = [e.element(dy, e.mul(r, tokens), F32) for r in row_of]
     targets = [e.element(tile, e.mul(r, stride), F32) for r in row_of]
 
     def before() -> list[Node]:
-        return [e.load(target, lanes * v) for target in targets for v in range(_ACROSS)]
+        return [e.load(target, lanes * v) for target in targets for v in range(across)]
 
-    sums = e.choose(e.equal(adding, 0), lambda: [ir.Constant(e.vector, [0.0] * lanes)] * (height * _ACROSS), before)
+    sums = e.choose(e.equal(adding, 0), lambda: [ir.Constant(e.vector, [0.0] * lanes)] * (height * across), before)
 
     def one(t: Node, sums: list[Node]) -> list[Node]:
-        held = [e.load(x, e.add(e.mul(t, width), lanes * v)) for v in range(_ACROSS)]
+        held = [e.load(x, e.add(e.mul(t, width), lanes * v)) for v in range(across)]
         out = []
         for i, source in enumerate(sources):
             scalar = e.spread(e.read(source, t, F32))
-            out += [e.fma(scalar, column, sums[_ACROSS * i + v]) for v, column in enumerate(held)]
+            out += [e.fma(scalar, column, sums[across * i + v]) for v, column in enumerate(held)]
         return out
 
     def several(t: Node, sums: list[Node]) -> list[Node]:
-        for i in range(_SIDE):
+        for i in range(side):
             sums = one(e.add(t, i), sums)
         return sums
 
-    whole = e.mul(e.div(count, _SIDE), _SIDE)
-    sums = e.loop(0, whole, several, sums, _SIDE)
+    whole = e.mul(e.div(count, side), side)
+    sums = e.loop(0, whole, several, sums, side)
     sums = e.loop(whole, count, one, sums)
     for i, target in enumerate(targets):
-        for v in range(_ACROSS):
-            e.store(sums[_ACROSS * i + v], target, lanes * v)
+        for v in range(across):
+            e.store(sums[across * i + v], target, lanes * v)
     e.at.ret_void()
     return made

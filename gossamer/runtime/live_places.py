@@ -6,6 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.runtime.choice_moves_code import while_going
 from gossamer.runtime.emit import I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
@@ -31,8 +32,8 @@ def add_places(module: ir.Module) -> None:
     places uint32 [segments] become where segments begin among these values; else ``at`` is null.
 
     ``fill_places(…, counts, following, index, transposed_following, transposed_index, places, threads)``: the
-    transposed following is counted up; index uint16 [live] is the column within the panel, places uint32 [live] is
-    which value it is.
+    transposed following is counted up, and so are the starts; index uint16 [live] is the column within the panel,
+    places uint32 [live] is which value it is.
     """
     _count(module)
     _order(module)
@@ -56,7 +57,6 @@ def _count(module: ir.Module) -> None:
     e = Emitter(made, 1)
     positions, starts, counts, transposed = (e.at.inttoptr(a, PTR) for a in (positions, starts, counts, transposed))
     across = _panels(e, columns, width)
-    narrow = e.at.trunc(width, I32)
     low, high = _share(e, rows, height, part, team)
 
     def up(base: Node, at: Node) -> None:
@@ -68,14 +68,28 @@ def _count(module: ir.Module) -> None:
 
         def row(r: Node, _: list[Node]) -> list[Node]:
             before, own = e.mul(r, columns), e.element(counts, e.mul(r, across), I32)
+            end = e.read(starts, e.add(r, 1), I64)
 
-            def one(k: Node, _: list[Node]) -> list[Node]:
-                column = e.sub(e.read(positions, k, I64), before)
-                up(own, e.at.zext(e.at.udiv(e.at.trunc(column, I32), narrow), I64))
-                up(mine, column)
-                return []
+            # One counter for neighbours, in memory, would have each wait for the one before.
+            def segment(p: Node, carried: list[Node]) -> list[Node]:
+                (begin,) = carried
+                bound = e.add(before, e.least(columns, e.mul(e.add(p, 1), width)))
 
-            e.loop(e.read(starts, r, I64), e.read(starts, e.add(r, 1), I64), one)
+                def inside(at: list[Node]) -> Node:
+                    (k,) = at
+                    no = ir.Constant(ir.IntType(1), 0)
+                    return e.choose(e.less(k, end), lambda: [e.less(e.read(positions, k, I64), bound)], lambda: [no])[0]
+
+                def one(at: list[Node]) -> list[Node]:
+                    (k,) = at
+                    up(mine, e.sub(e.read(positions, k, I64), before))
+                    return [e.add(k, 1)]
+
+                (stop,) = while_going(e, [begin], inside, one)
+                e.write(e.at.trunc(e.sub(stop, begin), I32), own, p)
+                return [stop]
+
+            e.loop(0, across, segment, [e.read(starts, r, I64)])
             return []
 
         e.loop(first, e.least(rows, e.add(first, height)), row)
@@ -165,9 +179,9 @@ def _order(module: ir.Module) -> None:
 
 def _fill(module: ir.Module) -> None:
     made = function(module, "fill_places_share", [PTR] + [I64] * 14, exported=False)
-    _, positions, starts, rows, columns, width, height, *arrays, part, team = made.args
+    _, positions, at, rows, columns, width, height, *arrays, part, team = made.args
     e = Emitter(made, 1)
-    positions, starts = (e.at.inttoptr(a, PTR) for a in (positions, starts))
+    positions, at = (e.at.inttoptr(a, PTR) for a in (positions, at))
     counts, following, index, t_following, t_index, places = (e.at.inttoptr(a, PTR) for a in arrays)
     across = _panels(e, columns, width)
     low, high = _share(e, rows, height, part, team)
@@ -176,14 +190,16 @@ def _fill(module: ir.Module) -> None:
         mine = e.element(t_following, e.mul(above, columns), I32)
         first = e.mul(above, height)
 
-        def row(r: Node, _: list[Node]) -> list[Node]:
-            before, inside = e.mul(r, columns), e.at.trunc(e.sub(r, first), I16)
+        # Panel by panel of columns: what is written into the transpose meanwhile stays in the first-level cache.
+        def across_panel(p: Node, _: list[Node]) -> list[Node]:
+            begins = e.mul(p, width)
 
-            def segment(p: Node, carried: list[Node]) -> list[Node]:
-                (k,) = carried
+            def row(r: Node, _: list[Node]) -> list[Node]:
+                before, inside = e.mul(r, columns), e.at.trunc(e.sub(r, first), I16)
                 cell = e.add(e.mul(r, across), p)
-                target, begins = e.wide(following, cell, I32), e.mul(p, width)
-                count = e.wide(counts, cell, I32)
+                target, count = e.wide(following, cell, I32), e.wide(counts, cell, I32)
+                k = e.read(at, r, I64)
+                e.write(e.add(k, count), at, r)
 
                 def one(j: Node, _: list[Node]) -> list[Node]:
                     number = e.add(k, j)
@@ -196,12 +212,12 @@ def _fill(module: ir.Module) -> None:
                     return []
 
                 e.loop(0, count, one)
-                return [e.add(k, count)]
+                return []
 
-            e.loop(0, across, segment, [e.read(starts, r, I64)])
+            e.loop(first, e.least(rows, e.add(first, height)), row)
             return []
 
-        e.loop(first, e.least(rows, e.add(first, height)), row)
+        e.loop(0, across, across_panel)
         return []
 
     e.loop(low, high, panel)

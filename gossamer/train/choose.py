@@ -6,14 +6,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gossamer.runtime.choice import MOST_OF_GROUP, choice
+from gossamer.runtime.choice import MOST_OF_GROUP, choice, kth_largest
 
-__all__ = ["best_magnitudes", "best_of_rows", "best_places", "highest", "joined", "mask_of", "places", "sources"]
+__all__ = [
+    "best_magnitudes",
+    "best_of_rows",
+    "best_places",
+    "carried",
+    "highest",
+    "joined",
+    "mask_of",
+    "places",
+    "sources",
+]
 
 _MANY = 1 << 20
 """Scores from which on a sample says which are too small to be looked at in detail."""
 
-_SAMPLE = 1 << 15
+_SAMPLE = 1 << 14
 """Scores of the sample."""
 
 
@@ -33,18 +43,17 @@ def highest(scores: Tensor, count: int) -> Tensor:
         >>> highest(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3).tolist()
         [True, True, False, True]
     """
-    above_all = scores > -torch.inf
+    numbers = scores.numpy()
     if count >= len(scores):
-        return above_all
+        return torch.from_numpy(numbers > -np.inf)
     if count <= 0:
-        return torch.zeros_like(above_all)
-    at = len(scores) - count
-    least = float(np.partition(scores.numpy(), at)[at])
-    chosen = scores > least
-    spare = count - int(np.count_nonzero(chosen.numpy()))
-    if spare and least > -torch.inf:
-        chosen[places(scores == least)[:spare]] = True
-    return chosen
+        return torch.zeros(len(scores), dtype=torch.bool)
+    least = np.float32(kth_largest(numbers, count))
+    chosen = numbers > least
+    spare = count - int(np.count_nonzero(chosen))
+    if spare and least > -np.inf:
+        chosen[np.flatnonzero(numbers == least)[:spare]] = True
+    return torch.from_numpy(chosen)
 
 
 def best_places(scores: Tensor, count: int) -> Tensor:
@@ -65,9 +74,7 @@ def best_places(scores: Tensor, count: int) -> Tensor:
         return places(highest(scores, count))
     if len(scores) > _MANY and 4 * count < len(scores):
         # Judged by a sample, at a stride that is no multiple of rows, of what is a little more.
-        sample = scores[:: (len(scores) // _SAMPLE) | 1].numpy()
-        at = int(len(sample) * (1 - 1.2 * count / len(scores))) - 64
-        least = float(np.partition(sample, at)[at])
+        least = _little_less(scores[:: (len(scores) // _SAMPLE) | 1].numpy(), count / len(scores))
         if least >= 0:
             found, sizes = kernels.above(scores, least, magnitude=False)
             if len(found) >= count:
@@ -112,7 +119,7 @@ def best_of_rows(scores: Tensor, count: int, which: Tensor | None = None) -> Ten
     return rows[found // columns] * columns + found % columns
 
 
-def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> Tensor:
+def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> tuple[Tensor, Tensor]:
     """Where the ``count`` largest magnitudes but for some places are, ascending; of equal ones the first.
 
     Args:
@@ -121,23 +128,32 @@ def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> Tensor:
         besides: int64, ascending.
 
     Returns:
-        int64 [count].
+        int64 [count], and these magnitudes, float32 [count].
 
     Example:
-        >>> best_magnitudes(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2, torch.tensor([2])).tolist()
-        [1, 3]
+        >>> best_magnitudes(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2, torch.tensor([2]))
+        (tensor([1, 3]), tensor([3., 2.]))
     """
     kernels, n = choice(), len(values)
-    wanted = count + len(besides)
-    if kernels is not None and n > _MANY and 4 * wanted < n:
-        sample = values[:: (n // _SAMPLE) | 1].abs().numpy()
-        at = int(len(sample) * (1 - 1.2 * wanted / n)) - 64
-        found, numbers = kernels.above(values, float(np.partition(sample, at)[at]), magnitude=True)
-        free = places(kernels.sources(besides, found, -1) < 0)
-        if len(free) >= count:
-            best = kernels.best_of_rows(numbers.index_select(0, free).abs_().view(1, -1), count)
-            return found.index_select(0, free.index_select(0, best))
-    return best_places(values.abs().index_fill_(0, besides, -1.0), count)
+    if kernels is not None and n > _MANY and 4 * count < n:
+        step = (n // _SAMPLE) | 1
+        left_out = kernels.sources(besides, torch.from_numpy(np.arange(0, n, step)), -1).numpy() >= 0
+        sample = np.abs(values.numpy()[::step])[~left_out]
+        if len(sample):
+            least = _little_less(sample, count / (n - len(besides)))
+            found, numbers = kernels.above_besides(values, least, besides)
+            if len(found) >= count:
+                best = kernels.best_of_rows(numbers.abs_().view(1, -1), count)
+                return found.index_select(0, best), numbers.index_select(0, best)
+    sizes = values.abs()
+    best = best_places(sizes.index_fill(0, besides, -1.0), count)
+    return best, sizes.index_select(0, best)
+
+
+def _little_less(sample: np.ndarray[tuple[int], np.dtype[np.float32]], share: float) -> float:
+    """What a little more than a share, up to a quarter, of all numbers exceeds, judged by a sample of them."""
+    k = int(1.2 * share * len(sample)) + 64
+    return kth_largest(sample, min(k, len(sample)))
 
 
 def places(mask: Tensor) -> Tensor:
@@ -157,15 +173,45 @@ def joined(ascending: Tensor, others: Tensor) -> Tensor:
         >>> joined(torch.tensor([1, 5]), torch.tensor([9, 3])).tolist()
         [1, 3, 5, 9]
     """
-    small = len(ascending) == 0 or max(int(ascending[-1]), int(others.max()) if len(others) else 0) < 1 << 31
-    kind = np.int32 if small else np.int64
-    tail = np.sort(others.numpy().astype(kind))
+    added = _ascending(others)
     kernels = choice()
     if kernels is not None:
-        return kernels.merged(ascending.contiguous(), torch.from_numpy(tail.astype(np.int64)))
+        return kernels.merged(ascending.contiguous(), added)
     # A stable sort merges two runs, which is faster than sorting.
-    merged = np.sort(np.concatenate([ascending.numpy().astype(kind), tail]), kind="stable")
-    return torch.from_numpy(merged.astype(np.int64))
+    return torch.from_numpy(np.sort(np.concatenate([ascending.numpy(), added.numpy()]), kind="stable"))
+
+
+def _ascending(positions: Tensor) -> Tensor:
+    """Positions in ascending order, contiguous; one or two ascending runs, as most are, need no sort."""
+    numbers = positions.contiguous().numpy()
+    ends = np.flatnonzero(numbers[1:] < numbers[:-1]) + 1
+    if not len(ends):
+        return torch.from_numpy(numbers)
+    kernels = choice()
+    if len(ends) == 1 and kernels is not None:
+        first, second = (torch.from_numpy(run) for run in np.split(numbers, ends))
+        return kernels.merged(first, second)
+    low, high = int(numbers.min()), int(numbers.max())
+    narrow = numbers.astype(np.int32) if low >= 0 and high < 1 << 31 else numbers  # whose sort is faster
+    return torch.from_numpy(np.sort(narrow).astype(np.int64))
+
+
+def carried(was: Tensor, source: Tensor) -> Tensor:
+    """``was[source]``, and zero where a source is the number of those that were.
+
+    Args:
+        was: [n].
+        source: int64, 0 to n.
+
+    Example:
+        >>> carried(torch.tensor([1.0, 2.0]), torch.tensor([1, 2, 0])).tolist()
+        [2.0, 0.0, 1.0]
+    """
+    kernels = choice() if was.is_cpu and was.dtype is torch.float32 else None
+    if kernels is not None:
+        return kernels.carried(was.contiguous(), source.contiguous())
+    # Behind the last one lies what new ones start from.
+    return torch.cat([was, was.new_zeros(1)]).index_select(0, source)
 
 
 def sources(old: Tensor, new: Tensor, missing: int) -> Tensor:

@@ -6,12 +6,13 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, dead, uniform_scores
-from gossamer.train.choose import best_magnitudes, best_places, places
+from gossamer.train.choose import best_magnitudes, best_places, carried, places
 from gossamer.train.health import finite
 from gossamer.train.schedule import Schedule
 from gossamer.train.tracked import Tracked
@@ -106,8 +107,9 @@ class Random(GrowScore):
 
 
 def _best_of(scores: Tensor, layer: Tracked, kept: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    scores.index_fill_(0, layer.positions[places(kept)], -torch.inf)
-    found = best_places(scores, min(most, layer.size - int(kept.sum())))
+    alive = layer.survivors(kept)
+    scores.index_fill_(0, alive, -torch.inf)
+    found = best_places(scores, min(most, layer.size - len(alive)))
     return found, scores[found]
 
 
@@ -130,11 +132,12 @@ class Gradient(GrowScore):
         if found is None:
             return _best_of(self.everywhere(layer, key), layer, kept, most)
         dead, of_dead, of_live = found
-        again = places(~kept)
-        positions = torch.cat([dead, layer.positions.index_select(0, again)])
-        scores = torch.cat([of_dead, of_live.index_select(0, again)])
+        again = torch.from_numpy(np.flatnonzero(~kept.numpy()))
+        scores = torch.cat([of_dead, of_live.index_select(0, again)]).abs_()
         best = best_places(scores, min(most, len(scores)))
-        return positions.index_select(0, best), scores.index_select(0, best)
+        first = int(np.searchsorted(best.numpy(), len(dead)))  # of those that come back
+        revived = layer.positions.index_select(0, again.index_select(0, best[first:] - len(dead)))
+        return torch.cat([dead.index_select(0, best[:first]), revived]), scores.index_select(0, best)
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
         """|∂L/∂w|."""
@@ -193,9 +196,8 @@ class Momentum(GrowScore):
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:
         """The largest."""
         del key
-        mean, alive = layer.dense["momentum"], layer.positions.index_select(0, places(kept))
-        found = best_magnitudes(mean, min(most, layer.size - len(alive)), alive)
-        return found, mean.index_select(0, found).abs_()
+        mean, alive = layer.dense["momentum"], layer.survivors(kept)
+        return best_magnitudes(mean, min(most, layer.size - len(alive)), alive)
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
         """|m|."""
@@ -204,7 +206,7 @@ class Momentum(GrowScore):
 
     def strength(self, layer: Tracked) -> float:
         """Mean |m| of the live weights."""
-        return float(layer.dense["momentum"].index_select(0, layer.positions).abs_().mean())
+        return float(carried(layer.dense["momentum"], layer.positions).abs_().mean())
 
     def momentum(self, layer: Tracked) -> Tensor | None:
         """m."""

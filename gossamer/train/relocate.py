@@ -6,12 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from gossamer.errors import PlanError
 from gossamer.nn.topology import Topology, index_dtype
-from gossamer.train.choose import places, sources
+from gossamer.train.choose import carried, sources
 from gossamer.train.tracked import Tracked
 
 __all__ = ["Moved", "group_of", "relocate"]
@@ -63,24 +64,21 @@ def relocate(
     old, values = layer.layer.topology, layer.layer.values
     new = Topology(old.shape, positions.to(index_dtype(old.shape)))
     source = sources(layer.positions, positions, old.live)
-    at = places(source == old.live)
-    grown = len(at)
+    fresh = source.numpy() == old.live
+    grown = int(np.count_nonzero(fresh))
     if grown or new.live != old.live:
-
-        def carried(was: Tensor) -> Tensor:
-            # Behind the last one lies what new weights start from.
-            return torch.cat([was, was.new_zeros(1)]).index_select(0, source)
-
+        needed = momentum is not None or layer.memory
+        at = torch.from_numpy(np.flatnonzero(fresh)) if needed else torch.zeros(0, dtype=torch.int64)
         state = optimizer.state.get(values, {})
         for key, held in state.items():
             if isinstance(held, Tensor) and held.shape == values.shape:
-                state[key] = carried(held)
+                state[key] = carried(held, source)
                 if momentum is not None and key == "momentum_buffer":
                     state[key][at] = _as_buffer(momentum[positions[at]], group_of(optimizer, values))
         for what, remembered in layer.memory.items():
-            layer.memory[what] = carried(remembered)
+            layer.memory[what] = carried(remembered, source)
             layer.memory[what][at] = newborn(what, grown)
-        layer.layer.set_topology(new, carried(values.detach()))
+        layer.layer.set_topology(new, carried(values.detach(), source))
     return Moved(old.live - (new.live - grown), grown, new.live)
 
 

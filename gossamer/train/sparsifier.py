@@ -408,7 +408,7 @@ class Sparsifier:
     def _next(self, layers: list[Tracked], kept: list[Tensor], wanted: Wanted) -> Iterator[tuple[Tracked, Tensor]]:
         """(layer, its new positions), one after the other, so that dense gradients exist one at a time."""
         parts = self._parts
-        survivors = [layer.positions.index_select(0, places(k)) for layer, k in zip(layers, kept, strict=True)]
+        survivors = [layer.survivors(k) for layer, k in zip(layers, kept, strict=True)]
         if parts.grow is None:
             yield from zip(layers, survivors, strict=True)
             return

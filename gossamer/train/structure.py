@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -166,10 +167,9 @@ class ConstantFanIn(Structure):
         """Ablate, then the best of each row."""
         rows, columns = shape[0], prod(shape[1:])
         scores.index_fill_(0, survivors, torch.inf)
-        edges = torch.arange(rows + 1) * columns
-        alive = torch.searchsorted(before, edges).diff() > 0
+        alive = _per_row(before, rows, columns) > 0
         if self.ablate:
-            salient = torch.searchsorted(best_places(scores, live), edges).diff()
+            salient = _per_row(best_places(scores, live), rows, columns)
             salient[~alive] = -1
             alive &= salient >= max(1.0, self.ablate * live / rows)
             needed = -(-live // columns)  # rows that can hold the budget
@@ -178,3 +178,9 @@ class ConstantFanIn(Structure):
                 alive[salient.argsort(descending=True, stable=True)[:needed]] = True
         which = places(alive)
         return best_of_rows(scores.view(rows, columns), live // len(which), which)
+
+
+def _per_row(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """How many of the ascending positions are in each row, int64 [rows]."""
+    # NumPy looks for each edge behind the one before.
+    return torch.from_numpy(np.diff(np.searchsorted(positions.numpy(), np.arange(rows + 1) * columns)))

@@ -11,6 +11,7 @@ from torch.utils.hooks import RemovableHandle
 from gossamer.errors import DataError
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
+from gossamer.train.choose import places
 from gossamer.train.ranks import Ranks
 
 __all__ = ["Tracked"]
@@ -38,6 +39,7 @@ class Tracked:
         self._raw: Tensor | None = None
         self._tap: RemovableHandle | None = None
         self._wide: tuple[Topology, Tensor] | None = None
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -62,9 +64,15 @@ class Tracked:
             self._wide = topology, topology.positions.long()
         return self._wide[1]
 
+    def survivors(self, kept: Tensor) -> Tensor:
+        """The positions of those that a mask, bool [live], keeps; int64, ascending."""
+        if self._kept is None or self._kept[0] is not kept:
+            self._kept = kept, self.positions.index_select(0, places(kept))
+        return self._kept[1]
+
     def rest(self) -> None:
         """Give up what is kept during an update only."""
-        self._wide = None
+        self._wide = self._kept = None
 
     @property
     def values(self) -> Tensor:
@@ -116,7 +124,9 @@ class Tracked:
         return self.layer.gradient_at(torch.zeros(0, dtype=torch.int64)) is not None
 
     def largest(self) -> tuple[Tensor, Tensor, Tensor] | None:
-        """Positions int64 and |dW| of the largest dead ones, ascending, and |dW| of all live ones; ends the watch.
+        """Positions int64 and dW of the largest dead ones and some more, ascending, and dW of all live ones.
+
+        Ends the watch.
 
         Returns:
             None where only `dense_gradient` is at hand.
@@ -126,13 +136,13 @@ class Tracked:
         """
         if self._ranks.several or self._tap is None:
             return None
-        found = self.layer.dead_gradient(ordered=False)
+        found = self.layer.dead_gradient(exact=False)
         raw = self._raw
         self.unwatch()
         if found is None or raw is None:
             raise DataError(f"{self.name}: found no backward pass since the last step, expected one")
         dead, gradients = found
-        return dead.long(), gradients.abs(), raw.abs()
+        return dead.long(), gradients, raw
 
     def dense_gradient(self) -> Tensor:
         """dW of the watched passes at all positions, float32 [size], the mean over ranks; ends the watch.

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gossamer.runtime.choice import MOST_OF_GROUP, Choice, choice
+from gossamer.runtime.choice import MOST_OF_GROUP, Choice, choice, kth_largest
 from gossamer.runtime.cpu import Level, host, levels
 from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ChoiceKernels, load
@@ -86,3 +87,61 @@ def test_positions_are_merged_and_found_again(old: set[int], new: set[int]) -> N
     assert kernels.merged(a, b).tolist() == sorted(old | others)
     places = {position: i for i, position in enumerate(sorted(old))}
     assert kernels.sources(a, c, -1).tolist() == [places.get(position, -1) for position in sorted(new)]
+
+
+@pytest.mark.parametrize("others", [0, 1, 90_000])
+@pytest.mark.parametrize("count", [0, 1, 3, 150_000])
+def test_many_positions_are_merged_and_found_again_by_any_team(
+    kernels: Choice, threads: int, count: int, others: int
+) -> None:
+    shuffled = torch.randperm(400_000, generator=torch.Generator().manual_seed(count + others)) + (1 << 33)
+    a, b = shuffled[:count].sort().values, shuffled[count : count + others].sort().values
+    both = torch.cat([a, b]).sort().values
+    assert torch.equal(kernels.merged(a, b), both)
+    source = kernels.sources(a, both, count)
+    expected = torch.searchsorted(a, both)
+    assert torch.equal(source, torch.where(torch.isin(both, a), expected, count))
+    numbers = torch.rand(count) + 1
+    carried = kernels.carried(numbers, source)
+    assert torch.equal(carried, torch.cat([numbers, torch.zeros(1)])[source])
+
+
+@pytest.mark.parametrize("besides", [0, 5, 60_000])
+@pytest.mark.parametrize("count", [0, 1, 4096, 200_003])
+def test_what_is_left_out_is_not_above(kernels: Choice, threads: int, count: int, besides: int) -> None:
+    draw = torch.Generator().manual_seed(count + besides)
+    values = torch.randn(count, generator=draw)
+    left_out = torch.randperm(count, generator=draw)[:besides].sort().values
+    for threshold in (0.0, 0.5, 9.0):
+        seen = values.abs()
+        seen[left_out] = 0.0
+        expected = (seen > threshold).nonzero().squeeze(1)
+        positions, found = kernels.above_besides(values, threshold, left_out)
+        assert torch.equal(positions, expected)
+        assert torch.equal(found, values[expected])
+
+
+def test_results_outlive_the_memory_that_they_were_found_in(kernels: Choice) -> None:
+    values = torch.randn(1 << 19, generator=torch.Generator().manual_seed(0))
+    positions, found = kernels.above(values, 1.0, magnitude=False)
+    kept = positions.clone(), found.clone()
+    kernels.above(-values, 0.0, magnitude=False)
+    assert torch.equal(positions, kept[0])
+    assert torch.equal(found, kept[1])
+
+
+@pytest.mark.parametrize("kind", ["normal", "equal", "sample misleads", "infinite"])
+@pytest.mark.parametrize("count", [1, 300, 40_000, 131_073])
+def test_the_kth_largest_is_that_of_a_sort(kind: str, count: int) -> None:
+    numbers = np.random.default_rng(count).standard_normal(count).astype(np.float32)
+    if kind == "equal":
+        numbers = np.round(numbers)
+    elif kind == "sample misleads":
+        numbers[:: (count // (1 << 12)) | 1] *= 1e3
+    elif kind == "infinite":
+        numbers[: count // 2] = -np.inf
+        numbers[-count // 8 :] = np.inf
+    expected = np.sort(numbers)
+    for k in {1, 2, count // 3, count // 2, count - 1, count} - {0}:
+        if k <= count:
+            assert kth_largest(numbers, k) == expected[count - k]

@@ -84,7 +84,9 @@ def test_a_sample_does_not_change_what_is_best(kernels: bool, monkeypatch: pytes
     assert torch.equal(best_places(scores, 900), order[:900].sort().values)
     besides = order[:500:2].sort().values
     left = order[~torch.isin(order, besides)]
-    assert torch.equal(best_magnitudes(values, 900, besides), left[:900].sort().values)
+    places, sizes = best_magnitudes(values, 900, besides)
+    assert torch.equal(places, left[:900].sort().values)
+    assert torch.equal(sizes, values[places].abs())
 
 
 @given(st.sets(st.integers(0, 40)), st.sets(st.integers(0, 40)))
@@ -99,6 +101,16 @@ def test_sets_of_positions_are_joined_in_order(first: set[int], second: set[int]
     ascending = torch.tensor(sorted(first), dtype=torch.int64)
     others = torch.tensor(list(second), dtype=torch.int64)
     assert joined(ascending, others).tolist() == sorted(first | second)
+
+
+@pytest.mark.parametrize("runs", [1, 2, 5])
+@pytest.mark.parametrize("first", [0, (1 << 31) - 500, 1 << 33])
+def test_positions_beyond_31_bits_are_joined_in_order(kernels: bool, first: int, runs: int) -> None:
+    shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(runs)) + first
+    ascending, others = shuffled[:300].sort().values, shuffled[300:]
+    added = torch.cat([run.sort().values for run in others.chunk(runs)])
+    assert torch.equal(joined(ascending, added), torch.arange(first, first + 1000))
+    assert torch.equal(joined(ascending, others), torch.arange(first, first + 1000))
 
 
 @given(st.integers(0, 2**63), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))

@@ -1,0 +1,192 @@
+"""Kernels that merge ascending positions and move what is known of them along, as LLVM IR."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any
+
+from llvmlite import ir
+
+from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
+from gossamer.runtime.layout import in_team
+
+__all__ = ["add_moves", "first_not_below", "while_going"]
+
+Node = Any  # llvmlite has no type stubs
+Going = Callable[[list[Node]], Node]
+Step = Callable[[list[Node]], list[Node]]
+
+_STREAMS = 2
+"""Shares of a member that go on side by side: each step of one waits for the one before."""
+
+
+def add_moves(module: ir.Module) -> None:
+    """Adds kernels whose positions are int64 and ascending; a description comes first, threads come last.
+
+    ``merge(description, a, count, b, count, merged, threads)``: both.
+
+    ``follow(description, old, count, new, count, missing, sources, threads)``: for each of the new ones its place among
+    the old ones, or ``missing``, int64.
+
+    ``carry(description, old, count, sources, count, made, threads)``: float32 ``made[i] = old[sources[i]]``, or zero
+    where int64 sources are not below the number of old ones.
+    """
+    _merge(module)
+    _follow(module)
+    _carry(module)
+
+
+def while_going(e: Emitter, carried: list[Node], going: Going, body: Step) -> list[Node]:
+    """``while going(carried): carried = body(carried)``."""
+    before = e.at.block
+    head, inside, after = (e.made.append_basic_block() for _ in range(3))
+    e.at.branch(head)
+    e.at.position_at_end(head)
+    phis = []
+    for value in carried:
+        phi = e.at.phi(value.type)
+        phi.add_incoming(value, before)
+        phis.append(phi)
+    e.at.cbranch(going(phis), inside, after)
+    e.at.position_at_end(inside)
+    for phi, value in zip(phis, body(phis), strict=True):
+        phi.add_incoming(value, e.at.block)
+    e.at.branch(head)
+    e.at.position_at_end(after)
+    return phis
+
+
+def _side_by_side(e: Emitter, starts: Sequence[list[Node]], goings: Sequence[Going], step: Step) -> list[list[Node]]:
+    """Several such loops with the same body, a step of each in turn until one of them ends, then one by one."""
+    size = len(starts[0])
+
+    def split(carried: list[Node]) -> list[list[Node]]:
+        return [carried[i : i + size] for i in range(0, len(carried), size)]
+
+    def all_going(carried: list[Node]) -> Node:
+        yes, *others = (going(own) for going, own in zip(goings, split(carried), strict=True))
+        for other in others:
+            yes = e.at.and_(yes, other)
+        return yes
+
+    def all_step(carried: list[Node]) -> list[Node]:
+        return [value for own in split(carried) for value in step(own)]
+
+    together = while_going(e, [value for own in starts for value in own], all_going, all_step)
+    return [while_going(e, own, going, step) for own, going in zip(split(together), goings, strict=True)]
+
+
+def first_not_below(e: Emitter, numbers: Node, low: Node, high: Node, bound: Node) -> Node:
+    """The first place from ``low`` on where ascending int64 numbers are not below a bound, or ``high``."""
+
+    def halved(at: list[Node]) -> list[Node]:
+        low, high = at
+        middle = e.div(e.add(low, high), 2)
+        below = e.at.icmp_signed("<", e.read(numbers, middle, I64), bound)
+        return [e.at.select(below, e.add(middle, 1), low), e.at.select(below, high, middle)]
+
+    return while_going(e, [low, high], lambda at: e.less(at[0], at[1]), halved)[0]
+
+
+def _merge(module: ir.Module) -> None:
+    """Members take shares of the first, and what of the second lies between."""
+    made = function(module, "merge_share", [PTR] + [I64] * 7, exported=False)
+    _, a, count_a, b, count_b, merged, part, team = made.args
+    e = Emitter(made, 1)
+    a, b, merged = (e.at.inttoptr(x, PTR) for x in (a, b, merged))
+    shares = e.mul(team, _STREAMS)
+
+    def edge(share: Node) -> list[Node]:
+        i = e.div(e.mul(share, count_a), shares)
+
+        def between() -> list[Node]:
+            return [first_not_below(e, b, e.constant(0), count_b, e.read(a, i, I64))]
+
+        def outside() -> list[Node]:
+            return [e.at.select(e.equal(share, shares), count_b, e.constant(0))]
+
+        return [i, *e.choose(e.at.and_(e.less(0, share), e.less(i, count_a)), between, outside)]
+
+    def going(end: list[Node]) -> Going:
+        return lambda at: e.at.and_(e.less(at[0], end[0]), e.less(at[1], end[1]))
+
+    def step(at: list[Node]) -> list[Node]:
+        i, j = at
+        one, other = e.read(a, i, I64), e.read(b, j, I64)
+        from_a = e.at.icmp_signed("<", one, other)
+        e.write(e.at.select(from_a, one, other), merged, e.add(i, j))
+        return [e.add(i, e.at.zext(from_a, I64)), e.add(j, e.at.zext(e.at.not_(from_a), I64))]
+
+    def rest(source: Node, begin: Node, end: Node, offset: Node) -> None:
+        def one(k: Node, _: list[Node]) -> list[Node]:
+            e.write(e.read(source, k, I64), merged, e.add(k, offset))
+            return []
+
+        e.loop(begin, end, one)
+
+    edges = [edge(e.add(e.mul(part, _STREAMS), k)) for k in range(_STREAMS + 1)]
+    stopped = _side_by_side(e, edges[:-1], [going(end) for end in edges[1:]], step)
+    for (i, j), (end_a, end_b) in zip(stopped, edges[1:], strict=True):
+        rest(a, i, end_a, j)
+        rest(b, j, end_b, end_a)
+    e.at.ret_void()
+    in_team(module, "merge", made, 5)
+
+
+def _follow(module: ir.Module) -> None:
+    """Members take shares of the new ones."""
+    made = function(module, "follow_share", [PTR] + [I64] * 8, exported=False)
+    _, old, count_old, new, count_new, missing, sources, part, team = made.args
+    e = Emitter(made, 1)
+    old, new, sources = (e.at.inttoptr(x, PTR) for x in (old, new, sources))
+    shares = e.mul(team, _STREAMS)
+    edges = [e.div(e.mul(e.add(e.mul(part, _STREAMS), k), count_new), shares) for k in range(_STREAMS + 1)]
+
+    def start(first: Node, last: Node) -> list[Node]:
+        def found() -> list[Node]:
+            return [first_not_below(e, old, e.constant(0), count_old, e.read(new, first, I64))]
+
+        return [*e.choose(e.less(first, last), found, lambda: [count_old]), first]
+
+    def going(last: Node) -> Going:
+        return lambda at: e.at.and_(e.less(at[0], count_old), e.less(at[1], last))
+
+    def step(at: list[Node]) -> list[Node]:
+        i, j = at
+        one, other = e.read(old, i, I64), e.read(new, j, I64)
+        e.write(e.at.select(e.equal(one, other), i, missing), sources, j)
+        forward = (e.at.icmp_signed("<=", one, other), e.at.icmp_signed(">=", one, other))
+        return [e.add(k, e.at.zext(yes, I64)) for k, yes in zip(at, forward, strict=True)]
+
+    def none(k: Node, _: list[Node]) -> list[Node]:
+        e.write(missing, sources, k)
+        return []
+
+    starts = [start(first, last) for first, last in pairwise(edges)]
+    stopped = _side_by_side(e, starts, [going(last) for last in edges[1:]], step)
+    for (_, j), last in zip(stopped, edges[1:], strict=True):
+        e.loop(j, last, none)
+    e.at.ret_void()
+    in_team(module, "follow", made, 6)
+
+
+def _carry(module: ir.Module) -> None:
+    """Members take shares of what is made."""
+    made = function(module, "carry_share", [PTR] + [I64] * 7, exported=False)
+    _, old, count_old, sources, count, new, part, team = made.args
+    e = Emitter(made, 1)
+    old, sources, new = (e.at.inttoptr(x, PTR) for x in (old, sources, new))
+    first, last = (e.div(e.mul(e.add(part, k), count), team) for k in range(2))
+
+    def one(k: Node, _: list[Node]) -> list[Node]:
+        source = e.read(sources, k, I64)
+        known = e.less(source, count_old)
+        number = e.read(old, e.at.select(known, source, e.constant(0)), F32)
+        e.write(e.at.select(known, number, ir.Constant(F32, 0.0)), new, k)
+        return []
+
+    with e.at.if_then(e.less(0, count_old)):
+        e.loop(first, last, one)
+    e.at.ret_void()
+    in_team(module, "carry", made, 5)
