@@ -12,7 +12,7 @@ import torch
 import gossamer as gs
 from gossamer.cli.main import run as command
 from gossamer.huggingface import factory, load_folder, save_folder, text_windows
-from gossamer.measure import Sensitivities
+from gossamer.sensitivity import Sensitivities
 
 transformers = pytest.importorskip("transformers", reason="the extra [hf] is not installed")
 tokenizers = pytest.importorskip("tokenizers", reason="the extra [hf] is not installed")

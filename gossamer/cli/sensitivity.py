@@ -24,13 +24,13 @@ from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe_file import dump_recipe
 from gossamer.drive.source import ModelSource
 from gossamer.errors import DataError, GossamerError, PlanError
-from gossamer.measure.curve_journal import CurveJournal, sum_of_code
-from gossamer.measure.heat_map import heat_map, level_text, rise_text, shortened
-from gossamer.measure.judge import Distance
-from gossamer.measure.layer_curves import KINDS, LayerCurve, Sensitivities
-from gossamer.measure.probe import Kind, Probe, bits, ranks, sparsities
-from gossamer.measure.sensitivity import measure_layers
 from gossamer.methods.quantize.groups import Group
+from gossamer.sensitivity.curve_journal import CurveJournal, sum_of_code
+from gossamer.sensitivity.heat_map import heat_map, level_text, rise_text, shortened
+from gossamer.sensitivity.judge import Distance
+from gossamer.sensitivity.layer_curves import KINDS, LayerCurve, Sensitivities
+from gossamer.sensitivity.measuring import measure_layers
+from gossamer.sensitivity.probe import Kind, Probe, bits, ranks, sparsities
 from gossamer.store.atomic import write_atomically
 from gossamer.store.json_file import write_json
 from gossamer.store.weights import load_weights_into

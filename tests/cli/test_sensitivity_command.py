@@ -21,7 +21,7 @@ from gossamer.cli.main import run
 from gossamer.demo.data import load_fashion
 from gossamer.demo.networks import lenet_5
 from gossamer.drive.recipe_file import load_recipe
-from gossamer.measure import Sensitivities
+from gossamer.sensitivity import Sensitivities
 
 NETWORK = "gossamer.demo.networks:lenet_5"
 DATA = """

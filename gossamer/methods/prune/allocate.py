@@ -21,7 +21,7 @@ __all__ = ["PerTensor", "Sensitivity", "erdos_renyi", "fill", "proportional"]
 @final
 @dataclass(frozen=True)
 class Sensitivity:
-    """How much the loss rises with each tensor's sparsity; `gossamer.measure.sensitivity` measures it.
+    """How much the loss rises with each tensor's sparsity; `gossamer.sensitivity.sensitivity` measures it.
 
     Args:
         curves: (tensor name, ((sparsity, loss increase), …)), sparsities rising within 0 to 1.

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from gossamer.measure import LayerCurve, Sensitivities
-from gossamer.measure.heat_map import heat_map, rise_text, shortened
+from gossamer.sensitivity import LayerCurve, Sensitivities
+from gossamer.sensitivity.heat_map import heat_map, rise_text, shortened
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -9,16 +9,15 @@ from typing import Any, final
 
 import torch
 
-import gossamer
 from gossamer.errors import DataError, FormatError, PlanError
-from gossamer.measure.layer_curves import LayerCurve
-from gossamer.measure.probe import Kind
-from gossamer.measure.sensitivity import Finished
+from gossamer.sensitivity.layer_curves import LayerCurve
+from gossamer.sensitivity.measuring import Finished
+from gossamer.sensitivity.probe import Kind
 from gossamer.store.journal import Journal, read_journal
 
 __all__ = ["CurveJournal", "sum_of_code"]
 
-_COMPUTING = ("encoding", "methods", "drive", "network", "measure")
+_COMPUTING = ("encoding", "methods", "drive", "network", "sensitivity")
 
 
 def sum_of_code() -> str:
@@ -28,7 +27,7 @@ def sum_of_code() -> str:
         >>> sum_of_code() == sum_of_code()
         True
     """
-    root, crc = Path(gossamer.__file__).parent, 0
+    root, crc = Path(__file__).parents[1], 0
     for folder in _COMPUTING:
         for file in sorted((root / folder).rglob("*.py")):
             crc = zlib.crc32(file.read_bytes(), zlib.crc32(str(file.relative_to(root)).encode(), crc))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import final
 from xml.sax.saxutils import escape, quoteattr
 
-from gossamer.measure.layer_curves import LayerCurve, Sensitivities
-from gossamer.measure.probe import Kind
+from gossamer.sensitivity.layer_curves import LayerCurve, Sensitivities
+from gossamer.sensitivity.probe import Kind
 
 __all__ = ["heat_map", "level_text", "rise_text", "shortened"]
 

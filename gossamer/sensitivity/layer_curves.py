@@ -15,13 +15,13 @@ import yaml
 
 from gossamer.drive.recipe_file import dump_recipe, parse_recipe
 from gossamer.errors import FormatError, PlanError
-from gossamer.measure.judge import Metric
-from gossamer.measure.probe import Kind, rank_at
 from gossamer.methods.base import Method
 from gossamer.methods.factorize import SVD, WhitenedSVD
 from gossamer.methods.prune import Budgeted, Sensitivity
 from gossamer.methods.quantize.groups import PerGroup
 from gossamer.methods.quantize.mixed import allocate
+from gossamer.sensitivity.judge import Metric
+from gossamer.sensitivity.probe import Kind, rank_at
 
 __all__ = ["KINDS", "LayerCurve", "Sensitivities"]
 

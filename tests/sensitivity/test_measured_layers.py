@@ -19,12 +19,12 @@ from torch.nn import functional as F
 import gossamer as gs
 from gossamer.drive.recipe_file import dump_recipe, parse_recipe
 from gossamer.errors import DataError, FormatError, PlanError
-from gossamer.measure import LayerCurve, Probe, Sensitivities, bits, measure_layers, ranks, sparsities
-from gossamer.measure.judge import Judge
 from gossamer.methods.base import Method
 from gossamer.methods.factorize import SVD, WhitenedSVD
 from gossamer.methods.prune import Magnitude, Rows
 from gossamer.methods.quantize import GPTQ, RoundToNearest
+from gossamer.sensitivity import LayerCurve, Probe, Sensitivities, bits, measure_layers, ranks, sparsities
+from gossamer.sensitivity.judge import Judge
 
 
 def small() -> nn.Module:

@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from gossamer.drive import run
 from gossamer.drive.recipe_file import dump_recipe, parse_recipe
 from gossamer.errors import DataError, PlanError
-from gossamer.measure import sensitivity
 from gossamer.methods.prune import LatencyTable, Magnitude, Sensitivity, Taylor
+from gossamer.sensitivity import sensitivity
 
 
 def test_curves_are_the_loss_with_one_tensor_pruned_by_hand() -> None:

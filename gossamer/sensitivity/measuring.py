@@ -23,13 +23,13 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, PlanError
-from gossamer.measure import probe as usual
-from gossamer.measure.judge import Distance, Judge
-from gossamer.measure.layer_curves import LayerCurve, Sensitivities
-from gossamer.measure.probe import Kind, Probe
 from gossamer.methods.base import Evidence, Method, Plan, Site, Summary, matches
 from gossamer.methods.prune import Budgeted, Sensitivity
 from gossamer.network.inspect import plain_tree, specs, tensors
+from gossamer.sensitivity import probe as usual
+from gossamer.sensitivity.judge import Distance, Judge
+from gossamer.sensitivity.layer_curves import LayerCurve, Sensitivities
+from gossamer.sensitivity.probe import Kind, Probe
 
 __all__ = ["Finished", "Keeper", "measure_layers", "sensitivity"]
 
@@ -136,7 +136,7 @@ def measure_layers(
         model: dense; not changed.
         data: batches (inputs, targets), or inputs alone; called as `gossamer.drive.calls` says.
         probes: what to try, one per kind; None: `sparsities`, `bits` and `ranks` of
-            `gossamer.measure`. Methods may need statistics.
+            `gossamer.sensitivity`. Methods may need statistics.
         loss: (outputs, targets) → scalar; None: cross entropy where batches have targets.
         distance: where they have none: "kl" for logits, "squares", or "auto".
         batches: how many of ``data``, from its start, are measured on.
@@ -162,7 +162,7 @@ def measure_layers(
 
     Example:
         >>> import torch
-        >>> from gossamer.measure import bits, ranks
+        >>> from gossamer.sensitivity import bits, ranks
         >>> found = measure_layers(nn.Linear(4, 4), [torch.eye(4)] * 2, [bits((2, 8)), ranks((0.5,))], batches=1)
         >>> [(c.kind, c.name, [level for level, _ in c.points]) for c in found.curves]
         [('bits', 'weight', [2, 8]), ('rank', 'weight', [0.5])]
