@@ -113,7 +113,7 @@ _LOW_RANK = (
     ),
 )
 _MINILM_HEALED = (
-    # float32 scales: they train. What the rounding does to the outputs gives the first gradients to rank by.
+    # What the rounding does to the outputs gives the first gradients to rank by.
     gs.quantize.NormalFloat(bits=4, group=64, only="embeddings.*.weight", skip="*LayerNorm*"),
     gs.Gradual(
         methods=(gs.prune.Taylor(sparsity=0.8, form="fisher", scope="global", only="encoder.*"),),

@@ -48,7 +48,8 @@ class Attached(nn.Module):
         self.dtype = dtype
         self.through = through
         self._keys: dict[str, str] = {}
-        self.tree = tree.map_leaves(_own, owned)
+        self.at_rest = {leaf.path: leaf.tensor.dtype for leaf in tree.leaves() if _narrow(leaf, dtype)}
+        self.tree = tree.map_leaves(lambda leaf: _own(leaf, dtype), owned)
         self._register()
 
     def _register(self) -> None:
@@ -72,6 +73,18 @@ class Attached(nn.Module):
         """Put another tree in (a new topology); its leaves are taken as they are."""
         self.tree = tree
         self._register()
+
+    def stored(self, copies: dict[int, tuple[Any, Any]]) -> Encoding:
+        """A copy of the tree with every number as wide as it was before it trained.
+
+        Args:
+            copies: memo shared by all weights of a network.
+        """
+
+        def copied(leaf: Leaf) -> Tensor:
+            return leaf.tensor.detach().to("cpu", self.at_rest.get(leaf.path, leaf.tensor.dtype), copy=True)
+
+        return self.tree.map_leaves(copied, copies)
 
     def _refresh(self) -> None:
         # New node objects throughout, so that cached positions of patterns that were written into are forgotten.
@@ -122,7 +135,7 @@ class Attached(nn.Module):
         new = object.__new__(Attached)
         nn.Module.__init__(new)
         memo[id(self)] = new
-        new.dtype, new._keys, new.training = self.dtype, {}, self.training
+        new.dtype, new._keys, new.training, new.at_rest = self.dtype, {}, self.training, self.at_rest
         new.through = copy.deepcopy(self.through, memo)
         mapped = memo.setdefault(id(Attached), {})  # trees copied so far: what they share stays shared
         new.tree = self.tree.map_leaves(lambda leaf: copy.deepcopy(leaf.tensor, memo), mapped)
@@ -130,9 +143,15 @@ class Attached(nn.Module):
         return new
 
 
-def _own(leaf: Leaf) -> Tensor:
-    copied = leaf.tensor.detach().clone()
+def _own(leaf: Leaf, dtype: torch.dtype) -> Tensor:
+    copied = leaf.tensor.detach().to(dtype if _narrow(leaf, dtype) else leaf.tensor.dtype, copy=True)
     return nn.Parameter(copied) if leaf.role is Role.TRAINABLE else copied
+
+
+def _narrow(leaf: Leaf, dtype: torch.dtype) -> bool:
+    """Whether numbers that train have fewer bits than the weight: an optimiser's moments would underflow in them."""
+    of = leaf.tensor.dtype
+    return leaf.role is Role.TRAINABLE and of.is_floating_point and of.itemsize < dtype.itemsize
 
 
 def attach(
@@ -278,7 +297,7 @@ def harvest(
             found[spec.name] = outer
             continue
         if spec.name in wrapped:
-            tree = wrapped[spec.name].tree.map_leaves(lambda leaf: leaf.tensor.detach().to("cpu", copy=True), copies)
+            tree = wrapped[spec.name].stored(copies)
         elif outer is not None and is_constant(outer):
             tree = outer
         else:

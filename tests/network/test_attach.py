@@ -13,6 +13,7 @@ from gossamer.drive import ModelSource, run
 from gossamer.encoding import Codebook, Dense, Encoding, Kept, Kind, LowRank, Mask, Masked, View
 from gossamer.errors import CompositionError
 from gossamer.methods.prune import Magnitude
+from gossamer.methods.quantize import RoundToNearest
 from gossamer.methods.share import KMeans
 from gossamer.methods.shrink import Channels
 from gossamer.network import attach, attached, harvest, materialise, specs, tensors
@@ -202,3 +203,23 @@ def test_factors_of_a_convolution_attach() -> None:
     assert sorted(p.numel() for p in model.parameters()) == [8, 24]
     x = torch.randn(1, 3, 5, 5)
     torch.testing.assert_close(model(x), nn.functional.conv2d(x, tree.to_dense()))
+
+
+def test_numbers_stored_in_half_precision_train_in_single_and_come_back_as_they_were_stored() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(6, 4)
+    small = run(net, [RoundToNearest(bits=4, scale_dtype="float16")])
+    before = small.trees["weight"]
+    model = attach(nn.Linear(6, 4), small.specs, small.trees)
+    trained = {name: p for name, p in model.named_parameters() if name != "bias"}
+    assert trained and {p.dtype for p in trained.values()} == {torch.float32}
+    assert torch.equal(model.weight, before.to_dense())
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.0)
+    (1e-5 * model(torch.randn(8, 6)).square().sum()).backward()  # squares of such gradients are zero in half precision
+    optimizer.step()
+    after = harvest(copy.deepcopy(model), small.specs, small.trees)["weight"]
+    for old, new in zip(before.leaves(), after.leaves(), strict=True):
+        assert old.tensor.dtype is new.tensor.dtype and new.tensor.isfinite().all()
+        if old.tensor.dtype is torch.float16:
+            assert float((old.tensor.float() - new.tensor.float()).abs().max()) <= 1.1e-3
+            assert not torch.equal(old.tensor, new.tensor)
