@@ -21,7 +21,9 @@ from benchmarks.rows import ROOT
 from benchmarks.zoo.place import Zoo
 from benchmarks.zoo.pretrained import PRETRAINED, Pretrained
 from gossamer.api import compress, load
+from gossamer.drive.calls import call
 from gossamer.errors import GossamerError
+from gossamer.measure.latency import interleaved
 from gossamer.measure.ledger import ledger_of
 
 __all__ = ["dense_values", "row"]
@@ -43,7 +45,8 @@ def row(subject: Pretrained, setting: Setting, *, quick: bool) -> dict[str, Any]
 
     Returns:
         values by metric; file_bytes, dense_bytes of fp32 safetensors; seconds of compressing and writing; the process's
-        peak_rss_bytes until then, and rss_bytes before.
+        peak_rss_bytes until then, and rss_bytes before; latency_ms of the file lowered, on the subject's inputs, in
+        turns with the dense network in PyTorch.
     """
     network = subject.dense()
     samples = max(8, setting.samples // 8) if quick else setting.samples
@@ -63,6 +66,9 @@ def row(subject: Pretrained, setting: Setting, *, quick: bool) -> dict[str, Any]
         for name, measure in subject.metrics.items():
             values[name] = measure(again)
         ledger = ledger_of(path, zstd=False)
+        inputs = subject.inputs()
+        fast, dense = load(path, into=subject.factory).lower(inputs), subject.dense()
+        times = interleaved({"ours": lambda: call(fast, inputs), "dense": lambda: call(dense, inputs)}, seconds=4.0)
     assert size == ledger.file_bytes
     return {
         "values": values,
@@ -72,6 +78,9 @@ def row(subject: Pretrained, setting: Setting, *, quick: bool) -> dict[str, Any]
         "peak_rss_bytes": peak,
         "rss_before_bytes": before,
         "samples": samples if setting.samples else 0,
+        "latency_ms": round(times["ours"].median_ms, 3),
+        "dense_latency_ms": round(times["dense"].median_ms, 3),
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -221,12 +221,14 @@ def _pretrained(rows: list[dict[str, Any]]) -> dict[str, str]:
             "; ".join(f"{row['metric']} {row['value']:.4g} ({row['dense_value']:.4g})" for row in found),
             f"{first['file_bytes']:,}",
             f"{first['dense_bytes'] / first['file_bytes']:.1f}x",
+            f"{first['latency_ms']:.3g} ({first['dense_latency_ms']:.3g})",
             str(first["samples"] or "none"),
             f"{first['seconds']:,.0f}",
             f"{(first['peak_rss_bytes'] - first['rss_before_bytes']) / 1e6:,.0f}",
         )
         lines.append((*names, *cells))
-    head = ("network", "method", "setting", "measured (dense)", "bytes", "smaller", "samples", "seconds", "MB beyond")
+    head = ("network", "method", "setting", "measured (dense)", "bytes", "smaller", "ms (dense)")
+    head += ("samples", "seconds", "MB beyond")
     return {"pretrained": _table(head, lines, words=4)}
 
 

@@ -78,8 +78,15 @@ def test_times_to_the_goal_are_medians_and_a_seed_that_never_reached_it_is_not_l
 
 def test_every_metric_of_a_recipe_stands_in_its_line_beside_that_of_the_dense_network() -> None:
     row = {"network": "smollm2", "method": "gptq", "setting": "4-bit g128", "file_bytes": 1000, "dense_bytes": 4500}
-    row |= {"samples": 64, "seconds": 432.1, "peak_rss_bytes": 3_000_000, "rss_before_bytes": 1_000_000}
+    row |= {
+        "latency_ms": 100.0,
+        "dense_latency_ms": 98.76,
+        "samples": 64,
+        "seconds": 432.1,
+        "peak_rss_bytes": 3_000_000,
+        "rss_before_bytes": 1_000_000,
+    }
     years = [{"metric": f"perplexity-{y}", "value": v, "dense_value": 23.7} for y, v in ((1996, 25.0), (2010, 26.123))]
     last = tables._pretrained([row | year for year in years])["pretrained"].splitlines()[-1]
     measured = "perplexity-1996 25 (23.7); perplexity-2010 26.12 (23.7)"
-    assert last == f"| smollm2 | gptq | 4-bit g128 | {measured} | 1,000 | 4.5x | 64 | 432 | 2 |"
+    assert last == f"| smollm2 | gptq | 4-bit g128 | {measured} | 1,000 | 4.5x | 100 (98.8) | 64 | 432 | 2 |"
