@@ -32,7 +32,7 @@ from gossamer.network.rebuild import refresh
 __all__ = ["BlockRun", "Calibration"]
 
 _GROUPS = 8  # of blocks, where the part before each must be run anew
-_UNSEEN = "the network gives this tensor no inputs that can be seen: it stays as it is"
+_UNSEEN = "the first batch gives this tensor no inputs that can be seen: it stays as it is"
 
 
 @dataclass(frozen=True)
@@ -293,6 +293,7 @@ class BlockRun:
                     "plans": plans,
                     "nothing": self._nothing,
                     "skipped": self._skipped,
+                    "short": {name: list(found) for name, found in self._short.items()},
                     "outline": self._walk.outlines.get(step),
                     "outputs": [[s, self._shelf.sealed(s)] for s in held_outputs],
                 }
@@ -377,6 +378,7 @@ class BlockRun:
         for number, plans in enumerate(record["plans"]):
             self._later[number] += plans
         self._nothing, self._skipped = record["nothing"], {**self._skipped, **record["skipped"]}
+        self._short |= {name: (int(rows), int(inputs)) for name, (rows, inputs) in record["short"].items()}
         if record["outline"] is not None:
             self._walk.outlines[step] = record["outline"]
         return step

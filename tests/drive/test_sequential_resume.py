@@ -102,12 +102,14 @@ def interrupted(name: str, folder: Path, at: int) -> None:
 @pytest.mark.parametrize("name", NETWORKS)
 def test_wherever_a_run_is_stopped_it_ends_the_same(name: str, tmp_path: Path) -> None:
     network, data, recipe = made(name)
-    gs.compress(network, recipe, data=data, checkpoint=tmp_path / "whole").save(tmp_path / "whole.gsm")
+    whole = gs.compress(network, recipe, data=data, checkpoint=tmp_path / "whole")
+    whole.save(tmp_path / "whole.gsm")
     for at in range(1, 16, 3):
         folder = tmp_path / f"part{at}"
         interrupted(name, folder, at)
         again = gs.compress(network, recipe, data=data, checkpoint=folder, resume=True)
         again.save(tmp_path / "again.gsm")
+        assert (again.notes["plan"], again.skipped) == (whole.notes["plan"], whole.skipped)
         assert (tmp_path / "again.gsm").read_bytes() == (tmp_path / "whole.gsm").read_bytes(), at
         assert not list(folder.rglob("outputs-*.bin"))
 
