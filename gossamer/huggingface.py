@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
+import secrets
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,12 +40,9 @@ def factory(folder: str | Path) -> Callable[[], nn.Module]:
     dtype = named if isinstance(named, torch.dtype) and named.is_floating_point else torch.float32
 
     def make() -> nn.Module:
-        before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # as from_pretrained: tables of angles and the like stay float32
-        try:
-            made = cast(nn.Module, kind(config))
-        finally:
-            torch.set_default_dtype(before)
+        made = cast(nn.Module, kind(config))  # not every initialisation knows half precision
+        for parameter in made.parameters():
+            parameter.data = parameter.data.to(dtype)
         return made.eval()
 
     return make
@@ -156,27 +153,38 @@ def save_folder(network: nn.Module, like: str | Path, out: str | Path) -> int:
         Bytes of weights.
 
     Raises:
-        DataError: a folder with something in it.
+        DataError: a folder with something in it, or one that cannot be written.
 
     Exact: written beside and renamed; what is interrupted leaves nothing.
     """
-    like, out = Path(like), Path(out)
+    like, out = Path(like), Path(out).resolve()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataError(f"{out}: found something there, expected a new or empty folder: nothing is overwritten")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    part = out.with_name(f".{out.name}.{os.getpid()}.part")
-    part.mkdir()
+    part = out.with_name(f".{out.name}.{secrets.token_hex(4)}.part")
     try:
+        part.mkdir(parents=True)
         cast(Any, network).save_pretrained(str(part), safe_serialization=True)
         for file in like.iterdir():
             as_it_was = file.name == "generation_config.json" or not (part / file.name).exists()
             if file.is_file() and not file.name.endswith(_WEIGHTS) and as_it_was:
                 shutil.copyfile(file, part / file.name)
-        part.replace(out)
-    except BaseException:
+        _publish(part, out)
+    except OSError as error:
+        raise DataError(f"{out}: cannot be written: {_line(error)}") from error
+    finally:
         shutil.rmtree(part, ignore_errors=True)
-        raise
     return sum(file.stat().st_size for file in out.glob("*.safetensors"))
+
+
+def _publish(part: Path, out: Path) -> None:
+    """Rename a finished folder; into a folder that cannot be replaced, such as a mount, its files one by one."""
+    try:
+        part.replace(out)
+    except OSError:
+        if not out.is_dir():
+            raise
+        for file in part.iterdir():
+            shutil.move(file, out / file.name)
 
 
 def _config(folder: Path) -> tuple[Any, Any]:

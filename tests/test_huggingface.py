@@ -95,7 +95,7 @@ def test_a_folder_that_cannot_be_finished_leaves_nothing(folder: Path, tmp_path:
         raise OSError("no space left")
 
     monkeypatch.setattr("gossamer.huggingface.shutil.copyfile", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(gs.DataError, match="no space left"):
         save_folder(load_folder(folder), folder, tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
@@ -229,7 +230,10 @@ class Wanted:
         if self.budget is None:
             return None
         name, _, number = self.budget.partition("=")
-        return _kind(name.strip(), "--budget"), _number(number, "--budget")
+        kind, budget = _kind(name.strip(), "--budget"), _number(number, "--budget")
+        if kind != "bits" and budget >= 1:
+            raise PlanError(f"--budget: found {kind}={number.strip()}, expected a share below 1, such as {kind}=0.9")
+        return kind, budget
 
     @property
     def journal(self) -> Path | None:
@@ -320,8 +324,15 @@ def _identity(
         "network": f"{zlib.crc32(repr(model).encode()):08x}",
         "weights": sum_of_trees(listed, {spec.name: source.read(spec.name) for spec in listed}),
         "data": sum_of_data(data),
-        "code": sum_of_code(),
+        "code": f"{sum_of_code()}{_sum_of_source(given.loss)}",
     }
+
+
+def _sum_of_source(loss: str | None) -> str:
+    """A checksum of the file that a loss is defined in, or of the one for text."""
+    module = importlib.import_module(loss.partition(":")[0] if loss is not None else "gossamer.huggingface")
+    file = getattr(module, "__file__", None)
+    return f", loss {zlib.crc32(Path(file).read_bytes()):08x}" if file else ""
 
 
 def _show(found: Sensitivities, console: Console, rows: int) -> None:

@@ -70,12 +70,12 @@ class Judge:
             outputs = [_run(network, batch, i) for i, batch in enumerate(batches)]
             logits = all(isinstance(getattr(found, "logits", None), Tensor) for found in outputs)
             self.metric = distance if distance != "auto" else "kl" if logits else "squares"
-            self._then = [self._compared(found, i) for i, found in enumerate(outputs)]
+            self._then = [self._compared(found, i, keep=True) for i, found in enumerate(outputs)]  # may be parameters
 
-    def _compared(self, outputs: Any, number: int) -> list[Tensor]:
+    def _compared(self, outputs: Any, number: int, *, keep: bool = False) -> list[Tensor]:
         logits = getattr(outputs, "logits", outputs)
         found = tensors_in(logits if self.metric == "kl" else outputs)
-        floats = [t.detach().float() for t in found if t.is_floating_point()]
+        floats = [t.detach().to(torch.float32, copy=keep) for t in found if t.is_floating_point()]
         if not floats or (self.metric == "kl" and len(floats) != 1):
             expected = "one tensor of logits" if self.metric == "kl" else "a tensor of floats"
             raise DataError(f"batch {number}: found {len(floats)} tensors in the outputs, expected {expected}")
@@ -107,7 +107,8 @@ class Judge:
             raise DataError(f"batch {number}: found outputs of other shapes than before, expected the same every time")
         if self.metric == "kl":
             p, q = F.log_softmax(then[0], -1), F.log_softmax(now[0], -1)
-            return float((p.exp() * (p - q)).sum(-1).mean())
+            # What is impossible (a masked word, −inf) adds nothing, whatever it is now.
+            return float(torch.where(p > -torch.inf, p.exp() * (p - q), 0.0).sum(-1).mean())
         apart = sum(float((a - b).double().square().sum()) for a, b in zip(now, then, strict=True))
         whole = sum(float(b.double().square().sum()) for b in then)
         return apart / whole if whole > 0 else (0.0 if apart == 0 else float("inf"))

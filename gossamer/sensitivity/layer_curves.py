@@ -168,6 +168,7 @@ class Sensitivities:
             if not isinstance(method, Budgeted):
                 raise PlanError(f"sensitivity: found {type(method).__name__}, expected a method with a sparsity")
             scope = self.pruning()
+            _check_reach(budget, scope, measured)
             only = tuple(_pattern(name) for name, _ in scope.curves)
             return (dataclasses.replace(method, sparsity=budget, scope=scope, only=only, skip=()),)
         chosen = _least(kind, measured, budget, _factored(method) if kind == "rank" else None)
@@ -237,6 +238,8 @@ class Sensitivities:
         except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = f"{type(error).__name__}: {str(error)[:80]}"
             raise FormatError(f"sensitivity: found a document with a hole: {reason}, expected {_FORMAT!r}") from error
+        if not curves:
+            raise FormatError("sensitivity: found no curves, expected at least one")
         if metric not in ("loss", "kl", "squares") or not all(isinstance(m, Method) for m in methods.values()):
             raise FormatError(f"sensitivity: found metric {str(metric)[:20]!r}, expected loss, kl or squares")
         return cls(metric, base, curves, skipped, methods)
@@ -258,6 +261,18 @@ class Sensitivities:
             return cls.from_json(found)
         except (FormatError, PlanError) as error:
             raise FormatError(f"{path}: {error}") from error
+
+
+def _check_reach(budget: float, scope: Sensitivity, measured: Sequence[LayerCurve]) -> None:
+    """Raises PlanError for a sparsity beyond the last finite points of all curves together."""
+    elements = {curve.name: curve.elements for curve in measured}
+    most = sum(elements[name] * points[-1][0] for name, points in scope.curves)
+    whole = sum(elements[name] for name, _ in scope.curves)
+    if not whole:
+        raise PlanError("sensitivity: sparsity: found no finite rise in any layer, expected one")
+    if budget > most / whole:
+        reach = f"found a budget of {budget:g}, expected at most {math.floor(1e4 * most / whole) / 1e4:g}"
+        raise PlanError(f"sensitivity: sparsity: {reach}: the largest measured")
 
 
 def _known(method: Method) -> bool:
@@ -301,12 +316,13 @@ def _least(kind: Kind, curves: Sequence[LayerCurve], budget: float, identity: bo
         if not found:
             raise PlanError(f"sensitivity: {curve.name}: found no finite loss at any level, expected one")
         choices.append(sorted(found, key=lambda choice: choice[0]))
-    whole = sum(curve.elements for curve in curves)
-    least = sum(found[0][0] for found in choices) / whole
-    if budget < least:
+    whole, smallest = sum(curve.elements for curve in curves), sum(found[0][0] for found in choices)
+    if budget < smallest / whole:
         what = "bits per weight" if kind == "bits" else "of the numbers"
         raise PlanError(
-            f"sensitivity: found a budget of {budget:g} {what}, expected at least {least:.3g}: the measured"
+            f"sensitivity: found a budget of {budget:g} {what}, expected at least "
+            f"{math.ceil(1e4 * smallest / whole) / 1e4:g}: the smallest measured"
         )
-    chosen = allocate([[r for _, r, _ in c] for c in choices], [[n for n, _, _ in c] for c in choices], budget * whole)
+    room = max(budget * whole, smallest)  # which a budget of just that may be rounded below
+    chosen = allocate([[r for _, r, _ in c] for c in choices], [[n for n, _, _ in c] for c in choices], room)
     return [found[i][2] for found, i in zip(choices, chosen, strict=True)]

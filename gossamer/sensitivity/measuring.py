@@ -109,7 +109,7 @@ def sensitivity(
             f"sensitivity: found {type(method(sparsities[0])).__name__}, expected a method that needs the weights alone"
         )
     probe = usual.sparsities(sparsities, method=method)
-    found = measure_layers(model, data, (probe,), loss=loss, batches=batches)
+    found = measure_layers(model, data, (probe,), loss=loss, batches=batches, fitted=0)
     return Sensitivity(tuple((curve.name, curve.points) for curve in found.curves))
 
 
@@ -157,8 +157,8 @@ def measure_layers(
     Warns:
         UserWarning: no batches are left for statistics, so that they are of those that are measured on.
 
-    Cost: batches · weights · levels forward passes, one layer's weights more memory, and the statistics that methods
-    need of at most 1 GiB at once (for `ranks` a Gram matrix of the inputs per layer); without targets the outputs too.
+    Cost: batches · weights · levels forward passes, a copy of the network, and the statistics that methods need of at
+    most 1 GiB at once (for `ranks` a Gram matrix of the inputs per layer); without targets the outputs too.
 
     Example:
         >>> import torch
@@ -178,7 +178,8 @@ def measure_layers(
     few = list(islice(listed, batches))
     if not few:
         raise DataError("sensitivity: found no batches, expected at least one")
-    more = list(islice(listed, fitted))
+    looks = any(probe.make(probe.levels[0], (64, 64)).needs for probe in probes)
+    more = list(islice(listed, fitted if looks else 0))
     keeper = keeper if keeper is not None else _Nothing()
     progress = progress if progress is not None else NoProgress()
     run = _Run(model, few, more, loss, distance, probes, only, skip)
@@ -207,6 +208,10 @@ def measure_layers(
         raise PlanError(f"sensitivity: found no layer to measure{why or f', expected names like {names}'}")
     methods: dict[str, Method] = {p.kind: p.make(p.levels[0], (64, 64)) for p in probes}
     return Sensitivities(run.judge.metric, run.base, tuple(c for c in curves if c is not None), skipped, methods)
+
+
+def _several(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (patterns,) if isinstance(patterns, str) else patterns
 
 
 def _tell(progress: Progress, done: int, total: int, more: int) -> None:
@@ -240,9 +245,12 @@ class _Run:
         for spec in self.listed:
             source.read(spec.name)  # refuses what is not finite
         self.judge = Judge(self.network, few, loss, distance)
-        self.base = self.judge(self.network) if self.judge.metric == "loss" else 0.0
-        if not math.isfinite(self.base):
-            raise DataError("sensitivity: found a loss of the dense network that is not finite, expected a number")
+        of_dense = self.judge(self.network)
+        if not math.isfinite(of_dense):
+            raise DataError(
+                f"sensitivity: found {self.judge.metric} of the dense network that is not finite, expected a number"
+            )
+        self.base = of_dense if self.judge.metric == "loss" else 0.0
 
     def _refuse_unmatched(self) -> None:
         names = [name for spec in self.listed for name in spec.names]
@@ -257,7 +265,15 @@ class _Run:
         if method.passes > 1 or method.runs_network:
             name = type(method).__name__
             raise PlanError(f"sensitivity: found {name}, expected a method that is carried out on a weight in one go")
-        return dataclasses.replace(method, **self.patterns) if self.patterns else method
+        if not self.patterns:
+            return method
+        if "only" in self.patterns and method.only:
+            raise PlanError(
+                f"sensitivity: found only={method.only!r} in {type(method).__name__} beside only= of the measurement, "
+                "expected one of them"
+            )
+        skip = (*_several(method.skip), *_several(self.patterns.get("skip", ())))
+        return dataclasses.replace(method, only=self.patterns.get("only", method.only), skip=skip)
 
     def _sites(self, spec: TensorSpec, tree: Encoding, probe: Probe) -> tuple[tuple[Site, ...], str]:
         """The places of one tensor, or why none; no reason if it is not meant."""
@@ -285,10 +301,10 @@ class _Run:
     def evidence(self, layers: Sequence[TensorSpec], progress: Progress) -> Iterator[Evidence]:
         """The statistics of one layer after the other, gathered for as many at once as the memory allows."""
         needs = frozenset().union(*(self._made(p, p.levels[0], (64, 64)).needs for p in self.probes))
-        if not needs:
+        if not needs or not layers:
             yield from ({} for _ in layers)
             return
-        if layers and not self.more:
+        if not self.more:
             warnings.warn(
                 f"sensitivity: found no batches beyond the {len(self.few)} that are measured on: statistics are of the "
                 "same, so what is fitted to them looks better than it is. Give more batches",
@@ -312,7 +328,9 @@ class _Run:
                 self.model, self.listed, trees, needs, self.more or self.few,
                 loss=self.loss or F.cross_entropy, batches=len(self.more or self.few), names=names, progress=progress,
             )  # fmt: skip
-            yield from (found.get(spec.name, {}) for spec in group)
+            for spec in group:
+                yield found.get(spec.name, {})
+            del found  # or the next group's would be gathered beside it
 
     def curve(self, spec: TensorSpec, probe: Probe, seen: Evidence, tell: Callable[[int], None]) -> Finished:
         """Measure one layer, and leave it as it was."""

@@ -159,3 +159,18 @@ def test_what_a_run_without_journal_left_is_not_used(tmp_path: Path) -> None:
     once = gs.compress(network, recipe, data=data)
     for name, tensor in once.state_dict().items():
         assert torch.equal(tensor, again.state_dict()[name])
+
+
+@pytest.mark.filterwarnings("ignore:.*rows for the Gram matrix")
+def test_layers_that_saw_too_few_rows_are_named_by_the_run_that_goes_on_too(tmp_path: Path) -> None:
+    network, data = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8)), [torch.randn(2, 8)]
+    recipe = [gs.BlockByBlock(methods=(Damp(),))]
+    short = gs.compress(network, recipe, data=data).notes["plan"][0]["rows_below_inputs"]
+    assert set(short) == {"0.weight", "2.weight"}
+    found = []
+    for at in range(1, 5):
+        with pytest.raises(Stop):
+            gs.compress(network, recipe, data=data, progress=Stopper(at), checkpoint=tmp_path / str(at))
+        again = gs.compress(network, recipe, data=data, checkpoint=tmp_path / str(at), resume=True)
+        found.append(again.notes["plan"][0]["rows_below_inputs"])
+    assert found == [short] * 4

@@ -25,6 +25,7 @@ from gossamer.methods.prune import Magnitude, Rows
 from gossamer.methods.quantize import GPTQ, RoundToNearest
 from gossamer.sensitivity import LayerCurve, Probe, Sensitivities, bits, measure_layers, ranks, sparsities
 from gossamer.sensitivity.judge import Judge
+from gossamer.sensitivity.probe import rank_at
 
 
 def small() -> nn.Module:
@@ -178,7 +179,7 @@ def test_json_and_back_is_the_same_and_other_json_is_refused(tmp_path: Path) -> 
     assert Sensitivities.from_json(json.loads(json.dumps(found.to_json()))) == found
     good = found.to_json()
     for broken in (
-        [], {}, {**good, "format": "other"}, {**good, "curves": [{}]}, {**good, "curves": 3}, {**good, "base": None},
+        [], {}, {**good, "format": "other"}, {**good, "curves": [{}]}, {**good, "curves": []}, {**good, "curves": 3}, {**good, "base": None},
         {**good, "metric": "x"}, {**good, "methods": {"bits": "Tune"}}, {**good, "methods": []},
         {**good, "curves": [{**good["curves"][0], "points": [["0.5", 1.0]]}]},
         {**good, "curves": [{**good["curves"][0], "points": []}]},
@@ -304,3 +305,70 @@ def test_structures_are_measured_as_the_method_says() -> None:
     assert found.curves[0].points[0][1] == pytest.approx(loss_of(made, data) - loss_of(net, data), abs=1e-6)
     (entry,) = found.recipe("sparsity", 0.4)
     assert entry.structure == Rows()  # type: ignore[attr-defined]
+
+
+def test_words_that_cannot_be_do_not_spoil_the_divergence() -> None:
+    net = small()
+    masked = torch.zeros(5).index_fill_(0, torch.tensor([2]), -torch.inf)
+    judge = Judge(net, [torch.randn(6, 12)], distance="kl")
+    judge._then = [[then + masked] for (then,) in judge._then]  # as a model gives that suppresses a word
+    assert judge(nn.Sequential(net, _Plus(masked))) == pytest.approx(0.0, abs=1e-6)
+    assert judge(nn.Sequential(net, _Plus(masked), _Plus(torch.arange(5.0)))) > 0.1
+
+
+class _Plus(nn.Module):
+    def __init__(self, what: Tensor) -> None:
+        super().__init__()
+        self.what = what
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.what
+
+
+def test_outputs_that_are_no_numbers_are_refused_before_anything_is_measured() -> None:
+    net = nn.Sequential(small(), _Plus(torch.full((5,), torch.inf)))
+    with pytest.raises(DataError, match="squares of the dense network that is not finite"):
+        measure_layers(net, [torch.randn(6, 12)], [bits((2,))])
+
+
+def test_a_sparsity_beyond_all_curves_is_refused_and_one_at_their_end_is_not() -> None:
+    curves = tuple(LayerCurve(n, "sparsity", (10, 10), 1, ((0.5, 0.1), (0.9, 0.4))) for n in ("a", "b"))
+    found = Sensitivities("loss", 1.0, curves, {}, {"sparsity": Magnitude(sparsity=0.5)})
+    assert found.recipe("sparsity", 0.9)[0].sparsity == 0.9  # type: ignore[attr-defined]
+    with pytest.raises(PlanError, match=r"found a budget of 0\.95, expected at most 0\.9"):
+        found.recipe("sparsity", 0.95)
+    nowhere = (LayerCurve("a", "sparsity", (10, 10), 1, ((0.5, math.inf),)),)
+    with pytest.raises(PlanError, match="found no finite rise in any layer"):
+        Sensitivities("loss", 1.0, nowhere, {}, {"sparsity": Magnitude(sparsity=0.5)}).recipe("sparsity", 0.5)
+
+
+def test_a_budget_of_just_the_smallest_levels_is_met() -> None:
+    for n in range(1, 60):
+        curves = tuple(LayerCurve(name, "rank", (n, 7), 1, ((0.34, 0.1),)) for name in ("a", "b"))
+        found = Sensitivities("loss", 1.0, curves, {}, {"rank": SVD(rank=1)})
+        if (least := rank_at(0.34, (n, 7)) * (n + 7)) < 7 * n:
+            assert len(found.recipe("rank", least / (7 * n))[0].only) == 2
+
+
+def test_patterns_of_a_method_of_ones_own_are_kept() -> None:
+    own = sparsities((0.5,), method=lambda level: Magnitude(sparsity=level, skip="4.*"))
+    found = measure_layers(small(), labelled(), [own], skip="0.*")
+    assert [curve.name for curve in found.curves] == ["2.weight"]
+    narrow = sparsities((0.5,), method=lambda level: Magnitude(sparsity=level, only="4.*"))
+    with pytest.raises(PlanError, match=r"only='4\.\*' in Magnitude beside only="):
+        measure_layers(small(), labelled(), [narrow], only="0.*")
+
+
+def test_no_more_batches_are_drawn_than_are_used() -> None:
+    drawn: list[int] = []
+
+    def stream() -> Any:
+        for i, batch in enumerate(labelled(30)):
+            drawn.append(i)
+            yield batch
+
+    measure_layers(small(), stream(), [bits((2,))], batches=2)
+    assert drawn == [0, 1]
+    drawn.clear()
+    measure_layers(small(), stream(), [ranks((0.5,))], batches=2, fitted=3)
+    assert drawn == [0, 1, 2, 3, 4]

@@ -32,6 +32,7 @@ def exact(weight: Tensor, mask: Tensor, h: Tensor) -> Tensor:
     """
     found = torch.zeros_like(weight)
     wanted = weight @ h  # [rows, n] · [n, n]
+    size = float(h.diagonal().mean()) or 1.0  # of what stands for missing columns: as the others, for the rank's sake
     live = mask.sum(1)
     order = live.argsort(stable=True).tolist()
     at = 0
@@ -48,7 +49,7 @@ def exact(weight: Tensor, mask: Tensor, h: Tensor) -> Tensor:
         real = torch.arange(width) < live[rows][:, None]
         both = real[:, :, None] & real[:, None, :]
         system = torch.where(both, h[columns[:, :, None], columns[:, None, :]], 0.0)
-        system.diagonal(dim1=1, dim2=2).add_((~real).double())
+        system.diagonal(dim1=1, dim2=2).add_((~real).double() * size)
         right = torch.where(real, wanted[rows].gather(1, columns), 0.0)
         lower, failed = torch.linalg.cholesky_ex(system)
         answer = torch.cholesky_solve(right[:, :, None], lower)[:, :, 0]
