@@ -168,9 +168,9 @@ def test_layers_that_saw_too_few_rows_are_named_by_the_run_that_goes_on_too(tmp_
     short = gs.compress(network, recipe, data=data).notes["plan"][0]["rows_below_inputs"]
     assert set(short) == {"0.weight", "2.weight"}
     found = []
-    for at in range(1, 5):
+    for at in (2, 3):
         with pytest.raises(Stop):
             gs.compress(network, recipe, data=data, progress=Stopper(at), checkpoint=tmp_path / str(at))
         again = gs.compress(network, recipe, data=data, checkpoint=tmp_path / str(at), resume=True)
         found.append(again.notes["plan"][0]["rows_below_inputs"])
-    assert found == [short] * 4
+    assert found == [short] * 2

@@ -179,7 +179,8 @@ def test_json_and_back_is_the_same_and_other_json_is_refused(tmp_path: Path) -> 
     assert Sensitivities.from_json(json.loads(json.dumps(found.to_json()))) == found
     good = found.to_json()
     for broken in (
-        [], {}, {**good, "format": "other"}, {**good, "curves": [{}]}, {**good, "curves": []}, {**good, "curves": 3}, {**good, "base": None},
+        [], {}, {**good, "format": "other"}, {**good, "curves": [{}]}, {**good, "curves": []}, {**good, "curves": 3},
+        {**good, "base": None},
         {**good, "metric": "x"}, {**good, "methods": {"bits": "Tune"}}, {**good, "methods": []},
         {**good, "curves": [{**good["curves"][0], "points": [["0.5", 1.0]]}]},
         {**good, "curves": [{**good["curves"][0], "points": []}]},
