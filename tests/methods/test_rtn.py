@@ -10,6 +10,7 @@ from methods.harness import one
 from torch import Tensor
 
 from gossamer.encoding import Affine, Masked
+from gossamer.errors import PlanError
 from gossamer.methods.prune import Magnitude
 from gossamer.methods.quantize import RoundToNearest
 
@@ -108,3 +109,16 @@ def test_vectors_are_one_group() -> None:
     tree = one(RoundToNearest(bits=8, group="channel"), torch.randn(10))
     assert isinstance(tree, Affine)
     assert tree.scale.dense_shape() == (1,)
+
+
+@pytest.mark.parametrize("kind", ["float16", "bfloat16", "float32"])
+def test_a_channel_too_small_for_its_scale_becomes_zero_and_one_too_large_is_refused(kind: str) -> None:
+    w = torch.randn(3, 8)
+    w[1] *= 1e-9
+    found = one(RoundToNearest(bits=4, group="channel", scale_dtype=kind), w).to_dense()  # type: ignore[arg-type]
+    assert found.isfinite().all()
+    assert float((found[1] - w[1]).abs().max()) <= (4e-9 if kind == "float16" else 1e-9)
+    assert torch.equal(found[::2], one(RoundToNearest(bits=4, group="channel", scale_dtype=kind), w[::2]).to_dense())  # type: ignore[arg-type]
+    if kind == "float16":
+        with pytest.raises(PlanError, match="which float16 cannot hold"):
+            one(RoundToNearest(bits=4, scale_dtype=kind), 1e9 * w)  # type: ignore[arg-type]

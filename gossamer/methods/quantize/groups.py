@@ -216,12 +216,17 @@ def check_scale_dtype(method: Method, dtype: str) -> None:
 def stored_scale(method: Method, scale: Tensor, dtype: ScaleType, name: str) -> Tensor:
     """Scales as they will be stored: that, not what was meant, decides the rounding; 1 for a group of zeros.
 
+    A scale too small for the dtype becomes its smallest number: the group's weights, smaller still, become zero.
+
     Raises:
-        PlanError: a scale that the dtype cannot hold.
+        PlanError: a scale that is too large for the dtype.
     """
-    stored = scale.to(getattr(torch, dtype))
-    lost = (scale > 0) & ((stored <= 0) | ~torch.isfinite(stored))
-    if bool(lost.any()):
+    kind = getattr(torch, dtype)
+    stored = scale.to(kind)
+    if bool((lost := ~torch.isfinite(stored)).any()):
         found = f"found a scale of {float(scale[lost][0]):.3g}, which {dtype} cannot hold"
         raise PlanError(f"{type(method).__name__}: {name}: {found}, expected scale_dtype float32 or bfloat16")
+    about = torch.finfo(kind)
+    least = about.smallest_normal * (about.eps if kind is torch.float16 else 1.0)  # others' subnormals may be flushed
+    stored = torch.where((scale > 0) & (stored <= 0), torch.tensor(least, dtype=kind), stored)
     return torch.where(scale > 0, stored, 1.0)
