@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gossamer as gs
@@ -57,11 +57,13 @@ def _blocks(*methods: Method) -> Recipe:
     return (gs.BlockByBlock(methods=methods),)
 
 
-def _gptq(bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> Method:
+def _gptq(bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> gs.quantize.GPTQ:
     return gs.quantize.GPTQ(bits=bits, group=group, scale_dtype="float16", only=only, skip=skip)
 
 
-def _rtn(bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()) -> Method:
+def _rtn(
+    bits: int, group: Any = 128, only: tuple[str, ...] = (), skip: tuple[str, ...] = ()
+) -> gs.quantize.RoundToNearest:
     return gs.quantize.RoundToNearest(
         bits=bits, group=group, symmetric=False, scale_dtype="float16", only=only, skip=skip
     )
@@ -138,8 +140,9 @@ _HEALED = (  # all samples heal, the targets of MiniLM's are computed beside the
     Setting("g2p", "best", "3-bit, healed on 51200 words", _G2P_HEALED, 51_200),
 )
 _OTHERS = (
-    Setting("lite0", "rtn", "4-bit channel", _plain(_rtn(4, "channel"))),
-    Setting("lite0", "gptq", "4-bit channel", _blocks(_gptq(4, "channel")), 128),
+    # channels that are nearly dead have scales below float16's smallest
+    Setting("lite0", "rtn", "4-bit channel", _plain(replace(_rtn(4, "channel"), scale_dtype="float32"))),
+    Setting("lite0", "gptq", "4-bit channel", _blocks(replace(_gptq(4, "channel"), scale_dtype="float32")), 128),
     Setting("whisper", "rtn", "4-bit g64", _plain(_rtn(4, 64, only=_SPEECH))),
     Setting("whisper", "gptq", "4-bit g64", _blocks(_gptq(4, 64, only=_SPEECH)), 32),
     Setting(
