@@ -257,7 +257,7 @@ def sensitivity_of(*, given: Given, asked: Asked, wanted: Wanted, resume: bool, 
             raise PlanError(f"--budget: found {budget[0]}, expected a kind of --kinds {asked.kinds}")
         if resume and wanted.journal is None:
             raise PlanError("--resume: found no file to write beside it, expected --output or --json as in that run")
-        found, extra = _measured(given, asked, probes, wanted.journal, resume=resume, quiet=quiet)
+        found, extra = _measured(given, asked, probes, wanted.journal, resume=resume, quiet=quiet, console=console)
     _write(found, extra, given.model, wanted, budget)  # first: what reads the table may stop reading
     _show(found, console, wanted.rows)
     if "resumed" in extra:
@@ -283,7 +283,14 @@ def _write(
 
 
 def _measured(
-    given: Given, asked: Asked, probes: Sequence[Probe], path: Path | None, *, resume: bool, quiet: bool
+    given: Given,
+    asked: Asked,
+    probes: Sequence[Probe],
+    path: Path | None,
+    *,
+    resume: bool,
+    quiet: bool,
+    console: Console,
 ) -> tuple[Sensitivities, dict[str, Any]]:
     if path is not None and path.exists() and not resume:
         raise PlanError(f"{path}: found an unfinished run, expected none: add --resume, or delete it")
@@ -305,6 +312,10 @@ def _measured(
                 keeper=journal,
                 progress=progress,
             )
+    except KeyboardInterrupt:
+        if path is not None and path.exists():
+            console.print(f"{escape(str(path))}: what is finished is kept; the same command with --resume goes on")
+        raise
     finally:
         if journal is not None:
             journal.close()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gossamer.drive.calls import call
 from gossamer.errors import DataError, PlanError
 
 __all__ = ["Heard", "attention_map", "hidden_loss", "soft_loss"]
@@ -118,7 +119,7 @@ class Heard:
         training = self._nets["network"].training
         with torch.no_grad():
             for net in self._nets.values():
-                net.eval()(inputs)
+                call(net.eval(), inputs)
         self._nets["network"].train(training)
         for (mine, theirs), kind in self._pairs():
             a, b = self._pair(mine, theirs)

@@ -288,7 +288,7 @@ def _inputs_and_targets(batch: Any, tune: Tune) -> tuple[Any, Any]:
     """The parts of a batch; with the teacher's outputs alone in the loss there need not be targets."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         return batch[0], batch[1]
-    if tune.distil == 1 and isinstance(batch, Tensor):
+    if tune.distil == 1 and isinstance(batch, (Tensor, Mapping)):
         return batch, None
     if tune.distil == 1 and isinstance(batch, (tuple, list)) and len(batch) == 1:
         return batch[0], None

@@ -144,14 +144,17 @@ class Attached(nn.Module):
 
 
 def _own(leaf: Leaf, dtype: torch.dtype) -> Tensor:
-    copied = leaf.tensor.detach().to(dtype if _narrow(leaf, dtype) else leaf.tensor.dtype, copy=True)
+    copied = leaf.tensor.detach().to(torch.float32 if _narrow(leaf, dtype) else leaf.tensor.dtype, copy=True)
     return nn.Parameter(copied) if leaf.role is Role.TRAINABLE else copied
 
 
 def _narrow(leaf: Leaf, dtype: torch.dtype) -> bool:
-    """Whether numbers that train have fewer bits than the weight: an optimiser's moments would underflow in them."""
+    """Whether numbers that train are stored in fewer bits than float32 and not as the weight itself is.
+
+    An optimiser's moments would underflow in them: scales in float16, of weights in float32 or bfloat16.
+    """
     of = leaf.tensor.dtype
-    return leaf.role is Role.TRAINABLE and of.is_floating_point and of.itemsize < dtype.itemsize
+    return leaf.role is Role.TRAINABLE and of.is_floating_point and of.itemsize < 4 and of != dtype
 
 
 def attach(

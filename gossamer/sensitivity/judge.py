@@ -66,7 +66,11 @@ class Judge:
         self._batches, self._loss = batches, loss if loss is not None else F.cross_entropy
         self._then: list[list[Tensor]] = []
         self.metric: Metric = "loss"
-        if not _labelled(batches, given=loss is not None):
+        if _labelled(batches, given=loss is not None):
+            if distance != "auto":
+                found = f"found {distance!r} for batches with targets"
+                raise PlanError(f"distance: {found}, expected auto, whose measure is their loss, or inputs alone")
+        else:
             outputs = [_run(network, batch, i) for i, batch in enumerate(batches)]
             logits = all(isinstance(getattr(found, "logits", None), Tensor) for found in outputs)
             self.metric = distance if distance != "auto" else "kl" if logits else "squares"

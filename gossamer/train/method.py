@@ -126,6 +126,12 @@ class SparseTraining(ABC):
             PlanError: says which.
         """
         self.check_numbers()
+        for setting, found in (("only", self.only), ("skip", self.skip)):
+            if not isinstance(found, (str, tuple)):
+                kind = type(found).__name__
+                raise PlanError(
+                    f"{type(self).__name__}: {setting}: found a {kind}, expected a pattern or a tuple of them"
+                )
         self.parts()
         if not 0 <= self.final_sparsity < 1:
             raise PlanError(f"{type(self).__name__}: found sparsity {self.final_sparsity}, expected 0 to 1, 1 excluded")

@@ -220,3 +220,21 @@ def test_the_teacher_does_not_change() -> None:
     before = copy.deepcopy(teacher.state_dict())
     train(net(4, 2), inputs(), Tune(distil=1.0, hidden={"1": "1"}), teacher=teacher, progress=NoProgress())
     assert all(torch.equal(t, before[n]) for n, t in teacher.state_dict().items())
+
+
+class _Named(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, *, x: Tensor) -> Tensor:
+        return self.last(self.first(x).relu())  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("hidden", [{}, {"first": "first"}])
+def test_batches_that_are_mappings_need_no_targets_where_the_teacher_says_all(hidden: dict[str, str]) -> None:
+    torch.manual_seed(0)
+    net = _Named()
+    recipe = [gs.quantize.RoundToNearest(bits=4), gs.Tune(epochs=2, lr=1e-3, distil=1, hidden=hidden)]
+    small = gs.compress(net, recipe, data=[{"x": torch.randn(8, 4)} for _ in range(4)])
+    assert small.dense()(x=torch.randn(2, 4)).shape == (2, 3)

@@ -223,3 +223,17 @@ def test_numbers_stored_in_half_precision_train_in_single_and_come_back_as_they_
         if old.tensor.dtype is torch.float16:
             assert float((old.tensor.float() - new.tensor.float()).abs().max()) <= 1.1e-3
             assert not torch.equal(old.tensor, new.tensor)
+
+
+def test_scales_in_float16_of_weights_in_bfloat16_train_in_float32_too() -> None:
+    torch.manual_seed(0)
+    net = nn.Linear(6, 4).bfloat16()
+    small = run(net, [RoundToNearest(bits=4, scale_dtype="float16")])
+    model = attach(nn.Linear(6, 4).bfloat16(), small.specs, small.trees)
+    kinds = {name.rpartition("__")[2]: p.dtype for name, p in model.named_parameters()}
+    assert kinds == {"bias": torch.bfloat16, "array": torch.float32}
+    assert model.weight.dtype is torch.bfloat16
+    again = harvest(model, small.specs, small.trees)["weight"]
+    assert [leaf.tensor.dtype for leaf in again.leaves()] == [
+        leaf.tensor.dtype for leaf in small.trees["weight"].leaves()
+    ]
