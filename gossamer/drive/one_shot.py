@@ -17,7 +17,7 @@ from gossamer.encoding.weights import Masked
 from gossamer.errors import CompositionError, PlanError
 from gossamer.methods.base import Ask, Evidence, Method, Plan, Site, Step, Summary
 
-__all__ = ["Each", "Planned", "apply_plan", "apply_step", "find_sites", "plan_method"]
+__all__ = ["Each", "Planned", "apply_plan", "apply_step", "find_sites", "plan_method", "settled"]
 
 T = TypeVar("T")
 
@@ -111,30 +111,44 @@ def plan_method(
     by_name: dict[str, list[Site]] = {}
     for site in sites:
         by_name.setdefault(site.spec.name, []).append(site)
-    name = type(method).__name__
+
+    def observe(ask: Ask | None) -> dict[str, Summary]:
+        def of_tensor(tensor: str) -> dict[str, Summary]:
+            tree = source.read(tensor)
+            return {
+                s.key: method.observe(s, tree.at(s.path), _handed(tree, s, evidence or {}), ask)
+                for s in by_name[tensor]
+            }
+
+        return {key: found for some in each(of_tensor, tuple(by_name)) for key, found in some.items()}
+
+    result = settled(method, sites, observe) if plan is None else plan
+    if not result.steps:
+        why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
+        raise CompositionError(f"{type(method).__name__} changes no layer{why}")
+    targets = {t for step in result.steps for t in step.targets}
+    chosen = {s.key: s for s in sites if s.key in targets}
+    return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {}, same)
+
+
+def settled(method: Method, sites: Sequence[Site], observe: Callable[[Ask | None], Mapping[str, Summary]]) -> Plan:
+    """Let a method plan, and observe again as long as it asks for something.
+
+    Args:
+        method: bound to the network.
+        sites: where it acts.
+        observe: what was asked → what the method sees of each site, by key; called only if it observes.
+
+    Raises:
+        PlanError: it does not come to an end.
+    """
     ask: Ask | None = None
-
-    def observe(tensor: str) -> dict[str, Summary]:
-        tree = source.read(tensor)
-        return {
-            s.key: method.observe(s, tree.at(s.path), _handed(tree, s, evidence or {}), ask) for s in by_name[tensor]
-        }
-
     for _ in range(_MAX_ROUNDS):
-        summaries: dict[str, Summary] = {}
-        if method.observes and plan is None:
-            for some in each(observe, tuple(by_name)):
-                summaries |= some
-        result = method.plan(sites, summaries, ask) if plan is None else plan
+        result = method.plan(sites, observe(ask) if method.observes else {}, ask)
         if isinstance(result, Plan):
-            if not result.steps:
-                why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")
-                raise CompositionError(f"{name} changes no layer{why}")
-            targets = {t for step in result.steps for t in step.targets}
-            chosen = {s.key: s for s in sites if s.key in targets}
-            return Planned(method, result, chosen, {**result.skipped, **skipped}, evidence or {}, same)
+            return result
         ask = result
-    raise PlanError(f"{name}: found no plan after {_MAX_ROUNDS} rounds of observing")
+    raise PlanError(f"{type(method).__name__}: found no plan after {_MAX_ROUNDS} rounds of observing")
 
 
 def find_sites(method: Method, source: Source) -> tuple[list[Site], dict[str, str], dict[str, tuple[Site, ...]]]:

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.drive.evidence import gather
+from gossamer.drive.one_shot import settled
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.source import ModelSource
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import Evidence, Method, Plan, Site, Summary, matches
+from gossamer.methods.base import Evidence, Method, Site, matches
 from gossamer.methods.prune import Budgeted, Sensitivity
 from gossamer.network.inspect import plain_tree, specs, tensors
 from gossamer.sensitivity import probe as usual
@@ -33,7 +34,6 @@ from gossamer.sensitivity.probe import Kind, Probe
 
 __all__ = ["Finished", "Keeper", "measure_layers", "sensitivity"]
 
-_MOST_ROUNDS = 8
 _STATISTICS = 1 << 30  # bytes of statistics gathered at once
 
 
@@ -359,17 +359,9 @@ def _changed(
     """The tree with all its sites compressed, or why not."""
     evidence = {s.key: tree.hand_down_to(s.path, seen) for s in sites}
     weights = {s.key: tree.at(s.path) for s in sites}
-    result, ask = None, None
-    for _ in range(_MOST_ROUNDS):
-        summaries: dict[str, Summary] = {}
-        if method.observes:
-            summaries = {s.key: method.observe(s, weights[s.key], evidence[s.key], ask) for s in sites}
-        result = method.plan(sites, summaries, ask)
-        if isinstance(result, Plan):
-            break
-        ask = result
-    if not isinstance(result, Plan):
-        raise PlanError(f"sensitivity: {type(method).__name__}: found no plan after {_MOST_ROUNDS} rounds of observing")
+    result = settled(
+        method, sites, lambda ask: {s.key: method.observe(s, weights[s.key], evidence[s.key], ask) for s in sites}
+    )
     if result.skipped or not result.steps:
         return None, next(iter(result.skipped.values()), "found nothing to do")
     by_key = {s.key: s for s in sites}

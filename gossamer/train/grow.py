@@ -132,7 +132,7 @@ class Gradient(GrowScore):
         if found is None:
             return _best_of(self.everywhere(layer, key), layer, kept, most)
         dead, of_dead, of_live = found
-        again = torch.from_numpy(np.flatnonzero(~kept.numpy()))
+        again = places(~kept)
         scores = torch.cat([of_dead, of_live.index_select(0, again)]).abs_()
         best = best_places(scores, min(most, len(scores)))
         first = int(np.searchsorted(best.numpy(), len(dead)))  # of those that come back
