@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from gossamer.errors import DataError
 
-__all__ = ["causal", "factory", "load_folder", "next_token_loss", "save_folder", "text_windows"]
+__all__ = ["causal", "factory", "load_folder", "next_token_loss", "save_folder", "text_windows", "with_targets"]
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
 _BATCH = 4  # windows at a time
@@ -138,7 +138,12 @@ def text_windows(
     batches: list[Any] = [
         {"input_ids": part, "attention_mask": torch.ones_like(part)} for part in torch.split(ids, _BATCH)
     ]
-    return [(batch, batch["input_ids"]) for batch in batches] if targets else batches
+    return with_targets(batches) if targets else batches
+
+
+def with_targets(batches: Sequence[Any]) -> list[Any]:
+    """(inputs, tokens) of batches of text, for `next_token_loss`."""
+    return [(batch, batch["input_ids"]) for batch in batches]
 
 
 def save_folder(network: nn.Module, like: str | Path, out: str | Path) -> int:

@@ -24,6 +24,7 @@ from gossamer.huggingface import (
     quiet_transformers,
     save_folder,
     text_windows,
+    with_targets,
 )
 from gossamer.store.json_file import write_json
 
@@ -58,7 +59,7 @@ def compress_folder(
     network = load_folder(folder)
     predicts = causal(network)
     if predicts:
-        data = [(batch, batch["input_ids"]) for batch in data]
+        data = with_targets(data)
     steps = chosen.for_network(network, has_data=predicts)
     dense_bytes = dense_bytes_of(network)
     with TerminalProgress(enabled=False if quiet else None) as progress:

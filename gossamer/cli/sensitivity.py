@@ -155,7 +155,14 @@ class Given:
         return model, self._batches(batches), loss
 
     def _from_folder(self, batches: int, loss: Loss | None, *, quiet: bool) -> tuple[nn.Module, list[Any], Loss | None]:
-        from gossamer.huggingface import causal, load_folder, next_token_loss, quiet_transformers, text_windows
+        from gossamer.huggingface import (
+            causal,
+            load_folder,
+            next_token_loss,
+            quiet_transformers,
+            text_windows,
+            with_targets,
+        )
 
         if self.network is not None:
             raise PlanError(f"{self.model}: found --network beside a folder, expected a Hugging Face folder alone")
@@ -168,7 +175,7 @@ class Given:
             quiet_transformers()
         model = load_folder(self.model)
         if self.calib is not None and causal(model):
-            return model, [(batch, batch["input_ids"]) for batch in data], loss or next_token_loss
+            return model, with_targets(data), loss or next_token_loss
         return model, data, loss
 
     def _batches(self, batches: int) -> list[Any]:

@@ -22,7 +22,7 @@ from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import Concat, View
 from gossamer.errors import CompositionError, DataError, GossamerError, PlanError
-from gossamer.methods.base import DENSE, Evidence, Method, Site, matches
+from gossamer.methods.base import DENSE, Evidence, Method, Site, matches, patterns_in
 from gossamer.network.attach import attach, harvest
 from gossamer.network.inspect import specs
 
@@ -155,7 +155,7 @@ def _check_patterns(where: str, method: Method, listed: Sequence[TensorSpec]) ->
     names = [n for spec in listed for n in spec.names]
     for setting in ("only", "skip"):
         given = getattr(method, setting)
-        patterns = [p for p in ((given,) if isinstance(given, str) else given) if p]
+        patterns = [p for p in patterns_in(given) if p]
         if setting == "only" and not matches(names, patterns):
             continue  # it matches no layer, which is said with reasons
         for pattern in patterns:

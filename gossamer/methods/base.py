@@ -138,9 +138,19 @@ def is_derived(setting: Field[Any]) -> bool:
     return setting.metadata == DERIVED
 
 
+def patterns_in(globs: str | Sequence[str]) -> tuple[str, ...]:
+    """The patterns of a setting, which may be a single one.
+
+    Example:
+        >>> patterns_in("fc*"), patterns_in(["a", "b"])
+        (('fc*',), ('a', 'b'))
+    """
+    return (globs,) if isinstance(globs, str) else tuple(globs)
+
+
 def matches(names: Sequence[str], globs: str | Sequence[str]) -> bool:
     """Whether any of the names matches any of the glob patterns."""
-    patterns = (globs,) if isinstance(globs, str) else globs
+    patterns = patterns_in(globs)
     return any(fnmatchcase(name, pattern) for name in names for pattern in patterns)
 
 
@@ -215,7 +225,7 @@ class Method(ABC):
 
     def _named(self, spec: TensorSpec) -> bool:
         """Whether ``only`` means this tensor although methods leave its kind alone by default."""
-        patterns = (self.only,) if isinstance(self.only, str) else self.only
+        patterns = patterns_in(self.only)
         meant = [p for p in patterns if matches(spec.names, p) and spec.kind in self.named_kinds]
         if spec.kind is Kind.BIAS:
             return any(not set("*?[") & set(p.rpartition(".")[2]) for p in meant)

@@ -24,7 +24,7 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, PlanError
-from gossamer.methods.base import Evidence, Method, Site, matches
+from gossamer.methods.base import Evidence, Method, Site, matches, patterns_in
 from gossamer.methods.prune import Budgeted, Sensitivity
 from gossamer.network.inspect import plain_tree, specs, tensors
 from gossamer.sensitivity import probe as usual
@@ -210,10 +210,6 @@ def measure_layers(
     return Sensitivities(run.judge.metric, run.base, tuple(c for c in curves if c is not None), skipped, methods)
 
 
-def _several(patterns: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (patterns,) if isinstance(patterns, str) else patterns
-
-
 def _tell(progress: Progress, done: int, total: int, more: int) -> None:
     progress.update("measuring", done + more, total)
 
@@ -255,7 +251,7 @@ class _Run:
     def _refuse_unmatched(self) -> None:
         names = [name for spec in self.listed for name in spec.names]
         for setting, given in self.patterns.items():
-            for pattern in (given,) if isinstance(given, str) else given:
+            for pattern in patterns_in(given):
                 if not matches(names, pattern):
                     found, like = f"found {pattern!r}, which matches no tensor", ", ".join(names[:4])
                     raise PlanError(f"sensitivity: {setting}: {found}, expected names like {like}")
@@ -272,7 +268,7 @@ class _Run:
                 f"sensitivity: found only={method.only!r} in {type(method).__name__} beside only= of the measurement, "
                 "expected one of them"
             )
-        skip = (*_several(method.skip), *_several(self.patterns.get("skip", ())))
+        skip = (*patterns_in(method.skip), *patterns_in(self.patterns.get("skip", ())))
         return dataclasses.replace(method, only=self.patterns.get("only", method.only), skip=skip)
 
     def _sites(self, spec: TensorSpec, tree: Encoding, probe: Probe) -> tuple[tuple[Site, ...], str]:
