@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import gossamer as gs
-from gossamer.cli.network import dense_bytes_of, factory_of, named_object
+from gossamer.cli.network import calling, dense_bytes_of, factory_of, named_object
 from gossamer.cli.output import ledger_tables, size, table
 from gossamer.cli.recipes import Chosen
 from gossamer.drive.progress import TerminalProgress
@@ -46,7 +46,10 @@ def compress_file(
     steps = chosen.for_network(model, has_data=data is not None or dry_run)
     model = load_weights_into(model, weights).eval()
     dense_bytes = dense_bytes_of(model)
-    batches = named_object(data, "--data")() if data else None
+    batches = None
+    if data:
+        with calling(data, "--data"):
+            batches = named_object(data, "--data")()
     if dry_run:
         state = run(model, steps, data=batches, training=False)
         show_plan(console, state.plans, state.skipped)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -12,11 +13,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from gossamer.errors import DataError, PlanError
+from gossamer.errors import DataError, GossamerError, PlanError
 from gossamer.network.inspect import specs
 from gossamer.store.safetensors_file import dense_file_bytes
 
-__all__ = ["Inputs", "dense_bytes_of", "example_inputs", "factory_of", "named_object"]
+__all__ = ["Inputs", "calling", "dense_bytes_of", "example_inputs", "factory_of", "named_object"]
 
 
 def named_object(name: str, what: str) -> Any:
@@ -40,6 +41,22 @@ def named_object(name: str, what: str) -> Any:
     return getattr(module, attribute)
 
 
+@contextmanager
+def calling(name: str, what: str, given: str = "without arguments") -> Iterator[None]:
+    """Whatever the user's function raises in here becomes one line.
+
+    Raises:
+        DataError: it raised something else than an error of ours.
+    """
+    try:
+        yield
+    except GossamerError:
+        raise
+    except Exception as error:  # the user's code raises whatever it raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise DataError(f"{what} {name}: calling it {given} failed: {reason}") from error
+
+
 def dense_bytes_of(network: nn.Module) -> int:
     """Size of its ordinary safetensors file; a tensor of several names counts once, as in such a file."""
     held = network.state_dict()
@@ -53,11 +70,8 @@ def factory_of(name: str) -> Callable[[], nn.Module]:
         DataError: not a callable that returns a module.
     """
     factory = named_object(name, "--network")
-    try:
+    with calling(name, "--network"):
         made = factory() if callable(factory) else None
-    except Exception as error:  # the user's code raises whatever it raises
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        raise DataError(f"--network {name}: calling it without arguments failed: {reason}") from error
     if not isinstance(made, nn.Module):
         raise DataError(f"--network {name}: found {type(made).__name__}, expected a factory of a torch.nn.Module")
 
@@ -119,9 +133,6 @@ class Inputs:
             return (example_inputs(self.shape, batch),)
         assert self.function is not None
         function = named_object(self.function, "--inputs")
-        try:
+        with calling(self.function, "--inputs", f"with {batch}"):
             made = function(batch)
-        except Exception as error:  # the user's code raises whatever it raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise DataError(f"--inputs {self.function}: calling it with {batch} failed: {reason}") from error
         return made if isinstance(made, tuple) else (made,)

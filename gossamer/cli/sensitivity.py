@@ -18,13 +18,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from gossamer.cli.commands import check_output
-from gossamer.cli.network import factory_of, named_object
+from gossamer.cli.network import calling, factory_of, named_object
 from gossamer.cli.output import table
 from gossamer.drive.block_journal import sum_of_data, sum_of_trees
 from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe_file import dump_recipe
 from gossamer.drive.source import ModelSource
-from gossamer.errors import DataError, GossamerError, PlanError
+from gossamer.errors import DataError, PlanError
 from gossamer.methods.quantize.groups import Group
 from gossamer.sensitivity.curve_journal import CurveJournal, sum_of_code
 from gossamer.sensitivity.heat_map import heat_map, level_text, rise_text, shortened
@@ -180,14 +180,9 @@ class Given:
 
     def _batches(self, batches: int) -> list[Any]:
         function = named_object(str(self.data), "--data")
-        try:
+        with calling(str(self.data), "--data"):
             made = function() if callable(function) else function
             few = list(islice(cast(Iterable[Any], made), batches))
-        except GossamerError:
-            raise
-        except Exception as error:  # the user's code raises whatever it raises
-            reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
-            raise DataError(f"--data {self.data}: calling it without arguments failed: {reason}") from error
         if not few:
             raise DataError(f"--data {self.data}: found no batches, expected at least one")
         return few

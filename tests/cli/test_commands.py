@@ -291,3 +291,16 @@ def test_presets_that_cannot_be_used_are_refused_in_one_line(files: Path, capsys
     assert "--data" in refused(capsys, "compress", weights, "--preset", "tiny", "-n", NETWORK, "-o", out)
     assert "--network" in refused(capsys, "compress", weights, "--preset", "fast", "-o", out)
     assert not out.exists()
+
+
+def test_data_that_cannot_be_made_are_said_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "made_badly.py").write_text(
+        "def batches():\n    raise ValueError('no such column')\n", encoding="utf-8"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "tune.yaml").write_text("- Tune: {epochs: 1}\n", encoding="utf-8")
+    given = ("compress", files / "weights.safetensors", "-n", NETWORK, "--recipe", tmp_path / "tune.yaml")
+    said = refused(capsys, *given, "--data", "made_badly:batches", "-o", tmp_path / "x.gsm")
+    assert "--data made_badly:batches: calling it without arguments failed: ValueError: no such column" in said
