@@ -110,7 +110,7 @@ def _heading(classic: Classic, results: list[Result]) -> str:
 
 def _table(results: list[Result]) -> Table:
     made = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
-    made.add_column("what was done", overflow="fold", min_width=20)
+    made.add_column("what was done", overflow="fold", min_width=18)  # the longest word
     names = ("file,\nbytes", "times\nsmaller", "bits/\nweight", "right, %\nbefore→", "speed,\n1", "speed,\n64")
     for name in (*names, "took\ns"):
         made.add_column(name, justify="right", no_wrap=True)

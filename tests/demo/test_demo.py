@@ -1,15 +1,20 @@
 """The packaged data and the demo's parts."""
 
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 import torch
+from rich.console import Console
 
 import gossamer as gs
 from gossamer.demo.data import Shuffled, load_fashion
-from gossamer.demo.job import run_job
+from gossamer.demo.job import Result, run_job
 from gossamer.demo.networks import train_dense
 from gossamer.demo.recipes import BIASES, CLASSICS, Classic, Job
+from gossamer.demo.run import _table
 from gossamer.measure import accuracy
 
 FAMILIES = {"down-sizing", "factorization", "quantization", "value-compression", "sharing", "sparsification"}
@@ -84,3 +89,18 @@ def test_one_row_from_training_to_the_reloaded_file(tmp_path: Path) -> None:
     live = sum(t.nonzero * t.elements for t in result.ledger.tensors if t.name.endswith("weight"))
     assert live <= round(266_200 * 0.07) + 1
     assert set(result.latency) == {1, 64}
+
+
+def test_the_table_keeps_its_last_column_on_eighty() -> None:
+    time = SimpleNamespace(median_ms=1.0)
+    widest = SimpleNamespace(
+        job=SimpleNamespace(family="value-compression", name="lossless: entropy-coded floats"),
+        ledger=SimpleNamespace(file_bytes=1_426_031, ratio=170.2, bits_per_parameter=26.46),
+        before=SimpleNamespace(value=0.883),
+        after=SimpleNamespace(value=0.875),
+        latency={1: (time, time), 64: (time, time)},
+        seconds=123,
+    )
+    text = StringIO()
+    Console(file=text, width=80).print(_table([cast(Result, widest)]))
+    assert "took" in text.getvalue() and "  123" in text.getvalue()
