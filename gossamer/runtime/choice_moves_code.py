@@ -11,7 +11,7 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
-__all__ = ["add_moves", "first_not_below", "while_going"]
+__all__ = ["add_moves", "first_not_below"]
 
 Node = Any  # llvmlite has no type stubs
 Going = Callable[[list[Node]], Node]
@@ -37,28 +37,8 @@ def add_moves(module: ir.Module) -> None:
     _carry(module)
 
 
-def while_going(e: Emitter, carried: list[Node], going: Going, body: Step) -> list[Node]:
-    """``while going(carried): carried = body(carried)``."""
-    before = e.at.block
-    head, inside, after = (e.made.append_basic_block() for _ in range(3))
-    e.at.branch(head)
-    e.at.position_at_end(head)
-    phis = []
-    for value in carried:
-        phi = e.at.phi(value.type)
-        phi.add_incoming(value, before)
-        phis.append(phi)
-    e.at.cbranch(going(phis), inside, after)
-    e.at.position_at_end(inside)
-    for phi, value in zip(phis, body(phis), strict=True):
-        phi.add_incoming(value, e.at.block)
-    e.at.branch(head)
-    e.at.position_at_end(after)
-    return phis
-
-
 def _side_by_side(e: Emitter, starts: Sequence[list[Node]], goings: Sequence[Going], step: Step) -> list[list[Node]]:
-    """Several such loops with the same body, a step of each in turn until one of them ends, then one by one."""
+    """Several loops with the same body, a step of each in turn until one of them ends, then one by one."""
     size = len(starts[0])
 
     def split(carried: list[Node]) -> list[list[Node]]:
@@ -73,8 +53,8 @@ def _side_by_side(e: Emitter, starts: Sequence[list[Node]], goings: Sequence[Goi
     def all_step(carried: list[Node]) -> list[Node]:
         return [value for own in split(carried) for value in step(own)]
 
-    together = while_going(e, [value for own in starts for value in own], all_going, all_step)
-    return [while_going(e, own, going, step) for own, going in zip(split(together), goings, strict=True)]
+    together = e.repeat([value for own in starts for value in own], all_going, all_step)
+    return [e.repeat(own, going, step) for own, going in zip(split(together), goings, strict=True)]
 
 
 def first_not_below(e: Emitter, numbers: Node, low: Node, high: Node, bound: Node) -> Node:
@@ -86,7 +66,7 @@ def first_not_below(e: Emitter, numbers: Node, low: Node, high: Node, bound: Nod
         below = e.at.icmp_signed("<", e.read(numbers, middle, I64), bound)
         return [e.at.select(below, e.add(middle, 1), low), e.at.select(below, high, middle)]
 
-    return while_going(e, [low, high], lambda at: e.less(at[0], at[1]), halved)[0]
+    return e.repeat([low, high], lambda at: e.less(at[0], at[1]), halved)[0]
 
 
 def _merge(module: ir.Module) -> None:

@@ -1,4 +1,4 @@
-"""A thin layer over llvmlite's IR builder: counted loops, vectors and in-register transposition."""
+"""A thin layer over llvmlite's IR builder: loops, vectors and in-register transposition."""
 
 from __future__ import annotations
 
@@ -190,24 +190,33 @@ class Emitter:
 
     def loop(self, start: Node, end: Node, body: LoopBody, carried: Sequence[Node] = (), step: Node = 1) -> list[Node]:
         """``for i in range(start, end, step): carried = body(i, carried)``; returns what was carried out."""
+
+        def one(values: list[Node]) -> list[Node]:
+            index, *inner = values
+            new = body(index, inner)
+            return [self.add(index, step), *new]
+
+        return self.repeat([self.constant(start), *carried], lambda values: self.less(values[0], end), one)[1:]
+
+    def repeat(
+        self, carried: Sequence[Node], going: Callable[[list[Node]], Node], body: Callable[[list[Node]], list[Node]]
+    ) -> list[Node]:
+        """``while going(carried): carried = body(carried)``; returns what was carried out."""
         before = self.at.block
         head = self.made.append_basic_block()
         inside = self.made.append_basic_block()
         after = self.made.append_basic_block()
         self.at.branch(head)
         self.at.position_at_end(head)
-        index = self.at.phi(I64)
-        index.add_incoming(self.constant(start), before)
         phis = []
         for value in carried:
             phi = self.at.phi(value.type)
             phi.add_incoming(value, before)
             phis.append(phi)
-        self.at.cbranch(self.less(index, end), inside, after)
+        self.at.cbranch(going(phis), inside, after)
         self.at.position_at_end(inside)
-        for phi, value in zip(phis, body(index, list(phis)), strict=True):
+        for phi, value in zip(phis, body(list(phis)), strict=True):
             phi.add_incoming(value, self.at.block)
-        index.add_incoming(self.add(index, step), self.at.block)
         self.at.branch(head)
         self.at.position_at_end(after)
         return phis

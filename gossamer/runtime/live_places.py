@@ -6,7 +6,6 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.choice_moves_code import while_going
 from gossamer.runtime.emit import I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
@@ -85,7 +84,7 @@ def _count(module: ir.Module) -> None:
                     up(mine, e.sub(e.read(positions, k, I64), before))
                     return [e.add(k, 1)]
 
-                (stop,) = while_going(e, [begin], inside, one)
+                (stop,) = e.repeat([begin], inside, one)
                 e.write(e.at.trunc(e.sub(stop, begin), I32), own, p)
                 return [stop]
 
