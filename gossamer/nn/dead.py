@@ -15,7 +15,7 @@ from torch.nn.grad import conv2d_weight
 from gossamer.errors import DataError
 from gossamer.nn.laid_out import compiled
 from gossamer.nn.topology import Topology, index_dtype
-from gossamer.runtime.choice import Room, choice, kth_largest
+from gossamer.runtime.choice import Room, choice, kth_largest, row_edges
 from gossamer.runtime.live import live_math
 
 __all__ = ["Seen", "SeenGradient", "SeenPlanes", "SeenTokens", "gradient_at", "gradient_everywhere", "largest_dead"]
@@ -25,6 +25,9 @@ _TILE = 1 << 18
 
 _GROUP = 12
 """Rows that kernels take together, or a multiple of it."""
+
+_WORTH_ROUNDING = 1 << 24
+"""Multiply-adds from which on bfloat16 is worth it: about 0.3 ms of one thread in float32."""
 
 _SAMPLE = 1 << 14
 """Elements of it from which the size of the k-th largest is guessed."""
@@ -57,8 +60,12 @@ class Seen(ABC):
             raise DataError("watched step: found activations overwritten in place, expected them as in the backward")
 
     @abstractmethod
-    def flattened(self) -> Seen:
-        """The same in the order that is added up fastest; a copy if need be."""
+    def flattened(self, *, rounded: bool = False) -> Seen:
+        """The same in the order that is added up fastest; a copy if need be.
+
+        Args:
+            rounded: whether bfloat16 will do, where that saves time.
+        """
 
     @abstractmethod
     def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
@@ -82,10 +89,12 @@ class SeenTokens(Seen):
     dW += Σ dYₜ·Xₜᵀ.
     """
 
-    def flattened(self) -> Seen:
+    def flattened(self, *, rounded: bool = False) -> Seen:
         """One part: each sum is then made at once, in registers."""
         if compiled() and all(t.is_cpu and t.dtype is torch.float32 for t in (self.x, self.dy)):
-            return _SeenPanels(live_math().panels(self.x), _joined(self.dy).contiguous())
+            math, dy = live_math(), _joined(self.dy).contiguous()
+            rounded = rounded and math.rounded is not None and dy.numel() * self.x.shape[1] >= _WORTH_ROUNDING
+            return _SeenPanels(math.panels(self.x, rounded=rounded), dy.bfloat16() if rounded else dy)
         return SeenTokens(*(_joined(t)[None] for t in (self.x, self.dy)))
 
     def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
@@ -110,10 +119,11 @@ def _joined(parts: Tensor) -> Tensor:
 
 @final
 class _SeenPanels(Seen):
-    """The same for kernels: x [panels, tokens, width], dy [M, tokens]."""
+    """The same for kernels: x [panels, tokens, width], dy [M, tokens], or both in bfloat16."""
 
-    def flattened(self) -> Seen:
+    def flattened(self, *, rounded: bool = False) -> Seen:
         """As it is."""
+        del rounded
         return self
 
     def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
@@ -142,8 +152,9 @@ class SeenPlanes(Seen):
     padding: tuple[int, int]
     dilation: tuple[int, int]
 
-    def flattened(self) -> SeenPlanes:
+    def flattened(self, *, rounded: bool = False) -> SeenPlanes:
         """As it is."""
+        del rounded
         return self
 
     def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
@@ -169,8 +180,9 @@ class SeenPlanes(Seen):
 class SeenGradient(Seen):
     """A pass that made the dense gradient itself, [M, K], which both arguments are."""
 
-    def flattened(self) -> Seen:
+    def flattened(self, *, rounded: bool = False) -> Seen:
         """As it is."""
+        del rounded
         return self
 
     def add_to(self, tile: Tensor, first: int, *, opening: bool) -> None:
@@ -207,13 +219,13 @@ def _tiles(seen: Sequence[Seen], rows: int, columns: int, floats: int = _TILE) -
         yield first, tile
 
 
-def _flattened(seen: Sequence[Seen]) -> list[Seen]:
+def _flattened(seen: Sequence[Seen], *, rounded: bool = False) -> list[Seen]:
     for one in seen:
         one.check()
     # kernels write nothing for a pass without tokens
     some = [one for one in seen if one.x.numel()]
     if some:
-        return [one.flattened() for one in some]
+        return [one.flattened(rounded=rounded) for one in some]
     first = seen[0]
     if isinstance(first, SeenTokens):
         return [SeenTokens(*(_joined(t)[None] for t in (first.x, first.dy)))]
@@ -229,7 +241,8 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, exact: boo
         topology: of the weight, as [M, K].
         k: how many; all dead positions if there are fewer.
         exact: whether there are as many as asked for, by size; else there may be smaller ones beside them, by position,
-            for somebody who chooses among more than these anyway.
+            for somebody who chooses among more than these anyway, and gradients may be those of activations rounded to
+            bfloat16 (8 bits; sums are float32), where the processor multiplies these faster.
 
     Returns:
         positions int32 or int64 (int64 if not exact) and gradients float32, largest magnitude first; of equal ones the
@@ -242,7 +255,7 @@ def largest_dead(seen: Sequence[Seen], topology: Topology, k: int, *, exact: boo
     if k <= 0:
         return topology.positions.new_zeros(0), seen[0].x.new_zeros(0)
     guess = _guess(seen, topology, k)
-    flat = _flattened(seen)
+    flat = _flattened(seen, rounded=not exact)
     found, gradients = _above(flat, topology, guess)
     if len(found) < k and guess >= 0:  # the sample was not like the rest
         found, gradients = _above(flat, topology, -1.0)
@@ -323,8 +336,7 @@ def _above(seen: Sequence[Seen], topology: Topology, size: float) -> tuple[Tenso
     """
     rows, columns = topology.shape
     live = topology.positions.long()
-    edges = np.arange(rows + 1, dtype=np.int64) * columns
-    begins = torch.from_numpy(np.searchsorted(live.cpu().numpy(), edges))
+    begins = row_edges(live.cpu(), rows, columns)
     if len(seen) == 1 and isinstance(seen[0], _SeenPanels) and size >= 0:
         return live_math().dead_above(seen[0].x, seen[0].dy, columns, live, begins, size)
     starts = begins.tolist()
@@ -380,16 +392,17 @@ def gradient_at(seen: Sequence[Seen], shape: tuple[int, int], positions: Tensor)
 
 
 @torch.no_grad()
-def gradient_everywhere(seen: Sequence[Seen], shape: tuple[int, int]) -> Tensor:
+def gradient_everywhere(seen: Sequence[Seen], shape: tuple[int, int], *, rounded: bool = False) -> Tensor:
     """dW, the dense gradient, summed over all passes.
 
     Args:
         seen: the passes, at least one.
         shape: (M, K).
+        rounded: whether that of activations rounded to bfloat16 will do, where the processor multiplies these faster.
 
     Returns:
         float32 [M · K].
     """
     rows, columns = shape
-    _, made = next(_tiles(_flattened(seen), rows, columns, rows * columns))
+    _, made = next(_tiles(_flattened(seen, rounded=rounded), rows, columns, rows * columns))
     return made.view(-1)

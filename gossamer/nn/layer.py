@@ -118,13 +118,17 @@ class SparseLayer(nn.Module, ABC):
             raise PlanError(f"watch: found k = {k}, expected at least 0 or None")
         self._watched, self._seen = k, []
 
-    def dead_gradient(self, *, release: bool = True, exact: bool = True) -> tuple[Tensor, Tensor] | None:
+    def dead_gradient(
+        self, *, release: bool = True, exact: bool = True, most: int | None = None
+    ) -> tuple[Tensor, Tensor] | None:
         """The k dead positions with the largest |dW| of the watched passes, summed over these.
 
         Args:
             release: whether the watch ends and the passes are forgotten; with False `gradient_at` may follow.
             exact: whether no more than k are wanted, by size; else there may be smaller ones beside them, and they come
-                by position, which takes less time.
+                by position, which takes less time; and they may be those of activations rounded to bfloat16 (8 bits;
+                sums are float32), where the processor multiplies these faster.
+            most: k; None: what `watch` was told.
 
         Returns:
             positions [≤ k], int32 or int64, and gradients float32 [≤ k], the largest first, of equal ones the lowest
@@ -135,7 +139,8 @@ class SparseLayer(nn.Module, ABC):
         """
         if self._watched is None or not self._seen:
             return None
-        found = largest_dead(self._seen, self._matrix(), self._watched, exact=exact)
+        k = self._watched if most is None else most
+        found = largest_dead(self._seen, self._matrix(), k, exact=exact)
         if release:
             self.watch(None)
         return found
@@ -154,8 +159,12 @@ class SparseLayer(nn.Module, ABC):
         rows, columns = self._matrix().shape
         return gradient_at(self._seen, (rows, columns), positions)
 
-    def gradient_everywhere(self) -> Tensor | None:
+    def gradient_everywhere(self, *, rounded: bool = False) -> Tensor | None:
         """dW of the watched passes at all positions: the dense gradient.
+
+        Args:
+            rounded: whether that of activations rounded to bfloat16 will do, where the processor multiplies these
+                faster.
 
         Returns:
             float32 [size]; None if nothing was watched or no backward pass came.
@@ -163,7 +172,7 @@ class SparseLayer(nn.Module, ABC):
         if not self._seen:
             return None
         rows, columns = self._matrix().shape
-        return gradient_everywhere(self._seen, (rows, columns))
+        return gradient_everywhere(self._seen, (rows, columns), rounded=rounded)
 
     def _matrix(self) -> Topology:
         """The topology of the weight as [M, everything else]."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gossamer.runtime.choice_code import MAGNITUDE, MOST_OF_GROUP, VALUE
+from gossamer.runtime.choice_moves_code import APART, REJOINED
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.cpu import host, unavailable, wanted_level
 from gossamer.runtime.description import blank
@@ -20,7 +21,7 @@ from gossamer.runtime.layout import Pool
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import OpenMP, openmp
 
-__all__ = ["MOST_OF_GROUP", "Choice", "Room", "choice", "float_bits", "kth_largest"]
+__all__ = ["MOST_OF_GROUP", "Choice", "Room", "choice", "float_bits", "kth_largest", "row_edges"]
 
 _WORTH_A_TEAM = 1 << 16
 """Numbers from which on looking at them is worth a team."""
@@ -154,41 +155,29 @@ class Choice(CompiledProduct):
         )
         return room.taken(counts, own=own)
 
-    def above_besides(self, values: Tensor, threshold: float, besides: Tensor) -> tuple[Tensor, Tensor]:
-        """The same of magnitudes, but for those at some places.
-
-        Args:
-            values: float32 [n].
-            threshold: not negative; is rounded to float32.
-            besides: int64, ascending.
-        """
-        n, threads = values.numel(), self._threads(values.numel())
-        room, counts = Room(n, self.memory), np.zeros((threads, 2), np.int64)
-        self.kernels.above_besides(
-            self._address,
-            values.data_ptr(),
-            n,
-            float_bits(threshold),
-            besides.data_ptr(),
-            len(besides),
-            room.positions.data_ptr(),
-            room.found.data_ptr(),
-            counts.ctypes.data,
-            threads,
-        )
-        return room.taken(counts, own=True)
-
     def blank(self, values: Tensor, positions: Tensor, begin: int, end: int, first: int) -> None:
         """Zero at ``positions[begin:end]``, which count from ``first``."""
         self.kernels.blank(values.data_ptr(), positions.data_ptr(), begin, end, first)
 
-    def best_of_rows(self, scores: Tensor, count: int, which: Tensor | None = None) -> Tensor:
+    def best_of_rows(
+        self,
+        scores: Tensor,
+        count: int,
+        which: Tensor | None = None,
+        *,
+        magnitude: bool = False,
+        always: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
         """The ``count`` highest of each row, of equal ones the first.
 
         Args:
-            scores: float32 [rows, columns], without signs; NaN is higher than infinity.
+            scores: float32 [rows, columns], without signs, or if magnitude, of several rows, with; NaN is higher than
+                infinity.
             count: 0 to columns.
             which: int64, rows that are looked at; None: all.
+            magnitude: whether it is their magnitudes that are compared.
+            always: of several rows, what is chosen before others: flat positions int64, ascending, and their `edges`;
+                their scores become infinite.
 
         Returns:
             flat positions int64 [rows that are looked at · count]; ascending if ``which`` is.
@@ -200,6 +189,7 @@ class Choice(CompiledProduct):
         columns = scores.shape[1]
         threads = 1 if len(rows) == 1 else self._threads(8 * len(rows) * columns)
         room = Room(0 if len(rows) == 1 else threads * columns, self.memory)
+        places, starts = always or (None, None)
         self.kernels.best_of_rows(
             self._address,
             scores.data_ptr(),
@@ -207,6 +197,9 @@ class Choice(CompiledProduct):
             len(rows),
             columns,
             count,
+            MAGNITUDE if magnitude else VALUE,
+            0 if places is None else places.data_ptr(),
+            0 if starts is None else starts.data_ptr(),
             made.data_ptr(),
             room.found.data_ptr(),
             room.positions.data_ptr(),
@@ -242,6 +235,33 @@ class Choice(CompiledProduct):
         self.kernels.merge(self._address, *given, self._threads(len(made)))
         return made
 
+    def rejoined(self, old: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+        """The old positions that are kept and the new ones, ascending; and their places among the old ones.
+
+        Args:
+            old: int64, ascending.
+            kept: bool [old].
+            new: int64, ascending; may hold old ones that are not kept.
+
+        Returns:
+            positions, and places int64: the number of old ones where there is none.
+        """
+        threads, n = self._threads(len(old) + len(new)), len(old)
+        shares = threads * REJOINED
+        counts = [int(torch.count_nonzero(kept[s * n // shares : (s + 1) * n // shares])) for s in range(shares)]
+        before = np.cumsum([0, *counts])
+        size = int(before[-1]) + len(new)
+        made, sources = (torch.empty(size + APART * threads, dtype=torch.int64) for _ in range(2))
+        addresses = (old.data_ptr(), n, kept.data_ptr(), new.data_ptr(), len(new), before.ctypes.data)
+        self.kernels.rejoin(self._address, *addresses, made.data_ptr(), sources.data_ptr(), threads)
+        return made[:size], sources[:size]
+
+    def edges(self, positions: Tensor, rows: int, columns: int) -> Tensor:
+        """Which of the ascending int64 positions in a matrix is the first of each row; and their number."""
+        made = torch.empty(rows + 1, dtype=torch.int64)
+        self.kernels.edges(positions.data_ptr(), len(positions), rows, columns, made.data_ptr())
+        return made
+
     def sources(self, old: Tensor, new: Tensor, missing: int) -> Tensor:
         """The place of each of the ``new`` among the ``old``, or ``missing``; both int64 and ascending."""
         made = torch.empty(len(new), dtype=torch.int64)
@@ -268,3 +288,24 @@ def choice() -> Choice | None:
 @cache
 def _choice() -> Choice:
     return Choice(load(ChoiceKernels, host(wanted_level()), cache_directory()), openmp())
+
+
+def row_edges(positions: Tensor, rows: int, columns: int) -> Tensor:
+    """Which of the positions in a matrix is the first of each row; and their number.
+
+    Args:
+        positions: int64, flat, ascending, each once.
+        rows: of the matrix.
+        columns: of the matrix.
+
+    Returns:
+        int64 [rows + 1].
+
+    Example:
+        >>> row_edges(torch.tensor([0, 1, 5]), 3, 2).tolist()
+        [0, 2, 2, 3]
+    """
+    kernels = choice()
+    if kernels is not None:
+        return kernels.edges(positions.contiguous(), rows, columns)
+    return torch.from_numpy(np.searchsorted(positions.numpy(), np.arange(rows + 1) * columns))

@@ -10,7 +10,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.choice_moves_code import add_moves, first_not_below
+from gossamer.runtime.choice_moves_code import add_moves
 from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
@@ -27,9 +27,6 @@ MAGNITUDE, VALUE = 0x7FFFFFFF, 0xFFFFFFFF
 _BITS = 31
 """Of a float without its sign."""
 
-_BLOCK = 4096
-"""Numbers that are copied to leave some of them out: they stay in the first-level cache."""
-
 _SIDE = 4
 """Vectors that are compared in one step of a loop."""
 
@@ -42,17 +39,16 @@ def choice_kernels(lanes: int) -> str:
     or not a number. Members take shares of float32 [count], write positions int64 + ``first`` and values from their
     share's place on, and int64 (share's place, how many) into ``counts`` [threads, 2].
 
-    ``best_of_rows(description, scores, which, rows, columns, count, positions, room, places, threads)``: of each row
-    whose number is in ``which`` int64 [rows] the ``count`` highest scores, without signs; int64 positions [rows,
-    count], ascending; of equal ones the first. Room is float32 and places int64 [threads, columns]; one row needs none.
+    ``best_of_rows(description, scores, which, rows, columns, count, mask, always, starts, positions, room, places,
+    threads)``: of each row whose number is in ``which`` int64 [rows] the ``count`` highest scores under ``mask``,
+    without signs; int64 positions [rows, count], ascending; of equal ones the first. Before, scores at the positions
+    ``always``, of which ``starts`` says where rows begin, become infinite; a null pointer means none. Room is float32
+    and places int64 [threads, columns]. A row alone needs no room, has no sign and nothing that is chosen always.
 
     ``best_of_groups(description, scores, groups, size, count, positions, threads)``: the same of groups of up to 16
     scores that lie side by side.
 
     ``blank(values, positions, begin, end, first)``: zero at int64 ``positions[begin:end]`` − ``first``.
-
-    ``above_besides(description, values, count, threshold, besides, count, positions, found, counts, threads)``: as
-    ``above`` of magnitudes, but for the values at the places ``besides``, int64, ascending.
 
     And what `add_moves` says.
 
@@ -65,7 +61,6 @@ def choice_kernels(lanes: int) -> str:
     module = ir.Module("gossamer_choice")
     scan = add_scan(module, lanes)
     _above(module, lanes, scan)
-    _above_besides(module, lanes, scan)
     _best_of_rows(module, lanes, scan)
     _best_of_groups(module, lanes)
     _blank(module)
@@ -193,49 +188,6 @@ def _above(module: ir.Module, lanes: int, scan: ir.Function) -> None:
     in_team(module, "above", made, 8)
 
 
-def _above_besides(module: ir.Module, lanes: int, scan: ir.Function) -> None:
-    """Members take shares; blocks are copied, and what is left out becomes zero, which is not larger."""
-    made = function(module, "above_besides_share", [PTR] + [I64] * 10, exported=False)
-    _, values, count, threshold, besides, count_besides, positions, found, counts, part, team = made.args
-    e = Emitter(made, lanes)
-    values_at, besides_at, counts_at = (e.at.inttoptr(a, PTR) for a in (values, besides, counts))
-    block = e.at.inttoptr(e.at.ptrtoint(e.at.alloca(F32, size=_BLOCK), I64), PTR)
-    low, high = _share(e, count, part, team, _BLOCK)
-    positions_at, found_at = (e.at.inttoptr(e.add(a, e.mul(low, n)), PTR) for a, n in ((positions, 8), (found, 4)))
-    e.write(low, counts_at, e.mul(part, 2))
-    tally = e.element(counts_at, e.add(e.mul(part, 2), 1), I64)
-    e.write(e.constant(0), tally, 0)
-
-    def one(first: Node, carried: list[Node]) -> list[Node]:
-        size = e.least(_BLOCK, e.sub(high, first))
-        source = e.element(values_at, first, F32)
-        whole = e.at.and_(size, e.constant(-lanes))
-
-        def vector(k: Node, _: list[Node]) -> list[Node]:
-            e.store(e.load(source, k), block, k)
-            return []
-
-        def single(k: Node, _: list[Node]) -> list[Node]:
-            e.write(e.read(source, k, F32), block, k)
-            return []
-
-        def blank(k: Node, _: list[Node]) -> list[Node]:
-            e.write(ir.Constant(F32, 0.0), block, e.sub(e.read(besides_at, k, I64), first))
-            return []
-
-        e.loop(0, whole, vector, step=lanes)
-        e.loop(whole, size, single)
-        most = e.least(count_besides, e.add(carried[0], size))
-        end = first_not_below(e, besides_at, carried[0], most, e.add(first, size))
-        e.loop(carried[0], end, blank)
-        e.at.call(scan, [block, size, threshold, e.constant(MAGNITUDE), first, positions_at, found_at, tally])
-        return [end]
-
-    e.loop(low, high, one, [first_not_below(e, besides_at, e.constant(0), count_besides, low)], _BLOCK)
-    e.at.ret_void()
-    in_team(module, "above_besides", made, 8)
-
-
 def _at_least(e: Emitter, row: Node, columns: Node, whole: Node, least: Node) -> Node:
     """How many integers of a row are at least so large."""
     kind, bound = ir.VectorType(I32, e.lanes), _everywhere(e, least)
@@ -351,10 +303,11 @@ def _best_of_row(module: ir.Module, lanes: int) -> ir.Function:
 def _best_of_rows(module: ir.Module, lanes: int, scan: ir.Function) -> None:
     """Members take rows. What is much smaller than the smallest of the row before is not looked at in detail."""
     best = _best_of_row(module, lanes)
-    made = function(module, "best_of_rows_share", [PTR] + [I64] * 10, exported=False)
-    _, scores, which, rows, columns, count, positions, room, places, part, team = made.args
+    made = function(module, "best_of_rows_share", [PTR] + [I64] * 13, exported=False)
+    _, scores, which, rows, columns, count, mask, always, starts, positions, room, places, part, team = made.args
     e = Emitter(made, lanes)
     scores_at, which_at, positions_at = (e.at.inttoptr(a, PTR) for a in (scores, which, positions))
+    always_at, starts_at = (e.at.inttoptr(a, PTR) for a in (always, starts))
     room_at, places_at = (
         e.at.inttoptr(e.add(a, e.mul(part, e.mul(columns, n))), PTR) for a, n in ((room, 4), (places, 8))
     )
@@ -364,13 +317,21 @@ def _best_of_rows(module: ir.Module, lanes: int, scan: ir.Function) -> None:
 
     def one(r: Node, carried: list[Node]) -> list[Node]:
         (guess,) = carried
-        begin = e.mul(e.read(which_at, r, I64), columns)
+        number = e.read(which_at, r, I64)
+        begin = e.mul(number, columns)
         row, target = e.element(scores_at, begin, F32), e.element(positions_at, e.mul(r, count), I64)
+
+        def settled(k: Node, _: list[Node]) -> list[Node]:
+            e.write(ir.Constant(F32, float("inf")), scores_at, e.read(always_at, k, I64))
+            return []
+
+        with e.at.if_then(e.at.not_(e.equal(always, 0))):
+            e.loop(e.read(starts_at, number, I64), e.read(starts_at, e.add(number, 1), I64), settled)
 
         def looked(threshold: Node) -> Node:
             bits = e.at.zext(e.at.bitcast(threshold, I32), I64)
             e.at.store(e.constant(0), tally)
-            e.at.call(scan, [row, columns, bits, e.constant(VALUE), begin, places_at, room_at, tally])
+            e.at.call(scan, [row, columns, bits, mask, begin, places_at, room_at, tally])
             return e.at.load(tally, typ=I64)
 
         # Rows differ: one that is smaller than the one before is seldom much smaller.
@@ -380,16 +341,18 @@ def _best_of_rows(module: ir.Module, lanes: int, scan: ir.Function) -> None:
             )
             with e.at.if_then(e.less(looked(half), count)):
                 looked(lowest)
-        e.at.call(best, [room_at, e.at.load(tally, typ=I64), count, e.constant(0), target, least])
+        found = e.at.load(tally, typ=I64)
+        _without_signs(e, room_at, found, mask)
+        e.at.call(best, [room_at, found, count, e.constant(0), target, least])
 
         def placed(i: Node, _: list[Node]) -> list[Node]:
             e.write(e.read(places_at, e.read(target, i, I64), I64), target, i)
             return []
 
         e.loop(0, count, placed)
-        found = e.at.bitcast(e.at.load(least, typ=I32), F32)
-        finite = e.at.fcmp_ordered("<", found, ir.Constant(F32, float("inf")))
-        return [e.at.select(finite, e.at.fmul(found, ir.Constant(F32, 0.75)), lowest)]
+        smallest = e.at.bitcast(e.at.load(least, typ=I32), F32)
+        finite = e.at.fcmp_ordered("<", smallest, ir.Constant(F32, float("inf")))
+        return [e.at.select(finite, e.at.fmul(smallest, ir.Constant(F32, 0.75)), lowest)]
 
     with e.at.if_else(e.equal(rows, 1)) as (single, several):
         with single, e.at.if_then(e.less(low, high)):
@@ -399,7 +362,26 @@ def _best_of_rows(module: ir.Module, lanes: int, scan: ir.Function) -> None:
         with several:
             e.loop(low, high, one, [lowest])
     e.at.ret_void()
-    in_team(module, "best_of_rows", made, 8)
+    in_team(module, "best_of_rows", made, 11)
+
+
+def _without_signs(e: Emitter, values: Node, count: Node, mask: Node) -> None:
+    """Numbers under a mask, in place."""
+    bits = e.at.trunc(mask, I32)
+    many = _everywhere(e, bits)
+    whole = e.at.and_(count, e.constant(-e.lanes))
+
+    def vector(k: Node, _: list[Node]) -> list[Node]:
+        e.store(e.at.bitcast(e.at.and_(_integers(e, values, k), many), e.vector), values, k)
+        return []
+
+    def single(k: Node, _: list[Node]) -> list[Node]:
+        e.write(e.at.and_(e.read(values, k, I32), bits), values, k)
+        return []
+
+    with e.at.if_then(e.at.icmp_unsigned("!=", bits, ir.Constant(I32, VALUE))):
+        e.loop(0, whole, vector, step=e.lanes)
+        e.loop(whole, count, single)
 
 
 def _best_of_groups(module: ir.Module, lanes: int) -> None:

@@ -11,14 +11,20 @@ from llvmlite import ir
 from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
-__all__ = ["add_moves", "first_not_below"]
+__all__ = ["APART", "REJOINED", "add_moves", "first_not_below"]
 
 Node = Any  # llvmlite has no type stubs
 Going = Callable[[list[Node]], Node]
 Step = Callable[[list[Node]], list[Node]]
 
-_STREAMS = 2
+APART = 8
+"""Numbers of a cache line: two members that write into the same one wait for each other."""
+
+_STREAMS = 4
 """Shares of a member that go on side by side: each step of one waits for the one before."""
+
+REJOINED = 2
+"""The same where a step needs twice the registers."""
 
 
 def add_moves(module: ir.Module) -> None:
@@ -31,8 +37,19 @@ def add_moves(module: ir.Module) -> None:
 
     ``carry(description, old, count, sources, count, made, threads)``: float32 ``made[i] = old[sources[i]]``, or zero
     where int64 sources are not below the number of old ones.
+
+    ``rejoin(description, old, count, kept, new, count, before, merged, sources, threads)``: the old ones that bytes
+    ``kept`` keep and the new ones, of which some may be old ones that are not kept; and of each its place among the old
+    ones, or ``count``. ``before`` int64 says how many old ones are kept before share ``s`` of `REJOINED` · threads,
+    which begins at s · count / shares, and at last how many in all; behind what is made there is room for `APART` ·
+    threads more.
+
+    ``edges(positions, count, rows, columns, starts)``: which of the positions in a matrix is the first of each row, and
+    their number, int64 [rows + 1].
     """
     _merge(module)
+    _rejoin(module)
+    _edges(module)
     _follow(module)
     _carry(module)
 
@@ -112,6 +129,88 @@ def _merge(module: ir.Module) -> None:
         rest(b, j, end_b, end_a)
     e.at.ret_void()
     in_team(module, "merge", made, 5)
+
+
+def _rejoin(module: ir.Module) -> None:
+    """Members take shares of the old ones, and what of the new ones lies between."""
+    made = function(module, "rejoin_share", [PTR] + [I64] * 10, exported=False)
+    _, old, count_old, kept, new, count_new, before, merged, sources, part, team = made.args
+    e = Emitter(made, 1)
+    old, kept, new, before, merged, sources = (e.at.inttoptr(x, PTR) for x in (old, kept, new, before, merged, sources))
+    shares = e.mul(team, REJOINED)
+    spare = e.add(e.read(before, shares, I64), count_new, e.mul(part, APART))
+    byte = ir.IntType(8)
+
+    def edge(share: Node) -> tuple[Node, Node]:
+        i = e.div(e.mul(share, count_old), shares)
+
+        def between() -> list[Node]:
+            return [first_not_below(e, new, e.constant(0), count_new, e.read(old, i, I64))]
+
+        def outside() -> list[Node]:
+            return [e.at.select(e.equal(share, shares), count_new, e.constant(0))]
+
+        return i, e.choose(e.at.and_(e.less(0, share), e.less(i, count_old)), between, outside)[0]
+
+    def put(n: Node, position: Node, source: Node) -> None:
+        e.write(position, merged, n)
+        e.write(source, sources, n)
+
+    def stays(i: Node) -> Node:
+        return e.at.icmp_unsigned("!=", e.read(kept, i, byte), ir.Constant(byte, 0))
+
+    def step(at: list[Node]) -> list[Node]:
+        i, j, n = at
+        one, other = e.read(old, i, I64), e.read(new, j, I64)
+        is_old, is_new = e.at.icmp_signed("<=", one, other), e.at.icmp_signed("<=", other, one)
+        wanted = e.at.or_(is_new, stays(i))
+        # Behind the share's last one is somebody else's.
+        put(e.at.select(wanted, n, spare), e.at.select(is_old, one, other), e.at.select(is_old, i, count_old))
+        return [e.add(k, e.at.zext(yes, I64)) for k, yes in zip(at, (is_old, is_new, wanted), strict=True)]
+
+    starts, ends = [], []
+    for k in range(REJOINED):
+        share = e.add(e.mul(part, REJOINED), k)
+        i, j = edge(share)
+        starts.append([i, j, e.add(e.read(before, share, I64), j)])
+        ends.append(edge(e.add(share, 1)))
+
+    def going(end: tuple[Node, Node]) -> Going:
+        return lambda at: e.at.and_(e.less(at[0], end[0]), e.less(at[1], end[1]))
+
+    stopped = _side_by_side(e, starts, [going(end) for end in ends], step)
+    for (i, j, n), (end_i, end_j) in zip(stopped, ends, strict=True):
+
+        def left(k: Node, carried: list[Node]) -> list[Node]:
+            (n,) = carried
+            with e.at.if_then(stays(k)):
+                put(n, e.read(old, k, I64), k)
+            return [e.add(n, e.at.zext(stays(k), I64))]
+
+        def added(k: Node, carried: list[Node]) -> list[Node]:
+            put(carried[0], e.read(new, k, I64), count_old)
+            return [e.add(carried[0], 1)]
+
+        e.loop(j, end_j, added, e.loop(i, end_i, left, [n]))
+    e.at.ret_void()
+    in_team(module, "rejoin", made, 8)
+
+
+def _edges(module: ir.Module) -> None:
+    made = function(module, "edges", [I64] * 5, exported=True)
+    positions, count, rows, columns, starts = made.args
+    e = Emitter(made, 1)
+    positions, starts = (e.at.inttoptr(x, PTR) for x in (positions, starts))
+
+    def row(r: Node, carried: list[Node]) -> list[Node]:
+        (at,) = carried
+        e.write(at, starts, r)
+        # a row has no more than its columns
+        return [first_not_below(e, positions, at, e.least(count, e.add(at, columns)), e.mul(e.add(r, 1), columns))]
+
+    (at,) = e.loop(0, rows, row, [e.constant(0)])
+    e.write(at, starts, rows)
+    e.at.ret_void()
 
 
 def _follow(module: ir.Module) -> None:

@@ -13,7 +13,16 @@ from typing import Literal, cast, final, get_args
 
 from gossamer.errors import PlanError
 
-__all__ = ["Level", "Processor", "first_level_cache", "host", "levels", "unavailable", "wanted_level"]
+__all__ = [
+    "Level",
+    "Processor",
+    "first_level_cache",
+    "host",
+    "levels",
+    "multiplies_pairs",
+    "unavailable",
+    "wanted_level",
+]
 
 Level = Literal["native", "avx512", "avx2", "generic"]
 """Instruction sets: all of this processor's, or no more than the one named; generic is the 128-bit baseline."""
@@ -119,6 +128,17 @@ def host(level: Level) -> Processor:
     if level == "avx2":
         return Processor(triple, "x86-64-v3", "", 8)
     return Processor(triple, "", "", 4)
+
+
+@cache
+def multiplies_pairs(level: Level) -> bool:
+    """Whether a level has instructions that multiply pairs of bfloat16, twice as many at a time as floats.
+
+    Example:
+        >>> multiplies_pairs("generic")
+        False
+    """
+    return level == "native" and host(level).lanes == 16 and "avx512bf16" in _host_features()
 
 
 @cache

@@ -7,9 +7,27 @@ from typing import Any, final
 
 from llvmlite import ir
 
-__all__ = ["F32", "I8", "I16", "I32", "I64", "PTR", "Emitter", "function"]
+__all__ = ["BF16", "F32", "I8", "I16", "I32", "I64", "PTR", "Emitter", "function"]
 
 F32 = ir.FloatType()
+
+
+class _BFloat16(ir.types.Type):  # type: ignore[misc]  # llvmlite has no type stubs, and knows no such type
+    """The upper half of a float32."""
+
+    intrinsic_name = "bf16"
+
+    def __str__(self) -> str:
+        return "bfloat"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _BFloat16)
+
+    def __hash__(self) -> int:
+        return hash(_BFloat16)
+
+
+BF16 = _BFloat16()
 I8 = ir.IntType(8)
 I16 = ir.IntType(16)
 I32 = ir.IntType(32)
@@ -143,6 +161,26 @@ class Emitter:
         if known is None:
             known = ir.Function(self.made.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{suffix}")
         return self.at.call(known, [a, b, c])
+
+    def paired(self, one: Node, other: Node) -> Node:
+        """Two vectors as pairs of bfloat16 in 32-bit lanes, the first in the lower halves; as a vector of floats."""
+        kind = ir.VectorType(I32, self.lanes)
+        half = ir.VectorType(I16, self.lanes)
+        low, high = (
+            self.at.zext(self.at.bitcast(self.at.fptrunc(v, ir.VectorType(BF16, self.lanes)), half), kind)
+            for v in (one, other)
+        )
+        shift = ir.Constant(kind, [16] * self.lanes)
+        return self.at.bitcast(self.at.or_(low, self.at.shl(high, shift)), self.vector)
+
+    def pair_fma(self, a: Node, b: Node, c: Node) -> Node:
+        """a₀ · b₀ + a₁ · b₁ + c of pairs of bfloat16 in 32-bit lanes; an instruction of some processors."""
+        pairs = ir.VectorType(BF16, 2 * self.lanes)
+        name = f"llvm.x86.avx512bf16.dpbf16ps.{32 * self.lanes}"
+        known = self.made.module.globals.get(name)
+        if known is None:
+            known = ir.Function(self.made.module, ir.FunctionType(self.vector, [self.vector, pairs, pairs]), name)
+        return self.at.call(known, [c, self.at.bitcast(a, pairs), self.at.bitcast(b, pairs)])
 
     def fence(self, value: Node) -> Node:
         """The same floats, of which the compiler knows no more where they come from: they are not loaded again."""

@@ -31,6 +31,7 @@ from gossamer.runtime import (
     live_layout,
     live_places,
     live_planes_code,
+    live_rounded_code,
     matching_code,
     pack_code,
     pack_parts,
@@ -60,6 +61,7 @@ __all__ = [
     "LIVE",
     "LIVE_CONVOLUTIONS",
     "PACKERS",
+    "ROUNDED",
     "ROWS",
     "TILES",
     "VECTORS",
@@ -74,6 +76,7 @@ __all__ = [
     "LiveConvolutionKernels",
     "LiveKernels",
     "PackKernels",
+    "RoundedKernels",
     "RowKernels",
     "TileKernels",
     "VectorKernels",
@@ -160,6 +163,15 @@ CHOICE = Code(
     "choice", choice_code.choice_kernels, (choice_code, choice_moves_code, brain, emit, layout), vectorise=False
 )
 """Choices among many numbers, and merging of positions."""
+
+
+ROUNDED = Code(
+    "rounded",
+    live_rounded_code.rounded_kernels,
+    (live_rounded_code, live_dense_code, choice_code, choice_moves_code, brain, emit, layout),
+    vectorise=False,
+)
+"""The dense gradient of a weight from bfloat16."""
 
 
 class KernelSet(CompiledProduct):
@@ -358,6 +370,19 @@ class LiveConvolutionKernels(KernelSet):
 
 
 @final
+class RoundedKernels(KernelSet):
+    """The entry points of `ROUNDED`."""
+
+    code: ClassVar[Code] = ROUNDED
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        super().__init__(object_code, processor)
+        self.weigh_all = self._engine.function("weigh_all", 9)
+        self.dead_above = self._engine.function("dead_above", 14)
+        self.pair_panels = self._engine.function("pair_panels", 6)
+
+
+@final
 class ChoiceKernels(KernelSet):
     """The entry points of `CHOICE`."""
 
@@ -366,13 +391,14 @@ class ChoiceKernels(KernelSet):
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         super().__init__(object_code, processor)
         self.above = self._engine.function("above", 10)
-        self.best_of_rows = self._engine.function("best_of_rows", 10)
+        self.best_of_rows = self._engine.function("best_of_rows", 13)
         self.best_of_groups = self._engine.function("best_of_groups", 7)
-        self.above_besides = self._engine.function("above_besides", 10)
         self.blank = self._engine.function("blank", 5)
         self.merge = self._engine.function("merge", 7)
         self.follow = self._engine.function("follow", 8)
         self.carry = self._engine.function("carry", 7)
+        self.rejoin = self._engine.function("rejoin", 10)
+        self.edges = self._engine.function("edges", 5)
 
 
 Kind = TypeVar("Kind", bound=KernelSet)

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
-from gossamer.runtime.choice import Room, float_bits
+from gossamer.runtime.choice import Room, float_bits, row_edges
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import Level, host, wanted_level
+from gossamer.runtime.cpu import Level, host, multiplies_pairs, wanted_level
 from gossamer.runtime.grouped import describe
 from gossamer.runtime.kernel_cache import cache_directory
-from gossamer.runtime.kernels import LiveKernels, load
+from gossamer.runtime.kernels import LiveKernels, RoundedKernels, load
 from gossamer.runtime.live_code import LiveField
 from gossamer.runtime.live_dense_code import DEAD_ROWS, panel_columns
 from gossamer.runtime.slabs import Slabs
@@ -60,10 +60,12 @@ class LiveMath(CompiledProduct):
     Args:
         kernels: compiled code.
         pool: where threads come from.
+        rounded: of dense gradients from bfloat16, where the processor gains by that.
     """
 
-    def __init__(self, kernels: LiveKernels, pool: OpenMP) -> None:
+    def __init__(self, kernels: LiveKernels, pool: OpenMP, rounded: RoundedKernels | None = None) -> None:
         self.kernels = kernels
+        self.rounded = rounded
         self.openmp = pool
         self.lanes = kernels.processor.lanes
         self.memory = Slabs()
@@ -114,29 +116,50 @@ class LiveMath(CompiledProduct):
         vectors = -(-tokens // (tiles * self.lanes))
         return -(-tokens // (vectors * self.lanes)), vectors
 
-    def panels(self, x: Tensor) -> Tensor:
-        """Tiles [tiles, features, tile] → panels of features for `dense_gradient`, [panels, tokens, width]."""
+    def panels(self, x: Tensor, *, rounded: bool = False) -> Tensor:
+        """Tiles [tiles, features, tile] → panels of features for `dense_gradient`, [panels, tokens, width].
+
+        Args:
+            x: float32.
+            rounded: whether tokens become pairs in bfloat16, [panels, tokens / 2, width] of 32 bits; needs `rounded`.
+        """
         tiles, features, tile = x.shape
         width = panel_columns(self.lanes)
-        count = -(-features // width)
+        count, tokens = -(-features // width), tiles * tile
+        rows = self.memory.empty(tokens, count * width)
         if features % width:
-            x = torch.nn.functional.pad(x, (0, 0, 0, count * width - features))
-        side_by_side = x.reshape(tiles, count, width, tile).permute(1, 0, 3, 2)
-        return side_by_side.contiguous().view(count, tiles * tile, width)
+            rows[:, features:] = 0.0
+        stride = count * width
+        self.unpack(rows.data_ptr(), stride, x.contiguous().data_ptr(), tokens, features, tile // self.lanes)
+        if not rounded:
+            return rows.view(tokens, count, width).transpose(0, 1).contiguous()
+        assert self.rounded is not None
+        made = self.memory.empty(count, tokens // 2, width)
+        threads = self._threads(rows.numel())
+        self.rounded.pair_panels(self.address, rows.data_ptr(), tokens // 2, count, made.data_ptr(), threads)
+        return made
 
     def dense_gradient(self, panels: Tensor, dy: Tensor, made: Tensor, *, adding: bool) -> None:
         """dY·Xᵀ for some rows, dead places included.
 
         Args:
             panels: of X.
-            dy: float32 [rows, tokens], contiguous.
+            dy: float32 [rows, tokens], contiguous, or bfloat16 where the panels are rounded.
             made: float32 [rows, features], contiguous: is written.
             adding: whether onto what is there.
         """
-        (rows, tokens), features = dy.shape, made.shape[1]
+        rows, features = dy.shape[0], made.shape[1]
+        kernels, tokens = self._weighing(dy)
         threads = self._threads(rows * features)
         addresses = (self.address, panels.data_ptr(), dy.data_ptr(), made.data_ptr())
-        self.kernels.weigh_all(*addresses, rows, features, tokens, int(adding), threads)
+        kernels.weigh_all(*addresses, rows, features, tokens, int(adding), threads)
+
+    def _weighing(self, dy: Tensor) -> tuple[LiveKernels | RoundedKernels, int]:
+        """Kernels for such gradients of outputs, and how many tokens, or pairs of them, there are."""
+        if dy.dtype is torch.float32:
+            return self.kernels, dy.shape[1]
+        assert self.rounded is not None
+        return self.rounded, dy.shape[1] // 2
 
     def dead_above(
         self, panels: Tensor, dy: Tensor, columns: int, live: Tensor, starts: Tensor, size: float
@@ -145,7 +168,7 @@ class LiveMath(CompiledProduct):
 
         Args:
             panels: of X.
-            dy: float32 [rows, tokens], contiguous.
+            dy: float32 [rows, tokens], contiguous, or bfloat16 where the panels are rounded.
             columns: features of X.
             live: int64 [live], contiguous, ascending.
             starts: int64 [rows + 1], which of them is the first of each row; and their number.
@@ -154,11 +177,11 @@ class LiveMath(CompiledProduct):
         Returns:
             positions int64 [found], ascending, and float32 [found].
         """
-        rows, tokens = dy.shape
+        rows, (kernels, tokens) = len(dy), self._weighing(dy)
         threads = self._threads(rows * columns)
         tiles = self.memory.empty(threads, DEAD_ROWS, columns)
         room, counts = Room(rows * columns, self.memory), np.zeros((threads, 2), np.int64)
-        self.kernels.dead_above(
+        kernels.dead_above(
             self.address,
             panels.data_ptr(),
             dy.data_ptr(),
@@ -191,7 +214,8 @@ def live_math(level: Level | None = None) -> LiveMath:
 
 @cache
 def _live_math(level: Level) -> LiveMath:
-    return LiveMath(load(LiveKernels, host(level), cache_directory()), openmp())
+    rounded = load(RoundedKernels, host(level), cache_directory()) if multiplies_pairs(level) else None
+    return LiveMath(load(LiveKernels, host(level), cache_directory()), openmp(), rounded)
 
 
 @final
@@ -221,7 +245,7 @@ class LiveMatrix(CompiledProduct):
         self.rows, self.columns, self.live = rows, columns, len(positions)
         self.math = math
         flat = np.ascontiguousarray(positions, np.int64)
-        row_starts = np.searchsorted(flat, np.arange(rows + 1) * columns).astype(np.int64)
+        row_starts = row_edges(torch.from_numpy(flat), rows, columns).numpy()
         density = self.live / max(1, rows * columns)
         tile_bytes = 4 * math.lanes * math.kernels.most_vectors
         width, height = _width(columns, density, tile_bytes), _width(rows, density, tile_bytes)

@@ -39,7 +39,7 @@ def panel_columns(lanes: int) -> int:
     return _across(lanes) * lanes
 
 
-def add_dense_gradient(module: ir.Module, lanes: int) -> None:
+def add_dense_gradient(module: ir.Module, lanes: int, *, rounded: bool = False) -> None:
     """Adds ``weigh_all(pool, x, dy, tile, rows, columns, tokens, adding, threads)``: tile (+)= dY·Xᵀ.
 
     x [panels, tokens, panel_columns] are panels of columns, the last one filled up; dy [rows, tokens]; the tile is
@@ -53,9 +53,11 @@ def add_dense_gradient(module: ir.Module, lanes: int) -> None:
     Args:
         module: gets the entry points.
         lanes: floats per vector register.
+        rounded: whether each "token" of x and dy is a pair of tokens in bfloat16, the first in the lower half; sums are
+            made in float32. Needs 16 lanes and instructions for such products.
     """
     height = _HEIGHT
-    rows_of = _some_rows(module, lanes, height)
+    rows_of = _some_rows(module, lanes, height, rounded=rounded)
     made = function(module, "weigh_all_share", [PTR] + [I64] * 9, exported=False)
     _, x, dy, tile, rows, columns, tokens, adding, part, team = made.args
     e = Emitter(made, lanes)
@@ -73,9 +75,9 @@ def add_dense_gradient(module: ir.Module, lanes: int) -> None:
     _dead_above(module, lanes, rows_of)
 
 
-def _some_rows(module: ir.Module, lanes: int, height: int) -> ir.Function:
+def _some_rows(module: ir.Module, lanes: int, height: int, *, rounded: bool) -> ir.Function:
     """So few rows that their dY stays in a cache while panels come and go."""
-    square = _square(module, lanes, height)
+    square = _square(module, lanes, height, rounded=rounded)
     made = function(module, "weigh_rows", [I64] * 7, exported=False)
     x, dy, tile, rows, columns, tokens, adding = made.args
     e = Emitter(made, lanes)
@@ -182,7 +184,7 @@ def _dead_above(module: ir.Module, lanes: int, weigh: ir.Function) -> None:
     in_team(module, "dead_above", made, 12)
 
 
-def _square(module: ir.Module, lanes: int, height: int) -> ir.Function:
+def _square(module: ir.Module, lanes: int, height: int, *, rounded: bool) -> ir.Function:
     """Some rows of one panel, for some tokens; rows beyond the last one are the last one again."""
     made = function(module, "weigh_square", [PTR] * 3 + [I64] * 5, exported=False)
     x, dy, tile, stride, tokens, count, last, adding = made.args
@@ -197,12 +199,15 @@ def _square(module: ir.Module, lanes: int, height: int) -> ir.Function:
 
     sums = e.choose(e.equal(adding, 0), lambda: [ir.Constant(e.vector, [0.0] * lanes)] * (height * across), before)
 
+    def multiplied(a: Node, b: Node, total: Node) -> Node:
+        return e.pair_fma(a, b, total) if rounded else e.fma(a, b, total)
+
     def one(t: Node, sums: list[Node]) -> list[Node]:
         held = [e.load(x, e.add(e.mul(t, width), lanes * v)) for v in range(across)]
         out = []
         for i, source in enumerate(sources):
             scalar = e.spread(e.read(source, t, F32))
-            out += [e.fma(scalar, column, sums[across * i + v]) for v, column in enumerate(held)]
+            out += [multiplied(scalar, column, sums[across * i + v]) for v, column in enumerate(held)]
         return out
 
     def several(t: Node, sums: list[Node]) -> list[Node]:

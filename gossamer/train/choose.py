@@ -9,21 +9,21 @@ from torch import Tensor
 from gossamer.runtime.choice import MOST_OF_GROUP, choice, kth_largest
 
 __all__ = [
+    "best_besides",
     "best_magnitudes",
     "best_of_rows",
-    "best_places",
     "carried",
     "highest",
-    "joined",
     "mask_of",
     "places",
+    "rejoined",
     "sources",
 ]
 
 _MANY = 1 << 20
 """Scores from which on a sample says which are too small to be looked at in detail."""
 
-_SAMPLE = 1 << 14
+_SAMPLE = 1 << 13
 """Scores of the sample."""
 
 
@@ -56,39 +56,23 @@ def highest(scores: Tensor, count: int) -> Tensor:
     return torch.from_numpy(chosen)
 
 
-def best_places(scores: Tensor, count: int) -> Tensor:
-    """Where the ``count`` highest are, int64 [count], ascending; of equal ones the first.
-
-    Args:
-        scores: float32 [n], contiguous, without signs; those that are negative are never chosen.
-        count: 0 to the number of those that are not negative.
-
-    Cost: O(n).
-
-    Example:
-        >>> best_places(torch.tensor([1.0, 3.0, 1.0, 2.0]), 3).tolist()
-        [0, 1, 3]
-    """
-    kernels = choice()
-    if kernels is None:
-        return places(highest(scores, count))
-    if len(scores) > _MANY and 4 * count < len(scores):
-        # Judged by a sample, at a stride that is no multiple of rows, of what is a little more.
-        least = _little_less(scores[:: (len(scores) // _SAMPLE) | 1].numpy(), count / len(scores))
-        if least >= 0:
-            found, sizes = kernels.above(scores, least, magnitude=False)
-            if len(found) >= count:
-                return found.index_select(0, kernels.best_of_rows(sizes.view(1, -1), count))
-    return kernels.best_of_rows(scores.view(1, -1), count)
-
-
-def best_of_rows(scores: Tensor, count: int, which: Tensor | None = None) -> Tensor:
+def best_of_rows(
+    scores: Tensor,
+    count: int,
+    which: Tensor | None = None,
+    *,
+    magnitude: bool = False,
+    always: tuple[Tensor, Tensor] | None = None,
+) -> Tensor:
     """Flat positions of the ``count`` highest of each row, int64; of equal ones the first.
 
     Args:
-        scores: float32 [rows, columns], contiguous, without signs.
+        scores: float32 [rows, columns], contiguous, without signs unless magnitude.
         count: 0 to columns.
         which: int64, numbers of the rows that are looked at, ascending; None: all.
+        magnitude: whether magnitudes are compared.
+        always: what is chosen before others: flat positions int64, ascending, and their `row_edges`. The scores may be
+            overwritten.
 
     Returns:
         int64 [rows that are looked at · count], ascending.
@@ -98,9 +82,15 @@ def best_of_rows(scores: Tensor, count: int, which: Tensor | None = None) -> Ten
         [1, 2, 3, 4]
     """
     kernels = choice()
-    if kernels is not None:
-        if which is None and scores.shape[1] <= MOST_OF_GROUP:
+    if kernels is not None and len(scores) > 1:
+        if which is None and always is None and not magnitude and scores.shape[1] <= MOST_OF_GROUP:
             return kernels.best_of_groups(scores.view(-1), scores.shape[1], count)
+        return kernels.best_of_rows(scores, count, which, magnitude=magnitude, always=always)
+    if magnitude:
+        scores = scores.abs()
+    if always is not None:
+        scores.view(-1).index_fill_(0, always[0], torch.inf)
+    if kernels is not None:
         return kernels.best_of_rows(scores, count, which)
     rows = torch.arange(len(scores)) if which is None else which
     # A stable sort of whole rows would do the same and take ten times as long.
@@ -119,35 +109,53 @@ def best_of_rows(scores: Tensor, count: int, which: Tensor | None = None) -> Ten
     return rows[found // columns] * columns + found % columns
 
 
-def best_magnitudes(values: Tensor, count: int, besides: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the ``count`` largest magnitudes but for some places are, ascending; of equal ones the first.
+def best_magnitudes(values: Tensor, count: int) -> Tensor:
+    """Where the ``count`` largest magnitudes are, int64 [count], ascending; of equal ones the first.
 
     Args:
         values: float32 [n], contiguous.
-        count: 0 to n − the number of those places.
-        besides: int64, ascending.
+        count: 0 to n.
+
+    Cost: O(n), without a copy of all magnitudes where few are chosen.
+
+    Example:
+        >>> best_magnitudes(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2).tolist()
+        [1, 2]
+    """
+    kernels, n = choice(), len(values)
+    if kernels is not None and n > _MANY and 4 * count < n:
+        # Judged by a sample, at a stride that is no multiple of rows, of what is a little more.
+        least = _little_less(np.abs(values[:: (n // _SAMPLE) | 1].numpy()), count / n)
+        found, numbers = kernels.above(values, least, magnitude=True)
+        if len(found) >= count:
+            return found.index_select(0, kernels.best_of_rows(numbers.abs_().view(1, -1), count))
+    sizes = values.abs()
+    return places(highest(sizes, count)) if kernels is None else kernels.best_of_rows(sizes.view(1, -1), count)
+
+
+def best_besides(values: Tensor, count: int, besides: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the ``count`` largest magnitudes but for some places are, ascending; of equal ones the first.
+
+    Args:
+        values: float32 [n], contiguous; **become zero at these places**.
+        count: 0 to n − the number of these places.
+        besides: int64, each once.
 
     Returns:
         int64 [count], and these magnitudes, float32 [count].
 
     Example:
-        >>> best_magnitudes(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2, torch.tensor([2]))
+        >>> best_besides(torch.tensor([1.0, -3.0, 4.0, 2.0]), 2, torch.tensor([2]))
         (tensor([1, 3]), tensor([3., 2.]))
     """
-    kernels, n = choice(), len(values)
-    if kernels is not None and n > _MANY and 4 * count < n:
-        step = (n // _SAMPLE) | 1
-        left_out = kernels.sources(besides, torch.from_numpy(np.arange(0, n, step)), -1).numpy() >= 0
-        sample = np.abs(values.numpy()[::step])[~left_out]
-        if len(sample):
-            least = _little_less(sample, count / (n - len(besides)))
-            found, numbers = kernels.above_besides(values, least, besides)
-            if len(found) >= count:
-                best = kernels.best_of_rows(numbers.abs_().view(1, -1), count)
-                return found.index_select(0, best), numbers.index_select(0, best)
-    sizes = values.abs()
-    best = best_places(sizes.index_fill(0, besides, -1.0), count)
-    return best, sizes.index_select(0, best)
+    values.index_fill_(0, besides, 0.0)
+    best = best_magnitudes(values, count)
+    sizes = values.index_select(0, best).abs_()
+    if count and float(sizes.min()) == 0.0:  # then zeros are to be told apart
+        lowest = values.abs().index_fill_(0, besides, -1.0)
+        best = places(highest(lowest, count))
+        sizes = lowest.index_select(0, best)
+    return best, sizes
 
 
 def _little_less(sample: np.ndarray[tuple[int], np.dtype[np.float32]], share: float) -> float:
@@ -166,19 +174,28 @@ def mask_of(positions: Tensor, size: int) -> Tensor:
     return torch.zeros(size, dtype=torch.bool).index_fill_(0, positions, True)
 
 
-def joined(ascending: Tensor, others: Tensor) -> Tensor:
-    """Both sets of positions in ascending order, int64; the first is so already.
+def rejoined(old: Tensor, kept: Tensor, new: Tensor) -> tuple[Tensor, Tensor]:
+    """The old positions that are kept and the new ones, ascending; and their `sources` among the old ones.
+
+    Args:
+        old: int64, ascending.
+        kept: bool [old].
+        new: int64, in any order; may hold old ones that are not kept.
+
+    Returns:
+        positions, and sources int64: the number of old ones where there is none.
 
     Example:
-        >>> joined(torch.tensor([1, 5]), torch.tensor([9, 3])).tolist()
-        [1, 3, 5, 9]
+        >>> rejoined(torch.tensor([1, 5, 7]), torch.tensor([True, False, False]), torch.tensor([9, 3, 5]))
+        (tensor([1, 3, 5, 9]), tensor([0, 3, 1, 3]))
     """
-    added = _ascending(others)
+    added = _ascending(new)
     kernels = choice()
     if kernels is not None:
-        return kernels.merged(ascending.contiguous(), added)
+        return kernels.rejoined(old.contiguous(), kept.contiguous(), added)
     # A stable sort merges two runs, which is faster than sorting.
-    return torch.from_numpy(np.sort(np.concatenate([ascending.numpy(), added.numpy()]), kind="stable"))
+    both = torch.from_numpy(np.sort(np.concatenate([old[kept].numpy(), added.numpy()]), kind="stable"))
+    return both, sources(old, both, len(old))
 
 
 def _ascending(positions: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from gossamer.errors import PlanError
 from gossamer.train.chance import chosen, dead, uniform_scores
-from gossamer.train.choose import best_magnitudes, best_places, carried, places
+from gossamer.train.choose import best_besides, best_magnitudes, carried, places, sources
 from gossamer.train.health import finite
 from gossamer.train.schedule import Schedule
 from gossamer.train.tracked import Tracked
@@ -26,6 +27,7 @@ class GrowScore(ABC):
 
     comparable: ClassVar[bool] = True  # whether scores of different layers may be compared
     watches_gradients: ClassVar[bool] = True  # whether updates need gradients of dead weights
+    tells_strength: ClassVar[bool] = False  # whether it says how much a layer deserves to grow
 
     @abstractmethod
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:
@@ -43,7 +45,10 @@ class GrowScore(ABC):
 
     @abstractmethod
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
-        """Scores of all weights, dead or alive, float32 [size]: for structures, which compare within groups."""
+        """Scores of all weights, dead or alive, float32 [size]: for structures, which compare magnitudes in groups.
+
+        Handed over: they may be overwritten.
+        """
 
     def watches(self, step: int, schedule: Schedule) -> bool:
         """Whether gradients of dead weights are needed of this step."""
@@ -72,8 +77,8 @@ class GrowScore(ABC):
         """An update is over."""
         del layer
 
-    def momentum(self, layer: Tracked) -> Tensor | None:
-        """What the optimiser's momentum of grown weights starts from, float32 [size]; None: zero."""
+    def momentum(self, layer: Tracked) -> Callable[[Tensor], Tensor] | None:
+        """Positions int64 of grown weights, ascending → what the optimiser's momentum starts from; None: zero."""
         del layer
         return None
 
@@ -107,10 +112,20 @@ class Random(GrowScore):
 
 
 def _best_of(scores: Tensor, layer: Tracked, kept: Tensor, most: int) -> tuple[Tensor, Tensor]:
-    alive = layer.survivors(kept)
-    scores.index_fill_(0, alive, -torch.inf)
-    found = best_places(scores, min(most, layer.size - len(alive)))
-    return found, scores[found]
+    """Candidates by the magnitudes of scores, which become zero where weights live."""
+    alive = layer.positions.index_select(0, places(kept))
+    return best_besides(scores, min(most, layer.size - len(alive)), alive)
+
+
+def _best(largest: tuple[Tensor, Tensor, Tensor], layer: Tracked, kept: Tensor, most: int) -> tuple[Tensor, Tensor]:
+    """Candidates by what `Tracked.largest` found."""
+    dead, of_dead, of_live = largest
+    again = places(~kept)
+    scores = torch.cat([of_dead, of_live.index_select(0, again)])
+    best = best_magnitudes(scores, min(most, len(scores)))
+    first = int(np.searchsorted(best.numpy(), len(dead)))  # of those that come back
+    revived = layer.positions.index_select(0, again.index_select(0, best[first:] - len(dead)))
+    return torch.cat([dead.index_select(0, best[:first]), revived]), scores.index_select(0, best).abs_()
 
 
 @final
@@ -122,27 +137,26 @@ class Gradient(GrowScore):
 
     Cost: one dense weight gradient per update, in tiles: no memory of the size of the weight. With several ranks, or
         in a structure, one layer's dense gradient at a time.
+    Exact: the gradient of large linear layers is that of activations rounded to bfloat16, 8 bits, with sums in float32,
+        on processors that multiply these twice as fast (AVX512-BF16); elsewhere float32. Which of almost equal
+        gradients win may differ.
 
     Source: Evci et al. 2020 (RigL), arXiv 1911.11134, section 3 (4).
     """
 
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:
         """As above."""
-        found = layer.largest()
-        if found is None:
-            return _best_of(self.everywhere(layer, key), layer, kept, most)
-        dead, of_dead, of_live = found
-        again = places(~kept)
-        scores = torch.cat([of_dead, of_live.index_select(0, again)]).abs_()
-        best = best_places(scores, min(most, len(scores)))
-        first = int(np.searchsorted(best.numpy(), len(dead)))  # of those that come back
-        revived = layer.positions.index_select(0, again.index_select(0, best[first:] - len(dead)))
-        return torch.cat([dead.index_select(0, best[:first]), revived]), scores.index_select(0, best)
+        found = layer.largest(most)
+        return (
+            _best_of(self.everywhere(layer, key), layer, kept, most)
+            if found is None
+            else _best(found, layer, kept, most)
+        )
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
-        """|∂L/∂w|."""
+        """∂L/∂w."""
         del key
-        return layer.dense_gradient().abs_()
+        return layer.dense_gradient()
 
     def watches(self, step: int, schedule: Schedule) -> bool:
         """Before updates."""
@@ -160,10 +174,14 @@ class Momentum(GrowScore):
         initialise: start SGD's momentum of grown weights from m rather than from zero; Adam's starts from zero.
 
     Cost: the dense weight gradient on ``window`` steps per update (None: on every step), and one float per weight,
-        dead or alive, meanwhile: **this is a dense state**, which is freed between windows.
+        dead or alive, meanwhile: **this is a dense state**, which is freed between windows. A window of one step needs
+        none: then the gradient is looked at in tiles, as by `Gradient`.
+    Exact: as `Gradient`.
 
     Source: Dettmers and Zettlemoyer 2019 (SNFS), arXiv 1907.04840, section 3.
     """
+
+    tells_strength: ClassVar[bool] = True
 
     beta: float = 0.9
     window: int | None = None
@@ -181,8 +199,8 @@ class Momentum(GrowScore):
 
     @property
     def watches_all(self) -> bool:
-        """Yes."""
-        return True
+        """Unless the mean is that of one gradient, which is looked at in tiles."""
+        return self.window != 1
 
     def observe(self, layer: Tracked) -> None:
         """Move the mean."""
@@ -193,24 +211,45 @@ class Momentum(GrowScore):
         elif finite(gradient):
             mean.mul_(self.beta).add_(gradient, alpha=1 - self.beta)
 
+    def _mean(self, layer: Tracked) -> Tensor:
+        if "momentum" not in layer.dense:  # of one gradient, which several ranks or a structure need whole
+            self.observe(layer)
+        return layer.dense["momentum"]
+
     def candidates(self, layer: Tracked, kept: Tensor, most: int, key: int) -> tuple[Tensor, Tensor]:
         """The largest."""
         del key
-        mean, alive = layer.dense["momentum"], layer.survivors(kept)
-        return best_magnitudes(mean, min(most, layer.size - len(alive)), alive)
+        largest = None if "momentum" in layer.dense else layer.largest(most)
+        if largest is None:
+            mean = self._mean(layer)
+            # Where there is no window the mean lives on.
+            return _best_of(mean.clone() if self.window is None else mean, layer, kept, most)
+        if self.initialise:
+            dead, gradients, _ = largest
+            layer.found = dead, gradients.mul(1 - self.beta)
+        return _best(largest, layer, kept, most)
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
-        """|m|."""
+        """m."""
         del key
-        return layer.dense["momentum"].abs()
+        return self._mean(layer).clone()
 
     def strength(self, layer: Tracked) -> float:
         """Mean |m| of the live weights."""
-        return float(carried(layer.dense["momentum"], layer.positions).abs_().mean())
+        raw = None if "momentum" in layer.dense else layer.raw_gradient
+        if raw is not None:
+            return (1 - self.beta) * float(raw.abs().mean())
+        return float(carried(self._mean(layer), layer.positions).abs_().mean())
 
-    def momentum(self, layer: Tracked) -> Tensor | None:
+    def momentum(self, layer: Tracked) -> Callable[[Tensor], Tensor] | None:
         """m."""
-        return layer.dense["momentum"] if self.initialise else None
+        if not self.initialise:
+            return None
+        if layer.found is None:
+            mean = self._mean(layer)
+            return lambda positions: carried(mean, positions)
+        dead, numbers = layer.found
+        return lambda positions: carried(numbers, sources(dead, positions, len(dead)))
 
     def forget(self, layer: Tracked) -> None:
         """Free it between windows."""

@@ -61,7 +61,7 @@ class Parts:
             raise PlanError(
                 f"{kind}: found {name} and {type(self.scope).__name__}, expected constant density, PerLayer"
             )
-        if isinstance(self.scope, ByStrength) and not (self.grow is not None and self.grow.watches_all):
+        if isinstance(self.scope, ByStrength) and not (self.grow is not None and self.grow.tells_strength):
             raise PlanError("ByStrength: found a grow score without strengths of layers, expected Momentum")
 
     @property

@@ -46,7 +46,8 @@ def relocate(
     positions: Tensor,
     optimizer: torch.optim.Optimizer,
     newborn: Callable[[str, int], Tensor],
-    momentum: Tensor | None,
+    momentum: Callable[[Tensor], Tensor] | None,
+    source: Tensor | None = None,
 ) -> Moved:
     """Give a layer other live weights, in place; those it did not have are exactly zero.
 
@@ -58,12 +59,14 @@ def relocate(
         positions: int64 [live], ascending.
         optimizer: that trains it.
         newborn: (what, how many) → what ``layer.memory`` holds of new weights.
-        momentum: float32 [size], mean gradient that SGD's momentum of new weights starts from; None: zero. Adam's first
-            moment starts from zero in any case: beside a second moment of zero it would be a leap.
+        momentum: positions int64, ascending → the mean gradients that SGD's momentum of new weights starts from; None:
+            zero. Adam's first moment starts from zero in any case: beside a second moment of zero it would be a leap.
+        source: the `sources` of the positions among those that lived, where they are known.
     """
     old, values = layer.layer.topology, layer.layer.values
     new = Topology(old.shape, positions.to(index_dtype(old.shape)))
-    source = sources(layer.positions, positions, old.live)
+    if source is None:
+        source = sources(layer.positions, positions, old.live)
     fresh = source.numpy() == old.live
     grown = int(np.count_nonzero(fresh))
     if grown or new.live != old.live:
@@ -74,7 +77,7 @@ def relocate(
             if isinstance(held, Tensor) and held.shape == values.shape:
                 state[key] = carried(held, source)
                 if momentum is not None and key == "momentum_buffer":
-                    state[key][at] = _as_buffer(momentum[positions[at]], group_of(optimizer, values))
+                    state[key][at] = _as_buffer(momentum(positions[at]), group_of(optimizer, values))
         for what, remembered in layer.memory.items():
             layer.memory[what] = carried(remembered, source)
             layer.memory[what][at] = newborn(what, grown)

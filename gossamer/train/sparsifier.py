@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
@@ -15,7 +15,7 @@ from gossamer.encoding.random import key_of
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import matches
 from gossamer.train.checkpoint import Checkpoint, check_fits
-from gossamer.train.choose import highest, joined, places
+from gossamer.train.choose import highest, places, rejoined
 from gossamer.train.convert import sparse_layers
 from gossamer.train.drop import Taylor
 from gossamer.train.grow import GrowScore
@@ -25,7 +25,7 @@ from gossamer.train.method import SparseTraining
 from gossamer.train.ranks import Ranks
 from gossamer.train.relocate import Moved, check_optimizer, group_of, relocate
 from gossamer.train.report import LivedAt, Writer, tell
-from gossamer.train.scope import PerLayer, Room, Wanted
+from gossamer.train.scope import Room, Wanted
 from gossamer.train.state_file import read_state, write_state
 from gossamer.train.structure import Free
 from gossamer.train.tracked import Tracked
@@ -342,15 +342,9 @@ class Sparsifier:
             for layer in self._layers:
                 layer.unwatch()
             return
-        everything = grow.watches_all or not isinstance(self._parts.structure, Free)
-        wanted = None if everything else self._wanted(self._layers, following)
-        for i, layer in enumerate(self._layers):
-            if wanted is None:
-                layer.watch(None)
-                continue
-            own = wanted.target[i] - layer.live + wanted.drop[i]
-            most = own if isinstance(self._parts.scope, PerLayer) else sum(wanted.target)
-            layer.watch(max(most, layer.live) if self._parts.drop.counts_itself else most)
+        everywhere = grow.watches_all or not isinstance(self._parts.structure, Free)
+        for layer in self._layers:
+            layer.watch(everywhere=everywhere)
 
     def _watches(self) -> bool:
         """Whether updates need gradients of dead weights."""
@@ -393,11 +387,13 @@ class Sparsifier:
         wanted = self._wanted(layers, self._step)
         scores = [parts.drop.score(layer, self._key(layer, "drop")) for layer in layers]
         kept = parts.scope.kept(scores, wanted, self._scope_state)
+        following = self._following(layers, kept, wanted)
         moved = {}
-        for layer, positions in self._next(layers, kept, wanted):
+        for i, layer in enumerate(layers):
+            positions, source = following(i)  # one after the other, so that dense gradients exist one at a time
             self._ranks.agree(layer.name, positions)
             momentum = None if parts.grow is None else parts.grow.momentum(layer)
-            moved[layer.name] = relocate(layer, positions, self._optimizer, self._newborn(layer), momentum)
+            moved[layer.name] = relocate(layer, positions, self._optimizer, self._newborn(layer), momentum, source)
             if parts.grow is not None:
                 parts.grow.forget(layer)
             if self._ever is not None:
@@ -405,20 +401,28 @@ class Sparsifier:
             layer.rest()
         return Update(self._step, moved)
 
-    def _next(self, layers: list[Tracked], kept: list[Tensor], wanted: Wanted) -> Iterator[tuple[Tracked, Tensor]]:
-        """(layer, its new positions), one after the other, so that dense gradients exist one at a time."""
+    def _following(
+        self, layers: list[Tracked], kept: list[Tensor], wanted: Wanted
+    ) -> Callable[[int], tuple[Tensor, Tensor | None]]:
+        """Number of a layer → its new positions and their sources."""
         parts = self._parts
-        survivors = [layer.survivors(k) for layer, k in zip(layers, kept, strict=True)]
         if parts.grow is None:
-            yield from zip(layers, survivors, strict=True)
-            return
+
+            def rest(i: int) -> tuple[Tensor, Tensor | None]:
+                alive = places(kept[i])
+                return layers[i].positions.index_select(0, alive), alive
+
+            return rest
         grow = parts.grow
         if not isinstance(parts.structure, Free):
-            for layer, alive in zip(layers, survivors, strict=True):
+
+            def filled(i: int) -> tuple[Tensor, Tensor | None]:
+                layer = layers[i]
                 scores = grow.everywhere(layer, self._key(layer, "grow"))
                 budget = self._budget[layer.name]
-                yield layer, parts.structure.fill(layer.shape, budget, layer.positions, alive, scores)
-            return
+                return parts.structure.fill(layer.shape, budget, layer.positions, kept[i], scores), None
+
+            return filled
         offered: dict[int, tuple[Tensor, Tensor]] = {}
 
         def offers(i: int, most: int) -> Tensor:
@@ -426,19 +430,23 @@ class Sparsifier:
                 offered[i] = grow.candidates(layers[i], kept[i], most, self._key(layers[i], "grow"))
             return offered[i][1]
 
+        survivors = tuple(int(stays.count_nonzero()) for stays in kept)
         room = Room(
-            tuple(len(alive) for alive in survivors),
-            tuple(layer.size - len(alive) for layer, alive in zip(layers, survivors, strict=True)),
+            survivors,
+            tuple(layer.size - alive for layer, alive in zip(layers, survivors, strict=True)),
             lambda i: grow.strength(layers[i]),
             offers,
             grow.comparable,
         )
         counts = parts.scope.grown(sum(wanted.target) - sum(room.survivors), wanted, room)
-        for i, (layer, alive, count) in enumerate(zip(layers, survivors, counts, strict=True)):
-            offers(i, count)
+
+        def grown(i: int) -> tuple[Tensor, Tensor | None]:
+            offers(i, counts[i])
             best, scores = offered.pop(i)
-            new = best if len(best) == count else best[places(highest(scores, count))]
-            yield layer, joined(alive, new)
+            new = best if len(best) == counts[i] else best[places(highest(scores, counts[i]))]
+            return rejoined(layers[i].positions, kept[i], new)
+
+        return grown
 
     def _tell(self, loss: Tensor | float | None, update: Update | None) -> None:
         if self._writer is None:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from math import prod
 from typing import ClassVar, final
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gossamer.encoding.node import Pattern
 from gossamer.encoding.patterns import NM, Mask
 from gossamer.errors import PlanError
+from gossamer.runtime.choice import row_edges
 from gossamer.train.chance import chosen, uniform_scores
-from gossamer.train.choose import best_of_rows, best_places, places
+from gossamer.train.choose import best_besides, best_magnitudes, best_of_rows, places
 
 __all__ = ["ConstantFanIn", "Free", "NofM", "Structure"]
 
@@ -39,15 +39,15 @@ class Structure(ABC):
         """A random topology: positions int64 [live], ascending."""
 
     @abstractmethod
-    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
+    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, kept: Tensor, scores: Tensor) -> Tensor:
         """A topology with the survivors in it, as far as the rule allows.
 
         Args:
             shape: of the weight.
             live: allowed number of live weights.
             before: positions that lived before the drop, int64, ascending.
-            survivors: those that live after it.
-            scores: grow scores, float32 [size], not negative.
+            kept: bool [before], which of them live after it.
+            scores: grow scores, float32 [size], whose magnitudes count; they are overwritten.
 
         Returns:
             positions int64 [live], ascending.
@@ -74,11 +74,11 @@ class Free(Structure):
         """All sets of that size are equally likely."""
         return chosen(key, live, prod(shape))
 
-    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
+    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, kept: Tensor, scores: Tensor) -> Tensor:
         """The best."""
-        del shape, before
-        scores.index_fill_(0, survivors, torch.inf)
-        return best_places(scores, live)
+        del shape
+        scores.abs_().index_fill_(0, before.index_select(0, places(kept)), torch.inf)
+        return best_magnitudes(scores, live)
 
 
 @final
@@ -112,10 +112,10 @@ class NofM(Structure):
         del live
         return best_of_rows(uniform_scores(key, prod(shape)).view(-1, self.m), self.n)
 
-    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
+    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, kept: Tensor, scores: Tensor) -> Tensor:
         """The best of each group that lost some."""
-        del live, before
-        scores.index_fill_(0, survivors, torch.inf)
+        del live
+        scores.abs_().index_fill_(0, before.index_select(0, places(kept)), torch.inf)
         return best_of_rows(scores.view(-1, self.m), self.n)
 
     def pattern(self, mask: Tensor) -> Pattern:
@@ -163,13 +163,15 @@ class ConstantFanIn(Structure):
         """All are equally likely."""
         return best_of_rows(uniform_scores(key, prod(shape)).view(shape[0], -1), live // shape[0])
 
-    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, survivors: Tensor, scores: Tensor) -> Tensor:
+    def fill(self, shape: tuple[int, ...], live: int, before: Tensor, kept: Tensor, scores: Tensor) -> Tensor:
         """Ablate, then the best of each row."""
         rows, columns = shape[0], prod(shape[1:])
-        scores.index_fill_(0, survivors, torch.inf)
-        alive = _per_row(before, rows, columns) > 0
+        survivors = before.index_select(0, places(kept))
+        edges = row_edges(survivors, rows, columns)
+        alive = row_edges(before, rows, columns).diff() > 0
         if self.ablate:
-            salient = _per_row(best_places(scores, live), rows, columns)
+            best, _ = best_besides(scores, live - len(survivors), survivors)
+            salient = edges.diff() + row_edges(best, rows, columns).diff()
             salient[~alive] = -1
             alive &= salient >= max(1.0, self.ablate * live / rows)
             needed = -(-live // columns)  # rows that can hold the budget
@@ -177,10 +179,5 @@ class ConstantFanIn(Structure):
                 alive = torch.zeros(rows, dtype=torch.bool)
                 alive[salient.argsort(descending=True, stable=True)[:needed]] = True
         which = places(alive)
-        return best_of_rows(scores.view(rows, columns), live // len(which), which)
-
-
-def _per_row(positions: Tensor, rows: int, columns: int) -> Tensor:
-    """How many of the ascending positions are in each row, int64 [rows]."""
-    # NumPy looks for each edge behind the one before.
-    return torch.from_numpy(np.diff(np.searchsorted(positions.numpy(), np.arange(rows + 1) * columns)))
+        always = survivors, edges
+        return best_of_rows(scores.view(rows, columns), live // len(which), which, magnitude=True, always=always)

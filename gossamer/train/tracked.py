@@ -11,7 +11,6 @@ from torch.utils.hooks import RemovableHandle
 from gossamer.errors import DataError
 from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
-from gossamer.train.choose import places
 from gossamer.train.ranks import Ranks
 
 __all__ = ["Tracked"]
@@ -27,7 +26,8 @@ class Tracked:
         ranks: processes that train together.
 
     ``memory`` holds what is known per live weight, each [live], and follows the weights when the topology moves;
-    ``dense`` what is known per weight, dead ones included, each float32 [size] (the cost of `Momentum`).
+    ``dense`` what is known per weight, dead ones included, each float32 [size] (the cost of `Momentum`). ``found``
+    lives during an update only: dead positions, ascending, and what the momentum of weights grown there starts from.
     """
 
     def __init__(self, name: str, layer: SparseLayer, ranks: Ranks) -> None:
@@ -35,11 +35,11 @@ class Tracked:
         self.layer = layer
         self.memory: dict[str, Tensor] = {}
         self.dense: dict[str, Tensor] = {}
+        self.found: tuple[Tensor, Tensor] | None = None
         self._ranks = ranks
         self._raw: Tensor | None = None
         self._tap: RemovableHandle | None = None
         self._wide: tuple[Topology, Tensor] | None = None
-        self._kept: tuple[Tensor, Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -64,15 +64,9 @@ class Tracked:
             self._wide = topology, topology.positions.long()
         return self._wide[1]
 
-    def survivors(self, kept: Tensor) -> Tensor:
-        """The positions of those that a mask, bool [live], keeps; int64, ascending."""
-        if self._kept is None or self._kept[0] is not kept:
-            self._kept = kept, self.positions.index_select(0, places(kept))
-        return self._kept[1]
-
     def rest(self) -> None:
         """Give up what is kept during an update only."""
-        self._wide = self._kept = None
+        self._wide = self.found = None
 
     @property
     def values(self) -> Tensor:
@@ -94,17 +88,17 @@ class Tracked:
 
     # -- watched steps -----------------------------------------------------------------------------------------------
 
-    def watch(self, largest: int | None) -> None:
+    def watch(self, *, everywhere: bool) -> None:
         """See the gradients of the backward passes to come.
 
         Args:
-            largest: so many dead ones at least, the largest; None: all of them, as `dense_gradient` hands them over.
+            everywhere: those of all weights, as `dense_gradient` hands them over; else the largest of dead ones.
         """
         self.unwatch()
         # Ranks must add their gradients up before any is the largest.
-        everything = largest is None or self._ranks.several
-        self.layer.watch(0 if everything else largest)
-        if not everything:
+        everywhere = everywhere or self._ranks.several
+        self.layer.watch(0)
+        if not everywhere:
             self._tap = cast(RemovableHandle, self.layer.values.register_hook(self._hear))  # type: ignore[no-untyped-call]
 
     def unwatch(self) -> None:
@@ -123,10 +117,18 @@ class Tracked:
         """Whether a backward pass came since the watch began."""
         return self.layer.gradient_at(torch.zeros(0, dtype=torch.int64)) is not None
 
-    def largest(self) -> tuple[Tensor, Tensor, Tensor] | None:
+    @property
+    def raw_gradient(self) -> Tensor | None:
+        """dW of all live weights in the watched passes, float32 [live]; None where only `dense_gradient` is at hand."""
+        return None if self._ranks.several or self._tap is None else self._raw
+
+    def largest(self, most: int) -> tuple[Tensor, Tensor, Tensor] | None:
         """Positions int64 and dW of the largest dead ones and some more, ascending, and dW of all live ones.
 
         Ends the watch.
+
+        Args:
+            most: so many at least, unless there are fewer.
 
         Returns:
             None where only `dense_gradient` is at hand.
@@ -136,7 +138,7 @@ class Tracked:
         """
         if self._ranks.several or self._tap is None:
             return None
-        found = self.layer.dead_gradient(exact=False)
+        found = self.layer.dead_gradient(exact=False, most=most)
         raw = self._raw
         self.unwatch()
         if found is None or raw is None:
@@ -147,9 +149,11 @@ class Tracked:
     def dense_gradient(self) -> Tensor:
         """dW of the watched passes at all positions, float32 [size], the mean over ranks; ends the watch.
 
+        For choices: may be that of activations rounded to bfloat16.
+
         Cost: size · 4 bytes while it is used; with several ranks as many on the wire.
         """
-        found = self.layer.gradient_everywhere()
+        found = self.layer.gradient_everywhere(rounded=True)
         if found is None:  # a layer that this rank's batch did not reach
             found = torch.zeros(self.size)
         self.unwatch()

@@ -106,19 +106,41 @@ def test_many_positions_are_merged_and_found_again_by_any_team(
     assert torch.equal(carried, torch.cat([numbers, torch.zeros(1)])[source])
 
 
-@pytest.mark.parametrize("besides", [0, 5, 60_000])
+@pytest.mark.parametrize("added", [0, 1, 50_000])
 @pytest.mark.parametrize("count", [0, 1, 4096, 200_003])
-def test_what_is_left_out_is_not_above(kernels: Choice, threads: int, count: int, besides: int) -> None:
-    draw = torch.Generator().manual_seed(count + besides)
-    values = torch.randn(count, generator=draw)
-    left_out = torch.randperm(count, generator=draw)[:besides].sort().values
-    for threshold in (0.0, 0.5, 9.0):
-        seen = values.abs()
-        seen[left_out] = 0.0
-        expected = (seen > threshold).nonzero().squeeze(1)
-        positions, found = kernels.above_besides(values, threshold, left_out)
-        assert torch.equal(positions, expected)
-        assert torch.equal(found, values[expected])
+def test_what_is_kept_and_what_is_new_join_in_order_with_their_places(
+    kernels: Choice, threads: int, count: int, added: int
+) -> None:
+    draw = torch.Generator().manual_seed(count + added)
+    everything = torch.randperm(3 * count + 2 * added + 9, generator=draw)
+    old = everything[:count].sort().values
+    kept = torch.rand(count, generator=draw) < 0.6
+    back = old[~kept][::3]
+    new = torch.cat([everything[count : count + added], back]).sort().values
+    made, places = kernels.rejoined(old, kept, new)
+    expected = torch.cat([old[kept], new]).sort().values
+    assert torch.equal(made, expected)
+    where = torch.searchsorted(old, expected)
+    assert torch.equal(places, torch.where(torch.isin(expected, old), where, count))
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(1, 7), (5, 1), (40, 515)])
+def test_edges_say_where_the_positions_of_rows_begin(kernels: Choice, rows: int, columns: int) -> None:
+    for share in (0.0, 0.1, 1.0):
+        mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(1)) < share
+        edges = kernels.edges(mask.flatten().nonzero()[:, 0], rows, columns)
+        assert edges.tolist() == [0, *mask.sum(1).cumsum(0).tolist()]
+
+
+def test_what_is_settled_comes_first_in_rows_of_magnitudes(kernels: Choice, threads: int) -> None:
+    draw = torch.Generator().manual_seed(3)
+    scores = torch.randn(60, 301, generator=draw)
+    scores[7] = 0.0
+    settled = torch.rand(60, 301, generator=draw) < 0.1
+    places = settled.flatten().nonzero()[:, 0]
+    expected = best(scores.abs().masked_fill(settled, torch.inf), 70)
+    always = places, kernels.edges(places, 60, 301)
+    assert kernels.best_of_rows(scores, 70, magnitude=True, always=always).tolist() == expected
 
 
 def test_results_outlive_the_memory_that_they_were_found_in(kernels: Choice) -> None:

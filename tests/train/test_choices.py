@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from gossamer.train import chance, choose
 from gossamer.train.allocation import ErdosRenyi, Uniform
-from gossamer.train.choose import best_magnitudes, best_of_rows, best_places, highest, joined, sources
+from gossamer.train.choose import best_besides, best_magnitudes, best_of_rows, highest, rejoined, sources
 from gossamer.train.share import shared_out
 
 
@@ -68,8 +68,19 @@ def test_the_best_of_rows_are_those_of_a_stable_sort(
     expected = scores.argsort(dim=1, descending=True, stable=True)[:, :count] + torch.arange(rows)[:, None] * columns
     assert best_of_rows(scores, count).tolist() == sorted(expected.flatten().tolist())
     assert best_of_rows(scores, count, torch.arange(0, rows, 2)).tolist() == sorted(expected[::2].flatten().tolist())
-    order = scores.flatten().argsort(descending=True, stable=True)[:count]
-    assert best_places(scores.flatten(), count).tolist() == sorted(order.tolist())
+    order = scores.flatten().argsort(descending=True, stable=True)
+    assert best_magnitudes(-scores.flatten(), count).tolist() == sorted(order[:count].tolist())
+    settled = torch.arange(0, rows * columns, columns)  # the first of each row
+    first = scores.clone()
+    first[:, 0] = torch.inf
+    expected = first.argsort(dim=1, descending=True, stable=True)[:, :count] + torch.arange(rows)[:, None] * columns
+    always = settled, torch.arange(rows + 1)
+    found = best_of_rows(-scores, count, magnitude=True, always=always)
+    assert found.tolist() == sorted(expected.flatten().tolist())
+    left = order[order % columns != 0][: rows * columns - rows]
+    places, sizes = best_besides(-scores.flatten(), min(count, len(left)), settled)
+    assert places.tolist() == sorted(left[:count].tolist())
+    assert torch.equal(sizes, scores.flatten()[places])
 
 
 @pytest.mark.parametrize("alike", [True, False], ids=["sample is like the rest", "sample misleads"])
@@ -81,10 +92,10 @@ def test_a_sample_does_not_change_what_is_best(kernels: bool, monkeypatch: pytes
         values[:: (len(values) // 512) | 1] *= 100
     scores = values.abs()
     order = scores.argsort(descending=True, stable=True)
-    assert torch.equal(best_places(scores, 900), order[:900].sort().values)
+    assert torch.equal(best_magnitudes(values, 900), order[:900].sort().values)
     besides = order[:500:2].sort().values
     left = order[~torch.isin(order, besides)]
-    places, sizes = best_magnitudes(values, 900, besides)
+    places, sizes = best_besides(values.clone(), 900, besides)
     assert torch.equal(places, left[:900].sort().values)
     assert torch.equal(sizes, values[places].abs())
 
@@ -100,7 +111,12 @@ def test_positions_are_found_again(kernels: bool, old: set[int], new: set[int]) 
 def test_sets_of_positions_are_joined_in_order(first: set[int], second: set[int]) -> None:
     ascending = torch.tensor(sorted(first), dtype=torch.int64)
     others = torch.tensor(list(second), dtype=torch.int64)
-    assert joined(ascending, others).tolist() == sorted(first | second)
+    kept = ascending % 3 != 0
+    positions, places = rejoined(ascending, kept, torch.cat([others, ascending[~kept][::2]]))
+    stays = set(ascending[kept].tolist()) | set(ascending[~kept][::2].tolist())
+    assert positions.tolist() == sorted(stays | second)
+    where = {p: i for i, p in enumerate(ascending.tolist())}
+    assert places.tolist() == [where.get(p, len(first)) for p in positions.tolist()]
 
 
 @pytest.mark.parametrize("runs", [1, 2, 5])
@@ -109,8 +125,9 @@ def test_positions_beyond_31_bits_are_joined_in_order(kernels: bool, first: int,
     shuffled = torch.randperm(1000, generator=torch.Generator().manual_seed(runs)) + first
     ascending, others = shuffled[:300].sort().values, shuffled[300:]
     added = torch.cat([run.sort().values for run in others.chunk(runs)])
-    assert torch.equal(joined(ascending, added), torch.arange(first, first + 1000))
-    assert torch.equal(joined(ascending, others), torch.arange(first, first + 1000))
+    everything = torch.ones(300, dtype=torch.bool)
+    assert torch.equal(rejoined(ascending, everything, added)[0], torch.arange(first, first + 1000))
+    assert torch.equal(rejoined(ascending, everything, others)[0], torch.arange(first, first + 1000))
 
 
 @given(st.integers(0, 2**63), st.integers(1, 400), st.floats(0, 1), st.floats(0, 1))
