@@ -160,7 +160,21 @@ _OTHERS = (
     Setting("silero", "gptq", "4-bit channel", _blocks(_gptq(4, "channel")), 64),
 )
 
-SETTINGS: tuple[Setting, ...] = (*_ROTATED, *_SPARSE, *_LOW_RANK, *_OTHERS, *_HEALED)
+_PRACTICE = (  # whole files, embeddings too: for whoever wants to see no difference, or hardly one
+    *(
+        Setting(network, "rtn", "8-bit channel, everything", _plain(replace(_rtn(8, "channel"), scale_dtype="float32")))
+        for network in ("lite0", "whisper", "minilm", "g2p", "silero", "smollm2")
+    ),
+    Setting(
+        "smollm2",
+        "gptq",
+        "4-bit g128, embeddings 4-bit g64",
+        (gs.quantize.NormalFloat(bits=4, group=64, only="embedding*"), *_blocks(_gptq(4, only=_BLOCKS))),
+        _WINDOWS,
+    ),
+)
+
+SETTINGS: tuple[Setting, ...] = (*_ROTATED, *_SPARSE, *_LOW_RANK, *_OTHERS, *_HEALED, *_PRACTICE)
 """What matters most first."""
 
 

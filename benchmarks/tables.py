@@ -25,7 +25,8 @@ def main() -> None:
     if (RESULTS / "training.json").is_file():
         tables |= _training(json.loads((RESULTS / "training.json").read_text(encoding="utf-8")))
     if (RESULTS / "pretrained.json").is_file():
-        tables |= _pretrained(json.loads((RESULTS / "pretrained.json").read_text(encoding="utf-8"))["rows"])
+        pretrained = json.loads((RESULTS / "pretrained.json").read_text(encoding="utf-8"))["rows"]
+        tables |= _pretrained(pretrained) | _practice(pretrained)
     documents = ("which-method", "presets", "runtime", "training", "pretrained")
     for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in documents)):
         text = file.read_text(encoding="utf-8")
@@ -230,6 +231,44 @@ def _pretrained(rows: list[dict[str, Any]]) -> dict[str, str]:
     head = ("network", "method", "setting", "measured (dense)", "bytes", "smaller", "ms (dense)")
     head += ("samples", "seconds", "MB beyond")
     return {"pretrained": _table(head, lines, words=4)}
+
+
+_UNSEEN = {  # how much worse a network may be for nobody to notice
+    "perplexity-1996": lambda value, dense: value / dense - 1 <= 0.02,
+    "agreement": lambda value, dense: dense - value <= 0.05,
+    "nats-per-token": lambda value, dense: value - dense <= 0.02,
+    "cosine": lambda value, dense: dense - value <= 0.01,
+    "phoneme-error": lambda value, dense: value - dense <= 0.003,
+    "mean-difference": lambda value, dense: value - dense <= 0.005,
+}
+_ABOUT_HALF = 0.55
+
+
+def _practice(rows: list[dict[str, Any]]) -> dict[str, str]:
+    """Per network the smallest file of which nobody notices, and the best of about half its bytes."""
+    lines = []
+    for network in dict.fromkeys(row["network"] for row in rows):
+        judged = [row for row in rows if row["network"] == network and row["metric"] in _UNSEEN]
+        unseen = [row for row in judged if _UNSEEN[row["metric"]](row["value"], row["dense_value"])]
+        if not unseen:
+            continue
+        whole = min(unseen, key=lambda row: row["file_bytes"])
+        halves = [row for row in judged if row["file_bytes"] <= _ABOUT_HALF * whole["file_bytes"]]
+        half = min(halves, key=lambda row: abs(row["value"] - row["dense_value"]), default=None)
+        for goal, row in (("no visible loss", whole), ("half of that", half)):
+            if row is None:
+                continue
+            cells = (
+                f"{row['method']}, {row['setting']}",
+                f"{row['metric']} {row['value']:.4g} ({row['dense_value']:.4g})",
+                f"{row['file_bytes']:,}",
+                f"{row['dense_bytes'] / row['file_bytes']:.1f}x",
+                f"{row['latency_ms']:.3g} ({row['dense_latency_ms']:.3g})",
+                f"{row['seconds']:,.0f}",
+            )
+            lines.append((network if goal == "no visible loss" else "", goal, *cells))
+    head = ("network", "goal", "recipe", "measured (dense)", "bytes", "smaller", "ms (dense)", "seconds")
+    return {"practice": _table(head, lines, words=4)}
 
 
 def _rows_of(path: Path) -> list[dict[str, Any]]:
