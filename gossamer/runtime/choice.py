@@ -171,13 +171,12 @@ class Choice(CompiledProduct):
         """The ``count`` highest of each row, of equal ones the first.
 
         Args:
-            scores: float32 [rows, columns], without signs, or if magnitude, of several rows, with; NaN is higher than
-                infinity.
+            scores: float32 [rows, columns], without signs unless magnitude; NaN is higher than infinity.
             count: 0 to columns.
             which: int64, rows that are looked at; None: all.
-            magnitude: whether it is their magnitudes that are compared.
-            always: of several rows, what is chosen before others: flat positions int64, ascending, and their `edges`;
-                their scores become infinite.
+            magnitude: whether it is their magnitudes that are compared; then several rows have to be looked at.
+            always: what becomes infinite before: flat positions int64, ascending, and their `edges`; then several rows
+                have to be looked at.
 
         Returns:
             flat positions int64 [rows that are looked at · count]; ascending if ``which`` is.
@@ -185,6 +184,7 @@ class Choice(CompiledProduct):
         Cost: some nanoseconds per score.
         """
         rows = torch.arange(len(scores)) if which is None else which
+        assert len(rows) != 1 or not (magnitude or always), "one row is looked at as it is"
         made = torch.empty(len(rows) * count, dtype=torch.int64)
         columns = scores.shape[1]
         threads = 1 if len(rows) == 1 else self._threads(8 * len(rows) * columns)
@@ -252,7 +252,7 @@ class Choice(CompiledProduct):
         before = np.cumsum([0, *counts])
         size = int(before[-1]) + len(new)
         made, sources = (torch.empty(size + APART * threads, dtype=torch.int64) for _ in range(2))
-        addresses = (old.data_ptr(), n, kept.data_ptr(), new.data_ptr(), len(new), before.ctypes.data)
+        addresses = (old.data_ptr(), n, kept.data_ptr(), new.data_ptr(), len(new), before.ctypes.data, threads)
         self.kernels.rejoin(self._address, *addresses, made.data_ptr(), sources.data_ptr(), threads)
         return made[:size], sources[:size]
 

@@ -38,11 +38,11 @@ def add_moves(module: ir.Module) -> None:
     ``carry(description, old, count, sources, count, made, threads)``: float32 ``made[i] = old[sources[i]]``, or zero
     where int64 sources are not below the number of old ones.
 
-    ``rejoin(description, old, count, kept, new, count, before, merged, sources, threads)``: the old ones that bytes
-    ``kept`` keep and the new ones, of which some may be old ones that are not kept; and of each its place among the old
-    ones, or ``count``. ``before`` int64 says how many old ones are kept before share ``s`` of `REJOINED` · threads,
-    which begins at s · count / shares, and at last how many in all; behind what is made there is room for `APART` ·
-    threads more.
+    ``rejoin(description, old, count, kept, new, count, before, units, merged, sources, threads)``: the old ones that
+    bytes ``kept`` keep and the new ones, of which some may be old ones that are not kept; and of each its place among
+    the old ones, or ``count``. ``before`` int64 says how many old ones are kept before share ``s`` of `REJOINED` · units, which
+    begins at s · count / shares, and at last how many in all; behind what is made there is room for `APART` · threads
+    more. Members take units.
 
     ``edges(positions, count, rows, columns, starts)``: which of the positions in a matrix is the first of each row, and
     their number, int64 [rows + 1].
@@ -132,12 +132,12 @@ def _merge(module: ir.Module) -> None:
 
 
 def _rejoin(module: ir.Module) -> None:
-    """Members take shares of the old ones, and what of the new ones lies between."""
-    made = function(module, "rejoin_share", [PTR] + [I64] * 10, exported=False)
-    _, old, count_old, kept, new, count_new, before, merged, sources, part, team = made.args
+    """Units are two shares of the old ones, and what of the new ones lies between."""
+    made = function(module, "rejoin_share", [PTR] + [I64] * 11, exported=False)
+    _, old, count_old, kept, new, count_new, before, units, merged, sources, part, team = made.args
     e = Emitter(made, 1)
     old, kept, new, before, merged, sources = (e.at.inttoptr(x, PTR) for x in (old, kept, new, before, merged, sources))
-    shares = e.mul(team, REJOINED)
+    shares = e.mul(units, REJOINED)
     spare = e.add(e.read(before, shares, I64), count_new, e.mul(part, APART))
     byte = ir.IntType(8)
 
@@ -168,32 +168,37 @@ def _rejoin(module: ir.Module) -> None:
         put(e.at.select(wanted, n, spare), e.at.select(is_old, one, other), e.at.select(is_old, i, count_old))
         return [e.add(k, e.at.zext(yes, I64)) for k, yes in zip(at, (is_old, is_new, wanted), strict=True)]
 
-    starts, ends = [], []
-    for k in range(REJOINED):
-        share = e.add(e.mul(part, REJOINED), k)
-        i, j = edge(share)
-        starts.append([i, j, e.add(e.read(before, share, I64), j)])
-        ends.append(edge(e.add(share, 1)))
+    def both(unit: Node, _: list[Node]) -> list[Node]:
+        starts, ends = [], []
+        for k in range(REJOINED):
+            share = e.add(e.mul(unit, REJOINED), k)
+            i, j = edge(share)
+            starts.append([i, j, e.add(e.read(before, share, I64), j)])
+            ends.append(edge(e.add(share, 1)))
 
-    def going(end: tuple[Node, Node]) -> Going:
-        return lambda at: e.at.and_(e.less(at[0], end[0]), e.less(at[1], end[1]))
+        def going(end: tuple[Node, Node]) -> Going:
+            return lambda at: e.at.and_(e.less(at[0], end[0]), e.less(at[1], end[1]))
 
-    stopped = _side_by_side(e, starts, [going(end) for end in ends], step)
-    for (i, j, n), (end_i, end_j) in zip(stopped, ends, strict=True):
+        stopped = _side_by_side(e, starts, [going(end) for end in ends], step)
+        for (i, j, n), (end_i, end_j) in zip(stopped, ends, strict=True):
 
-        def left(k: Node, carried: list[Node]) -> list[Node]:
-            (n,) = carried
-            with e.at.if_then(stays(k)):
-                put(n, e.read(old, k, I64), k)
-            return [e.add(n, e.at.zext(stays(k), I64))]
+            def left(k: Node, carried: list[Node]) -> list[Node]:
+                (n,) = carried
+                with e.at.if_then(stays(k)):
+                    put(n, e.read(old, k, I64), k)
+                return [e.add(n, e.at.zext(stays(k), I64))]
 
-        def added(k: Node, carried: list[Node]) -> list[Node]:
-            put(carried[0], e.read(new, k, I64), count_old)
-            return [e.add(carried[0], 1)]
+            def added(k: Node, carried: list[Node]) -> list[Node]:
+                put(carried[0], e.read(new, k, I64), count_old)
+                return [e.add(carried[0], 1)]
 
-        e.loop(j, end_j, added, e.loop(i, end_i, left, [n]))
+            e.loop(j, end_j, added, e.loop(i, end_i, left, [n]))
+        return []
+
+    first, last = (e.div(e.mul(e.add(part, i), units), team) for i in range(2))
+    e.loop(first, last, both)
     e.at.ret_void()
-    in_team(module, "rejoin", made, 8)
+    in_team(module, "rejoin", made, 9)
 
 
 def _edges(module: ir.Module) -> None:

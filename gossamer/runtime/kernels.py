@@ -397,7 +397,7 @@ class ChoiceKernels(KernelSet):
         self.merge = self._engine.function("merge", 7)
         self.follow = self._engine.function("follow", 8)
         self.carry = self._engine.function("carry", 7)
-        self.rejoin = self._engine.function("rejoin", 10)
+        self.rejoin = self._engine.function("rejoin", 11)
         self.edges = self._engine.function("edges", 5)
 
 

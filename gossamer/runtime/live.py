@@ -129,8 +129,8 @@ class LiveMath(CompiledProduct):
         rows = self.memory.empty(tokens, count * width)
         if features % width:
             rows[:, features:] = 0.0
-        stride = count * width
-        self.unpack(rows.data_ptr(), stride, x.contiguous().data_ptr(), tokens, features, tile // self.lanes)
+        x = x.contiguous()
+        self.unpack(rows.data_ptr(), count * width, x.data_ptr(), tokens, features, tile // self.lanes)
         if not rounded:
             return rows.view(tokens, count, width).transpose(0, 1).contiguous()
         assert self.rounded is not None

@@ -71,8 +71,8 @@ def best_of_rows(
         count: 0 to columns.
         which: int64, numbers of the rows that are looked at, ascending; None: all.
         magnitude: whether magnitudes are compared.
-        always: what is chosen before others: flat positions int64, ascending, and their `row_edges`. The scores may be
-            overwritten.
+        always: what becomes infinite before: flat positions int64, ascending, and their `row_edges`. The scores may
+            be overwritten.
 
     Returns:
         int64 [rows that are looked at · count], ascending.
@@ -82,7 +82,7 @@ def best_of_rows(
         [1, 2, 3, 4]
     """
     kernels = choice()
-    if kernels is not None and len(scores) > 1:
+    if kernels is not None and (len(scores) if which is None else len(which)) != 1:
         if which is None and always is None and not magnitude and scores.shape[1] <= MOST_OF_GROUP:
             return kernels.best_of_groups(scores.view(-1), scores.shape[1], count)
         return kernels.best_of_rows(scores, count, which, magnitude=magnitude, always=always)
@@ -136,6 +136,8 @@ def best_magnitudes(values: Tensor, count: int) -> Tensor:
 def best_besides(values: Tensor, count: int, besides: Tensor) -> tuple[Tensor, Tensor]:
     """Where the ``count`` largest magnitudes but for some places are, ascending; of equal ones the first.
 
+    What is not a number counts as infinite.
+
     Args:
         values: float32 [n], contiguous; **become zero at these places**.
         count: 0 to n − the number of these places.
@@ -151,8 +153,8 @@ def best_besides(values: Tensor, count: int, besides: Tensor) -> tuple[Tensor, T
     values.index_fill_(0, besides, 0.0)
     best = best_magnitudes(values, count)
     sizes = values.index_select(0, best).abs_()
-    if count and float(sizes.min()) == 0.0:  # then zeros are to be told apart
-        lowest = values.abs().index_fill_(0, besides, -1.0)
+    if count and not bool((sizes > 0).all()):  # zeros are to be told apart; of what is not a number nothing is known
+        lowest = values.abs().index_fill_(0, besides, -1.0).nan_to_num_(nan=torch.inf)
         best = places(highest(lowest, count))
         sizes = lowest.index_select(0, best)
     return best, sizes

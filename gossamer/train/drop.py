@@ -41,11 +41,6 @@ class DropScore(ABC):
         del what, key
         return torch.zeros(count)
 
-    @property
-    def counts_itself(self) -> bool:
-        """Whether `doomed` says how many go."""
-        return False
-
     def doomed(self, layer: Tracked) -> int | None:
         """How many must go, where the score says so itself; None: the schedule does."""
         del layer
@@ -166,11 +161,6 @@ class SignFlip(DropScore):
         """|w|, negative where the sign has changed."""
         del key
         return layer.values * layer.memory["sign"]
-
-    @property
-    def counts_itself(self) -> bool:
-        """Yes."""
-        return True
 
     def doomed(self, layer: Tracked) -> int | None:
         """As many as have changed their sign."""

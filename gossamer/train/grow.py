@@ -65,7 +65,7 @@ class GrowScore(ABC):
         del layer
 
     def strength(self, layer: Tracked) -> float:
-        """How much a layer deserves to grow, for `ByStrength`.
+        """How much a layer deserves to grow, for `ByStrength`; asked before its candidates are.
 
         Raises:
             PlanError: a score that does not say.
@@ -137,9 +137,9 @@ class Gradient(GrowScore):
 
     Cost: one dense weight gradient per update, in tiles: no memory of the size of the weight. With several ranks, or
         in a structure, one layer's dense gradient at a time.
-    Exact: the gradient of large linear layers is that of activations rounded to bfloat16, 8 bits, with sums in float32,
-        on processors that multiply these twice as fast (AVX512-BF16); elsewhere float32. Which of almost equal
-        gradients win may differ.
+    Exact: the gradient of large linear and recurrent layers is that of activations rounded to bfloat16, 8 bits, with
+        sums in float32, on processors that multiply these twice as fast (AVX512-BF16); elsewhere float32. Which of
+        almost equal gradients win may differ.
 
     Source: Evci et al. 2020 (RigL), arXiv 1911.11134, section 3 (4).
     """
@@ -175,7 +175,7 @@ class Momentum(GrowScore):
 
     Cost: the dense weight gradient on ``window`` steps per update (None: on every step), and one float per weight,
         dead or alive, meanwhile: **this is a dense state**, which is freed between windows. A window of one step needs
-        none: then the gradient is looked at in tiles, as by `Gradient`.
+        none, except in a structure and with several ranks: the gradient is looked at in tiles, as by `Gradient`.
     Exact: as `Gradient`.
 
     Source: Dettmers and Zettlemoyer 2019 (SNFS), arXiv 1907.04840, section 3.
@@ -224,10 +224,11 @@ class Momentum(GrowScore):
             mean = self._mean(layer)
             # Where there is no window the mean lives on.
             return _best_of(mean.clone() if self.window is None else mean, layer, kept, most)
-        if self.initialise:
-            dead, gradients, _ = largest
-            layer.found = dead, gradients.mul(1 - self.beta)
-        return _best(largest, layer, kept, most)
+        dead, gradients, raw = largest
+        if not finite(gradients):  # as after `observe`: nothing is known of this layer
+            gradients = torch.zeros_like(gradients)
+        layer.found = dead, gradients.mul(1 - self.beta)
+        return _best((dead, gradients, raw), layer, kept, most)
 
     def everywhere(self, layer: Tracked, key: int) -> Tensor:
         """m."""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -122,6 +126,27 @@ def test_what_is_kept_and_what_is_new_join_in_order_with_their_places(
     assert torch.equal(made, expected)
     where = torch.searchsorted(old, expected)
     assert torch.equal(places, torch.where(torch.isin(expected, old), where, count))
+
+
+_SMALL_TEAM = """
+import torch
+from gossamer.runtime.choice import choice
+torch.set_num_threads(4)
+old = torch.arange(0, 300_000, 3)
+kept = torch.arange(100_000) % 5 > 0
+new = torch.arange(1, 90_000, 9)
+made, places = choice().rejoined(old, kept, new)
+expected = torch.cat([old[kept], new]).sort().values
+assert torch.equal(made, expected)
+assert torch.equal(places, torch.where(expected % 3 == 0, expected // 3, 100_000))
+"""
+
+
+def test_positions_join_in_a_team_that_is_smaller_than_asked_for() -> None:
+    environment = {**os.environ, "OMP_THREAD_LIMIT": "1"}
+    command = [sys.executable, "-c", _SMALL_TEAM]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(1, 7), (5, 1), (40, 515)])

@@ -40,6 +40,7 @@ def every_method(steps: int, every: int, seed: int = 0, sparsity: float = 0.8) -
         "rigl": RigL(**moved),  # type: ignore[arg-type]
         "snfs": SNFS(**moved),  # type: ignore[arg-type]
         "snfs window": SNFS(**moved, window=2),  # type: ignore[arg-type]
+        "snfs one step": SNFS(**moved, window=1),  # type: ignore[arg-type]
         "dsr": DSR(**moved, threshold=0.05),  # type: ignore[arg-type]
         "deepr": DeepR(**moved, temperature=1e-6, l1=1e-3),  # type: ignore[arg-type]
         "topkast": TopKAST(**moved, backward_sparsity=sparsity - 0.2, decay=1e-4),  # type: ignore[arg-type]

@@ -83,6 +83,22 @@ def test_the_best_of_rows_are_those_of_a_stable_sort(
     assert torch.equal(sizes, scores.flatten()[places])
 
 
+def test_a_single_row_among_several_is_chosen_from_like_others(kernels: bool) -> None:
+    scores = -torch.rand(4, 50, generator=torch.Generator().manual_seed(0))
+    always = torch.tensor([100, 101]), torch.tensor([0, 0, 0, 2, 2])
+    expected = scores[2].abs()
+    expected[:2] = torch.inf
+    found = best_of_rows(scores, 10, torch.tensor([2]), magnitude=True, always=always)
+    assert found.tolist() == sorted((expected.topk(10).indices + 100).tolist())
+
+
+def test_what_is_left_out_is_left_out_beside_what_is_not_a_number(kernels: bool) -> None:
+    values = torch.zeros(20)
+    values[3], values[4] = torch.nan, 1.0
+    places, _ = best_besides(values, 8, torch.tensor([0, 1, 2, 5]))
+    assert places.tolist() == [3, 4, 6, 7, 8, 9, 10, 11]
+
+
 @pytest.mark.parametrize("alike", [True, False], ids=["sample is like the rest", "sample misleads"])
 def test_a_sample_does_not_change_what_is_best(kernels: bool, monkeypatch: pytest.MonkeyPatch, alike: bool) -> None:
     monkeypatch.setattr(choose, "_MANY", 1000)

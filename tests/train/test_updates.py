@@ -36,9 +36,10 @@ from gossamer.train import (
     sparsify,
 )
 from gossamer.train.allocation import Uniform
+from gossamer.train.tracked import Tracked
 
 PER_LAYER = {"set", "rigl", "deepr", "topkast", "itop", "n of m", "taylor", "movement", "sensitivity", "random"}
-IN_TOTAL = {"snfs", "snfs window", "dsr", "global rigl", "global set"}
+IN_TOTAL = {"snfs", "snfs window", "snfs one step", "dsr", "global rigl", "global set"}
 
 
 @pytest.mark.parametrize("name", sorted(PER_LAYER | IN_TOTAL))
@@ -177,6 +178,36 @@ def test_momentum_is_the_exponential_mean_of_dense_gradients() -> None:
         sparsifier.step()
     kept = sparsifier.state_dict()["layers"]["2"]["dense"]["momentum"]
     torch.testing.assert_close(kept, mean.flatten(), rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("broken", [False, True], ids=["finite", "a dead gradient is not finite"])
+def test_a_mean_of_one_step_is_that_of_the_dense_gradient(monkeypatch: pytest.MonkeyPatch, broken: bool) -> None:
+    method = SNFS(sparsity=0.97 if broken else 0.8, steps=100, every=1, window=1)
+    ends = []
+    for dense in (False, True):
+        if dense:
+            monkeypatch.setattr(Tracked, "largest", lambda self, most: None)
+            monkeypatch.setattr(Tracked, "raw_gradient", None)
+        model = sparsify(mlp(), method)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        sparsifier = Sparsifier(model, optimizer, method)
+        x, y = batch(0)
+        if broken:
+            first = sparse_layers(model)["0"]
+            unread = (~first.topology.mask()).all(0).nonzero()[0]
+            x[:, unread] = torch.inf
+        F.cross_entropy(model(x), y).backward()
+        optimizer.step()
+        assert sparsifier.step() is not None
+        held = [optimizer.state[layer.values]["momentum_buffer"] for layer in sparse_layers(model).values()]
+        assert all(bool(h.isfinite().all()) for h in held)
+        ends.append((positions(model), held))
+    (found, held), (other, expected) = ends
+    if broken:
+        return
+    assert all(torch.equal(found[name], other[name]) for name in found)
+    for one, two in zip(held, expected, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
 
 
 def test_growth_by_gradient_is_blind_to_clipping_and_accumulation_adds_up() -> None:
