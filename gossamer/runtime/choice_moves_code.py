@@ -40,9 +40,9 @@ def add_moves(module: ir.Module) -> None:
 
     ``rejoin(description, old, count, kept, new, count, before, units, merged, sources, threads)``: the old ones that
     bytes ``kept`` keep and the new ones, of which some may be old ones that are not kept; and of each its place among
-    the old ones, or ``count``. ``before`` int64 says how many old ones are kept before share ``s`` of `REJOINED` · units, which
-    begins at s · count / shares, and at last how many in all; behind what is made there is room for `APART` · threads
-    more. Members take units.
+    the old ones, or ``count``. Members take units. ``before`` int64 says how many old ones are kept before share ``s``
+    of `REJOINED` · units, which begins at s · count / shares, and at last how many in all; behind what is made there is
+    room for `APART` · threads more.
 
     ``edges(positions, count, rows, columns, starts)``: which of the positions in a matrix is the first of each row, and
     their number, int64 [rows + 1].
