@@ -65,9 +65,10 @@ def cut_network(
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """Every tensor that the network returns for the example, in order."""
-    arguments = example if isinstance(example, tuple) else (example,)
+    named = example if isinstance(example, Mapping) else {}
+    arguments = example if isinstance(example, tuple) else () if named else (example,)
     with torch.no_grad():
-        return _tensors(model(*arguments))
+        return _tensors(model(*arguments, **named))
 
 
 def _tensors(found: Any) -> list[Tensor]:
