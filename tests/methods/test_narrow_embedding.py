@@ -133,13 +133,23 @@ class _Tied(nn.Module):
         return self.out(self.layer(self.tokens(tokens)))
 
 
+class _TiedInCode(_Tied):
+    def __init__(self) -> None:
+        super().__init__()
+        del self.out
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return nn.functional.linear(self.layer(self.tokens(tokens)), self.tokens.weight)
+
+
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
         (_Residual, "something beside layer reads"),
         (_Twice, "layer reads something else too"),
         (_Normed, "no Linear or recurrent layer"),
-        (_Tied, "is tied"),
+        (_Tied, "is used elsewhere too"),
+        (_TiedInCode, "is used elsewhere too"),
         (lambda: Tagger(nn.Linear(10, 8), max_norm=1), "no plain embedding"),
     ],
 )

@@ -36,10 +36,11 @@ class NarrowEmbedding(Method):
     later rounding errors multiply. Rows of zeros, as padding has, need no column and stay zero.
 
     Layers are found by running the network on the first batch with the embedding's outputs blanked out: everything
-    that reads them must be such a layer, which reads nothing else. Code that this run does not reach is not seen. Names
-    in ``only`` and ``skip`` are those of the embeddings.
+    that reads them must be such a layer, which reads nothing else. With the change made, the outputs must stay what
+    they were. Code that these runs do not reach is not seen. Names in ``only`` and ``skip`` are those of the
+    embeddings.
 
-    Cost: n · width · out multiplications; a forward pass per embedding. Exact up to rounding in the weights' dtype.
+    Cost: n · width · out multiplications; four forward passes per embedding. Exact up to rounding in the dtype.
 
     Example:
         >>> NarrowEmbedding(skip="position.weight").skip

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gossamer.methods.shrink.check import outputs_of
+from gossamer.methods.shrink.check import difference, outputs_of
 
 __all__ = ["Reading", "readings"]
 
@@ -48,6 +49,8 @@ def readings(model: nn.Module, example: Any) -> tuple[tuple[Reading, ...], dict[
         if isinstance(module, nn.Embedding):
             weight = f"{name}.weight" if name else "weight"
             readers = _readers(model, module, example)
+            if not isinstance(readers, str) and (off := _off(model, weight, readers, example)):
+                readers = f"is used elsewhere too: with {', '.join(readers)} as tables the outputs are off by {off}"
             if isinstance(readers, str):
                 reasons[weight] = readers
             else:
@@ -102,6 +105,19 @@ def _readers(model: nn.Module, embedding: nn.Embedding, example: Any) -> tuple[s
         return f"{sorted(reads & others)[0]} reads something else too"
     keys = [(name, key) for name in modules if name in reads for key in _READERS[type(modules[name])]]
     return tuple(f"{name}.{key}" if name else key for name, key in keys if hasattr(modules[name], key))
+
+
+def _off(model: nn.Module, embedding: str, readers: Sequence[str], example: Any) -> str:
+    """What changes when the embedding is the identity and its readers are tables, as wide as before; empty: nothing."""
+    own = copy.deepcopy(model)
+    parameters = dict(own.named_parameters(remove_duplicate=False))
+    table = parameters[embedding]
+    with torch.no_grad():
+        for name in readers:
+            new = parameters[name].double() @ table.double().T
+            parameters[name].zero_()[:, : len(table)] = new.to(table.dtype)
+        table.zero_().fill_diagonal_(1.0)
+    return difference(outputs_of(own, example), outputs_of(model, example))
 
 
 def _same(one: Tensor, two: Tensor) -> bool:
