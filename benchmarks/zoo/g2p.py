@@ -156,6 +156,8 @@ def phoneme_error(model: nn.Module, words: Sequence[str], spoken: Mapping[str, S
 class Spelled:
     """Teacher-forced batches: int64 [n, 2, t] letters and phonemes from <s> on; int64 [n, t] phonemes with </s>.
 
+    t is that of the longest word or pronunciation of a batch, its end included.
+
     Args:
         words: to learn.
         spoken: word → pronunciations, of which the first is learned.
@@ -186,7 +188,9 @@ class Spelled:
         order = torch.randperm(len(self._inputs), generator=self._generator)
         for i in range(len(self)):
             chosen = order[i * self._batch : (i + 1) * self._batch]
-            yield self._inputs[chosen], self._targets[chosen]
+            inputs, targets = self._inputs[chosen], self._targets[chosen]
+            longest = int((inputs != _PAD).any(0).any(0).sum())  # what is padding for all costs steps of both GRUs
+            yield inputs[..., :longest].clone(), targets[:, :longest].clone()
 
 
 def spoken_loss(scores: Tensor, targets: Tensor) -> Tensor:

@@ -62,7 +62,7 @@ from gossamer.methods.quantize import (
     Ternary,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
-from gossamer.methods.shrink import Blocks, Channels, Heads
+from gossamer.methods.shrink import Blocks, Channels, Heads, NarrowEmbedding
 
 __all__ = ["ENTRIES", "dump_recipe", "load_recipe", "parse_recipe"]
 
@@ -121,6 +121,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "shrink.Channels": Channels,
         "shrink.Heads": Heads,
         "shrink.Blocks": Blocks,
+        "shrink.NarrowEmbedding": NarrowEmbedding,
         "Gradual": Gradual,
         "BlockByBlock": BlockByBlock,
         "ReestimateNorms": ReestimateNorms,

@@ -50,10 +50,20 @@ def test_the_healing_recipe_of_minilm_leaves_a_fifth_of_its_layers_and_reads_bac
         assert torch.equal(healed(tokens[:4]), small.dense()(tokens[:4]))
 
 
-def test_the_healing_recipe_of_g2p_leaves_eight_levels_per_row() -> None:
+def test_the_healing_recipe_of_g2p_makes_embeddings_narrow_and_leaves_few_levels_per_row() -> None:
     torch.manual_seed(0)
     spoken = {"cat": [["K", "AE1", "T"]], "dogs": [["D", "AO1", "G", "Z"]]}
     data = list(Spelled(["cat", "dogs"], spoken, 2, 0))
-    small = gs.compress(G2P(8).eval(), _best("g2p").recipe, data=data, loss=spoken_loss)
+    small = gs.compress(G2P(80).eval(), _best("g2p").recipe, data=data, loss=spoken_loss)
     healed = small.dense()
-    assert all(len(row.unique()) <= 8 for row in healed.enc.weight_hh_l0)
+    assert healed.enc.weight_ih_l0.shape == (240, 29)
+    assert healed.dec.weight_ih_l0.shape == (240, 74)
+    assert all(len(row.unique()) <= 16 for row in healed.enc.weight_hh_l0)
+    assert all(len(row.unique()) <= 32 for row in healed.enc.weight_ih_l0)
+
+
+def test_batches_of_words_are_as_long_as_their_longest_word_or_pronunciation() -> None:
+    spoken = {"cat": [["K", "AE1", "T"]], "a": [["AH0"]], "through": [["TH", "R", "UW1"]]}
+    data = list(Spelled(list(spoken), spoken, 1, 0))
+    assert sorted(inputs.shape[-1] for inputs, _ in data) == [2, 4, 8]
+    assert all(inputs.shape[-1] == targets.shape[-1] for inputs, targets in data)

@@ -49,7 +49,7 @@ from gossamer.methods.quantize import (
     Ternary,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
-from gossamer.methods.shrink import Blocks, Channels, Heads
+from gossamer.methods.shrink import Blocks, Channels, Heads, NarrowEmbedding
 
 STRUCTURES = {"weights": Unstructured(), "rows": Rows(), "columns": Columns(), "blocks": Block(3, 5)}
 
@@ -222,6 +222,7 @@ METHODS: Mapping[str, Method] = {
     "heads-influence": Heads(macs=0.8, score="influence", scope="uniform"),
     "blocks": Blocks(sparsity=0.5),
     "blocks-parameters": Blocks(parameters=0.7),
+    "narrow-embedding": NarrowEmbedding(),
 }
 
 
@@ -247,6 +248,8 @@ def usual(method: Method) -> str:
     """A weight of the network that the method handles."""
     if isinstance(method, (Channels, FoldBatchNorm)):
         return "fc1.weight"
+    if isinstance(method, NarrowEmbedding):
+        return "tokens.weight"
     if isinstance(method, (Heads, Blocks)):
         return "attention.in_proj_weight" if isinstance(method, Heads) else "blocks.0.conv.weight"
     if isinstance(method, Scored) and isinstance(method.structure, KernelPattern):
@@ -362,13 +365,27 @@ class Residual(nn.Module):
         return self.fc2(self.blocks(torch.relu(self.stem(x))).mean((2, 3)))
 
 
-STRUCTURED = (Channels, Heads, Blocks)
+class Reading(nn.Module):
+    """Two embeddings of few tokens, each read by one layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.segments = nn.Embedding(6, 10), nn.Embedding(2, 4)
+        self.linear, self.rnn = nn.Linear(10, 5), nn.GRU(4, 5, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(self.tokens(x)).mean(1) + self.rnn(self.segments(x % 2))[0].mean(1)
+
+
+STRUCTURED = (Channels, Heads, Blocks, NarrowEmbedding)
 
 
 def example(method: Method, dtype: torch.dtype = torch.float32) -> Tensor | None:
     """Inputs for the network of a method that needs to run it."""
     if not isinstance(method, STRUCTURED):
         return None
+    if isinstance(method, NarrowEmbedding):
+        return torch.arange(12).view(3, 4) % 6
     shape = (3, 4, 5) if isinstance(method, Heads) else (3, 2, 8, 8)
     return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
 
@@ -390,6 +407,7 @@ def network(method: Method, dtype: torch.dtype = torch.float32) -> nn.Module:
             Translation: Shifts,
             Heads: Attending,
             Blocks: Residual,
+            NarrowEmbedding: Reading,
         }
         model = kinds.get(type(method), Zoo)().eval()
         for module in model.modules():

@@ -63,7 +63,7 @@ from gossamer.methods.quantize import (
 from gossamer.methods.second_order import fisher_blocks
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Blocks as ResidualBlocks
-from gossamer.methods.shrink import Channels, Heads
+from gossamer.methods.shrink import Channels, Heads, NarrowEmbedding
 from gossamer.network import attach, specs, tensors
 
 FACTORIZE = (SVD, WhitenedSVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
@@ -152,7 +152,10 @@ def test_shape_and_dtype_stay_and_the_skeleton_is_the_one_promised(method: Metho
         for path in bound.find(spec, skeleton_of(before[spec.name])).paths:
             promised = bound.produces(skeleton_of(before[spec.name].at(path)))
             found = skeleton_of(tree.at(path))
-            if isinstance(method, (*STRUCTURED, CP)):  # which dimensions lose channels, how many: not promised
+            if isinstance(method, NarrowEmbedding) and spec.kind is Kind.EMBEDDING:
+                assert isinstance(tree, Kept)
+                assert isinstance(tree.inner, Masked)
+            elif isinstance(method, (*STRUCTURED, CP)):  # which dimensions lose channels, how many: not promised
                 assert (found.kind, found.children[0]) == (promised.kind, promised.children[0])
             elif isinstance(method, Tie):  # the first of a pair stays what it was, the second becomes a sum
                 assert found in (promised, DENSE)
@@ -207,6 +210,8 @@ def test_only_weights_are_touched_unless_named(method: Method) -> None:
         assert set(after) == {s.name for s in specs(model) if s.name.startswith(("conv.", "batch."))}
     elif isinstance(method, Heads):
         assert set(after) == {"attention.in_proj_weight", "attention.in_proj_bias", "attention.out_proj.weight"}
+    elif isinstance(method, NarrowEmbedding):
+        assert set(after) == {"tokens.weight", "linear.weight", "segments.weight", "rnn.weight_ih_l0"}
     elif isinstance(method, STRUCTURED):
         assert not any(name.startswith(("fc2.bias", "stem")) for name in after)
     else:
@@ -224,6 +229,12 @@ def test_only_and_skip_choose_tensors(method: Method) -> None:
         assert len(chosen) == 7
         with pytest.raises(CompositionError, match="matches no layer"):
             result_of(FoldBatchNorm(skip="conv.*"), model, trees_of(model))
+        return
+    if isinstance(method, NarrowEmbedding):
+        chosen, _ = result_of(NarrowEmbedding(only="tokens.*"), model, trees_of(model))
+        others, _ = result_of(NarrowEmbedding(skip="tokens.*"), model, trees_of(model))
+        assert set(chosen) == {"tokens.weight", "linear.weight"}
+        assert set(others) == {"segments.weight", "rnn.weight_ih_l0"}
         return
     names = choosable(method)
     if isinstance(method, Heads):  # it has one attention only
@@ -258,7 +269,7 @@ def test_only_and_skip_choose_tensors(method: Method) -> None:
 @every_method
 def test_whatever_the_rules_accept_is_handled(method: Method) -> None:
     """Dense, freely masked, N:M and block-masked weights: accepted exactly if a rule says so, with its skeleton."""
-    if isinstance(method, (Heads, ResidualBlocks)):
+    if isinstance(method, (Heads, ResidualBlocks, NarrowEmbedding)):
         assert [rule.accepts for rule in method.rules()] == [DENSE]
         return
     model = network(method)

@@ -17,7 +17,7 @@ from gossamer.methods.shrink.coupling import Coupling, Cut, cuts_of
 from gossamer.network.inspect import assign, specs, tensors
 from gossamer.network.rebuild import materialise, refresh
 
-__all__ = ["believed", "cut_network", "fill_of", "kept_tree", "outputs_of", "shapes_of"]
+__all__ = ["believed", "cut_network", "difference", "fill_of", "kept_tree", "outputs_of", "shapes_of"]
 
 # Of the largest output: sums in another order give a thousandth of it, a wrong channel far more.
 _TOLERANCE, _HALF_TOLERANCE = 1e-3, 5e-2
@@ -65,9 +65,10 @@ def cut_network(
 
 def outputs_of(model: nn.Module, example: Any) -> list[Tensor]:
     """Every tensor that the network returns for the example, in order."""
-    arguments = example if isinstance(example, tuple) else (example,)
+    named = example if isinstance(example, Mapping) else {}
+    arguments = example if isinstance(example, tuple) else () if named else (example,)
     with torch.no_grad():
-        return _tensors(model(*arguments))
+        return _tensors(model(*arguments, **named))
 
 
 def _tensors(found: Any) -> list[Tensor]:
@@ -155,11 +156,17 @@ def _wrong(model: nn.Module, couplings: Sequence[Coupling], example: Any, before
         if spec.name in trees:
             assign(masked, spec.names, trees[spec.name].to_dense().detach())
     refresh(masked)
-    for mine, expected in zip(found, outputs_of(masked, example), strict=True):
-        if expected.is_floating_point() and bool(expected.isfinite().all()):
-            largest = max(float(expected.abs().max()) if expected.numel() else 0.0, 1e-30)
-            off = float((mine.double() - expected.double()).abs().max()) if expected.numel() else 0.0
-            half = expected.dtype in (torch.float16, torch.bfloat16)
+    off = difference(found, outputs_of(masked, example))
+    return f"is off by {off} from the one with zeros" if off else ""
+
+
+def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
+    """By how much outputs differ from what was expected, of tensors that should be finite; empty: by rounding alone."""
+    for mine, good in zip(found, expected, strict=True):
+        if good.is_floating_point() and bool(good.isfinite().all()):
+            largest = max(float(good.abs().max()) if good.numel() else 0.0, 1e-30)
+            off = float((mine.double() - good.double()).abs().max()) if good.numel() else 0.0
+            half = good.dtype in (torch.float16, torch.bfloat16)
             if not off <= (_HALF_TOLERANCE if half else _TOLERANCE) * largest:
-                return f"is off by {off:.1e} of {largest:.1e} from the one with zeros"
+                return f"{off:.1e} of {largest:.1e}"
     return ""
