@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subse
 
 from gossamer.drive.calls import call
 from gossamer.drive.distil import Heard, soft_loss, widened
+from gossamer.drive.frozen import frozen
 from gossamer.drive.progress import Progress
 from gossamer.errors import DataError, PlanError
 
@@ -55,6 +56,8 @@ class Tune:
         distil: share of the teacher in the loss, 0 to 1. With 1 targets are not used.
         temperature: T.
         clip: largest gradient norm, or None.
+        skip: glob patterns of tensor names that do not train. Adam moves what rarely has a gradient, such as the
+            embedding of a rare word, by far more than ``lr`` each time.
         precision: of the arithmetic of forward and backward passes. With "bfloat16" matrix products round their factors
             to 8 bits (autocast); weights, the optimiser's moments and the loss stay in float32. On processors with
             instructions for it, products take half the time or less.
@@ -80,6 +83,7 @@ class Tune:
     distil: float = 0.0
     temperature: float = 2.0
     clip: float | None = None
+    skip: str | tuple[str, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
     hidden: Mapping[str, str] = field(default_factory=dict)
     hidden_weight: float = 1.0
@@ -186,12 +190,13 @@ def train(
 
     Raises:
         DataError: a batch that is not (inputs, targets), or a loss that is not finite.
+        PlanError: a pattern of ``tune.skip`` that matches no tensor.
     """
     if tune.taught and teacher is None:
         raise PlanError("Tune: found a teacher's loss without a dense network to learn from")
     data, held_out = _held_out(data, tune.held_out)
     heard = Heard(model, teacher, tune.hidden, tune.attention) if teacher is not None and tune.taught else None
-    with nullcontext() if heard is None else heard:
+    with frozen(model, tune.skip), nullcontext() if heard is None else heard:
         model.train()
         optimizer = tune.make_optimizer(model)
         if heard is not None and (tune.hidden or tune.attention):

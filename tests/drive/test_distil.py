@@ -168,6 +168,26 @@ def test_attention_in_bfloat16_has_gradients_near_those_in_float32() -> None:
     assert not torch.equal(found[0], found[1])
 
 
+@pytest.mark.parametrize("pruned", [False, True])
+def test_tensors_that_are_skipped_stay_what_they_are_and_can_train_again_afterwards(pruned: bool) -> None:
+    teacher = net()
+    tune = Tune(epochs=2, lr=3e-2, distil=1.0, skip="0.*")
+    recipe = [gs.Gradual(methods=(Magnitude(sparsity=0.5),), tune=tune, updates=2)] if pruned else [tune]
+    small = gs.compress(teacher, recipe, data=inputs(16)).dense()
+    kept = small[0].weight != 0
+    assert torch.equal(small[0].weight[kept], teacher[0].weight[kept])
+    assert torch.equal(small[0].bias, teacher[0].bias)
+    assert not torch.equal(small[2].bias, teacher[2].bias)
+    student = net(seed=1)
+    train(student, inputs(), tune, teacher=teacher, progress=NoProgress())
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_a_pattern_to_skip_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"skip: found 'embed\*', which matches no tensor, expected names like 0.bias"):
+        train(net(), labelled(), Tune(skip="embed*"), progress=NoProgress())
+
+
 def test_a_precision_that_is_not_offered_is_refused() -> None:
     with pytest.raises(PlanError, match="precision: found 'float16', expected 'float32' or 'bfloat16'"):
         Tune(precision="float16")  # type: ignore[arg-type]
