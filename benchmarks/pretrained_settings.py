@@ -116,6 +116,7 @@ _LOW_RANK = (
 )
 _LAYERS = {f"encoder.layer.{i}": f"encoder.layer.{i}" for i in range(6)}
 _MINILM_HEALED = (
+    # The first gradients to rank by are of what bfloat16 rounds otherwise than the teacher's fused attention.
     gs.Gradual(
         methods=(gs.prune.Taylor(sparsity=0.8, form="fisher", scope="global", only="encoder.*"),),
         tune=gs.Tune(
