@@ -90,7 +90,7 @@ def _minilm(zoo: Zoo) -> Pretrained:
 
     def calibration(samples: int) -> list[tuple[Tensor, Tensor]]:
         tokens = others[:samples].tokens
-        return list(zip(tokens.split(16), embed(dense(), tokens).split(16), strict=True))
+        return list(zip(tokens.split(4), embed(dense(), tokens).split(4), strict=True))
 
     def cosine(model: nn.Module) -> float:
         return float((embed(model, test.tokens) * embed(dense(), test.tokens)).sum(1).mean())

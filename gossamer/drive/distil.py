@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gossamer.drive.calls import call
 from gossamer.errors import DataError, PlanError
 
-__all__ = ["Heard", "attention_map", "hidden_loss", "soft_loss"]
+__all__ = ["Heard", "attention_map", "hidden_loss", "soft_loss", "widened"]
 
 
 def soft_loss(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -47,6 +47,13 @@ def hidden_loss(student: Tensor, teacher: Tensor, projection: nn.Module | None) 
         dim = _channel_dim(student)
         student = projection(student.movedim(dim, -1)).movedim(-1, dim)
     return F.mse_loss(student, teacher)
+
+
+def widened(outputs: Any) -> Any:
+    """A tensor of half precision in float32, in which losses are summed; anything else as it is."""
+    if isinstance(outputs, Tensor) and outputs.dtype in (torch.float16, torch.bfloat16):
+        return outputs.float()
+    return outputs
 
 
 def _channel_dim(activation: Tensor) -> int:
@@ -103,7 +110,7 @@ class Heard:
             first = found[0] if isinstance(found, tuple) else found
             if not isinstance(first, Tensor):
                 raise DataError(f"module {name!r}: found outputs of {type(found).__name__}, expected a tensor")
-            self._heard[who, name] = first
+            self._heard[who, name] = widened(first)
 
         return hear
 

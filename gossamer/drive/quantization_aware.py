@@ -90,7 +90,7 @@ class QuantizationAware(Stage):
             latents.network,
             data,
             self.tune,
-            teacher=state.model if self.tune.distil else None,
+            teacher=state.model if self.tune.taught else None,
             loss=state.loss,
             progress=state.progress,
             title="quantization-aware training",

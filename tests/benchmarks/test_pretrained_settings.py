@@ -19,7 +19,7 @@ def _best(network: str) -> Setting:
 
 
 def _tiny_minilm() -> nn.Module:
-    return MiniLM(words=48, positions=8, layers=2, width=16, heads=2, inner=32)
+    return MiniLM(words=48, positions=8, layers=6, width=16, heads=2, inner=32)
 
 
 def test_every_row_has_a_name_of_its_own() -> None:

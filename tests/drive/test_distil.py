@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Literal
 
 import pytest
 import torch
@@ -110,6 +111,86 @@ def test_attention_transfer_brings_the_maps_together_whatever_the_widths() -> No
     tune = Tune(epochs=15, lr=2e-2, distil=1.0, attention={"1": "1"}, attention_weight=50.0)
     train(student, data, tune, teacher=teacher, progress=NoProgress())
     assert apart() < 0.7 * before
+
+
+def test_arithmetic_in_bfloat16_learns_as_much_and_leaves_weights_and_losses_in_float32() -> None:
+    teacher = net()
+    seen: list[torch.dtype] = []
+
+    class Widths(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            seen.append(x.dtype)
+            return x
+
+    def loss(outputs: Tensor, targets: Tensor) -> Tensor:
+        assert outputs.dtype is torch.float32
+        return F.mse_loss(outputs, targets)
+
+    def trained(precision: Literal["float32", "bfloat16"]) -> float:
+        student = nn.Sequential(*net(seed=1), Widths())
+        with torch.no_grad():
+            data = [(x, teacher(x)) for x in inputs()]
+        tune = Tune(epochs=20, lr=2e-2, hidden={"0": "0"}, precision=precision)
+        train(student, data, tune, teacher=teacher, loss=loss, progress=NoProgress())
+        assert all(p.dtype is torch.float32 for p in student.parameters())
+        with torch.no_grad():
+            return sum(float(loss(student(x), y)) for x, y in data)
+
+    with torch.no_grad():
+        before = sum(float((net(seed=1)(x) - teacher(x)).square().mean()) for x in inputs())
+    assert trained("float32") < 0.1 * before
+    assert torch.bfloat16 not in seen
+    assert trained("bfloat16") < 0.1 * before
+    assert torch.bfloat16 in seen
+
+
+def test_attention_in_bfloat16_has_gradients_near_those_in_float32() -> None:
+    class Attends(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mix = nn.Linear(8, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            q = self.mix(x)[:, None]
+            return F.scaled_dot_product_attention(q, q, q)[:, 0]
+
+    generator = torch.Generator().manual_seed(0)
+    data = [(torch.randn(2, 5, 8, generator=generator), torch.randn(2, 5, 8, generator=generator))]
+    torch.manual_seed(0)
+    start = Attends()
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model = copy.deepcopy(start)
+        tune = Tune(lr=0.1, optimizer="sgd", schedule="constant", precision=precision)
+        train(model, data, tune, loss=F.mse_loss, progress=NoProgress())
+        found.append(model.mix.weight.detach() - start.mix.weight.detach())
+    assert float((found[0] - found[1]).norm()) < 0.02 * float(found[0].norm())
+    assert not torch.equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("pruned", [False, True])
+def test_tensors_that_are_skipped_stay_what_they_are_and_can_train_again_afterwards(pruned: bool) -> None:
+    teacher = net()
+    tune = Tune(epochs=2, lr=3e-2, distil=1.0, skip="0.*")
+    recipe = [gs.Gradual(methods=(Magnitude(sparsity=0.5),), tune=tune, updates=2)] if pruned else [tune]
+    small = gs.compress(teacher, recipe, data=inputs(16)).dense()
+    kept = small[0].weight != 0
+    assert torch.equal(small[0].weight[kept], teacher[0].weight[kept])
+    assert torch.equal(small[0].bias, teacher[0].bias)
+    assert not torch.equal(small[2].bias, teacher[2].bias)
+    student = net(seed=1)
+    train(student, inputs(), tune, teacher=teacher, progress=NoProgress())
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_a_pattern_to_skip_that_matches_nothing_is_refused() -> None:
+    with pytest.raises(PlanError, match=r"skip: found 'embed\*', which matches no tensor, expected names like 0.bias"):
+        train(net(), labelled(), Tune(skip="embed*"), progress=NoProgress())
+
+
+def test_a_precision_that_is_not_offered_is_refused() -> None:
+    with pytest.raises(PlanError, match="precision: found 'float16', expected 'float32' or 'bfloat16'"):
+        Tune(precision="float16")  # type: ignore[arg-type]
 
 
 def test_pairs_that_cannot_be_compared_are_named() -> None:
