@@ -206,6 +206,15 @@ def test_a_codebook_of_the_whole_network_stays_one() -> None:
     assert len(tables) == 1
 
 
+def test_the_dense_network_teaches_hidden_states_where_only_these_are_asked_for() -> None:
+    ends = []
+    for weight in (0.0, 100.0):
+        tune = Tune(epochs=1, lr=0.02, hidden={"2": "2"}, hidden_weight=weight)
+        state = run(net(), [QuantizationAware(methods=(LearnedStep(bits=3),), tune=tune)], data=batches())
+        ends.append(state.trees["2.weight"].to_dense())
+    assert not torch.equal(*ends)
+
+
 def test_two_methods_may_share_a_tensor_at_different_places() -> None:
     stage = QuantizationAware(methods=(Ternary(only="0.weight"), KMeans(bits=2)), tune=Tune(epochs=1))
     state = run(net(), [stage], data=batches())
