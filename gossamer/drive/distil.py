@@ -50,10 +50,12 @@ def hidden_loss(student: Tensor, teacher: Tensor, projection: nn.Module | None) 
 
 
 def widened(outputs: Any) -> Any:
-    """A tensor of half precision in float32, in which losses are summed; anything else as it is."""
-    if isinstance(outputs, Tensor) and outputs.dtype in (torch.float16, torch.bfloat16):
-        return outputs.float()
-    return outputs
+    """Tensors of half precision in float32, in which losses are summed, in tuples, lists and dicts too."""
+    if isinstance(outputs, Tensor):
+        return outputs.float() if outputs.dtype in (torch.float16, torch.bfloat16) else outputs
+    if type(outputs) in (tuple, list):
+        return type(outputs)(map(widened, outputs))
+    return {key: widened(value) for key, value in outputs.items()} if type(outputs) is dict else outputs
 
 
 def _channel_dim(activation: Tensor) -> int:

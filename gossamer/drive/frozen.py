@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 from gossamer.errors import PlanError
 from gossamer.methods.base import matches, patterns_in
@@ -16,6 +17,8 @@ __all__ = ["frozen"]
 @contextmanager
 def frozen(network: nn.Module, patterns: str | Sequence[str]) -> Iterator[None]:
     """Within it, parameters of the tensors that any of the patterns matches take no gradients.
+
+    Statistics, such as those of BatchNorm, go on: they do not train.
 
     Args:
         network: plain, or as made by `attach`: then all leaves of a matching tensor's tree stay.
@@ -30,11 +33,13 @@ def frozen(network: nn.Module, patterns: str | Sequence[str]) -> Iterator[None]:
         ...     [name for name, p in network.named_parameters() if p.requires_grad]
         ['1.weight', '1.bias']
     """
-    names = {_tensor(name) for name, _ in network.named_parameters(remove_duplicate=False)}
+    names = {_tensor(name) for name, _ in network.named_parameters(remove_duplicate=False)} | _computed(network)
     for pattern in patterns_in(patterns):
         if not matches(sorted(names), pattern):
             known = ", ".join(sorted(names)[:4])
-            raise PlanError(f"Tune: skip: found {pattern!r}, which matches no tensor, expected names like {known}")
+            raise PlanError(
+                f"Tune: skip: found {pattern!r}, which matches no tensor that trains, expected names like {known}"
+            )
     stopped = {n for n, p in _parameters(network, patterns) if p.requires_grad}
     for _, parameter in _parameters(network, patterns):
         parameter.requires_grad_(False)
@@ -44,6 +49,16 @@ def frozen(network: nn.Module, patterns: str | Sequence[str]) -> Iterator[None]:
         # By name: pruning in between may have put other parameters in their places.
         for name, parameter in _parameters(network, patterns):
             parameter.requires_grad_(name in stopped)
+
+
+def _computed(network: nn.Module) -> set[str]:
+    """Tensors that are made of others, of which none may be left to train."""
+    return {
+        f"{prefix}.{name}" if prefix else name
+        for prefix, module in network.named_modules(remove_duplicate=False)
+        if parametrize.is_parametrized(module)
+        for name in module.parametrizations
+    }
 
 
 def _parameters(network: nn.Module, patterns: str | Sequence[str]) -> list[tuple[str, nn.Parameter]]:

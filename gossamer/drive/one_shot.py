@@ -176,7 +176,9 @@ def find_sites(method: Method, source: Source) -> tuple[list[Site], dict[str, st
                 sites.append(site)
     if not sites:
         names = ", ".join(s.name for s in source.specs()[:4])
-        nothing = f": found only={method.only!r}, expected names like {names}" if method.only else f" of {names} …"
+        nothing = f" of {names} …" if names else ": there is none"
+        if method.only:
+            nothing = f": found only={method.only!r}, expected names like {names}"
         why = next((f": {k}: {r}" for k, r in skipped.items()), nothing)
         raise CompositionError(f"{type(method).__name__} matches no layer{why}")
     return sites, skipped, seen.same

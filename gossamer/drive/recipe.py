@@ -134,6 +134,9 @@ def check(
         where = f"recipe entry {number} ({type(entry).__name__})"
         if not isinstance(entry, (Method, Stage, Tune)):
             raise PlanError(f"{where}: found {str(entry)[:60]!r}, expected a method, Gradual, BlockByBlock or Tune")
+        for training_run in (entry, getattr(entry, "tune", None), tune):
+            if isinstance(training_run, Tune):
+                _check_tune(where, training_run, model, listed)
         trains = entry.needs_data if isinstance(entry, Stage) else isinstance(entry, Tune) or isinstance(tune, Tune)
         if trains and training:
             batches_of(data, where)
@@ -162,6 +165,21 @@ def _check_patterns(where: str, method: Method, listed: Sequence[TensorSpec]) ->
             if not matches(names, pattern):
                 said = f"{type(method).__name__}: {setting}: found {pattern!r}, which matches no tensor"
                 raise CompositionError(f"{where}: {said}, expected names like {', '.join(names[:4])}")
+
+
+def _check_tune(where: str, tune: Tune, model: nn.Module, listed: Sequence[TensorSpec]) -> None:
+    """Names that match nothing would only show when the run begins, hours later."""
+    names = [n for spec in listed for n in spec.names]
+    for pattern in patterns_in(tune.skip):
+        if not matches(names, pattern):
+            said = f"Tune: skip: found {pattern!r}, which matches no tensor"
+            raise PlanError(f"{where}: {said}, expected names like {', '.join(names[:4])}")
+    modules = dict(model.named_modules())
+    for setting, pairs in (("hidden", tune.hidden), ("attention", tune.attention)):
+        for name in (*pairs, *pairs.values()):
+            if name not in modules:
+                known = ", ".join(list(modules)[1:5])
+                raise PlanError(f"{where}: Tune: {setting}: found no module {name!r}, expected names like {known}")
 
 
 def plain_skeletons(listed: Iterable[TensorSpec]) -> dict[str, set[Skeleton]]:

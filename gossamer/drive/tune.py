@@ -56,11 +56,12 @@ class Tune:
         distil: share of the teacher in the loss, 0 to 1. With 1 targets are not used.
         temperature: T.
         clip: largest gradient norm, or None.
-        skip: glob patterns of tensor names that do not train. Adam moves what rarely has a gradient, such as the
-            embedding of a rare word, by far more than ``lr`` each time.
+        skip: glob patterns of tensor names that do not train; methods beside it change them all the same, and
+            statistics of normalisations go on. Adam moves what rarely has a gradient, such as the embedding of a rare
+            word, by far more than ``lr`` each time.
         precision: of the arithmetic of forward and backward passes. With "bfloat16" matrix products round their factors
-            to 8 bits (autocast); weights, the optimiser's moments and the loss stay in float32. On processors with
-            instructions for it, products take half the time or less.
+            to 8 bits (autocast); weights, the optimiser's moments, and outputs for the loss (tensors, tuples, lists and
+            dicts of them) are float32. On processors with instructions for it, products take half the time or less.
         hidden: module of the network → module of the teacher whose outputs it should have. Where the widths differ, a
             linear projection is trained along and thrown away.
         hidden_weight: of each pair of hidden states.
@@ -101,6 +102,9 @@ class Tune:
             raise PlanError(
                 f"Tune: found {self.optimizer!r}, {self.schedule!r}, expected adam or sgd, cosine or constant"
             )
+        if not isinstance(self.skip, str) and not all(isinstance(p, str) for p in self.skip):
+            raise PlanError(f"Tune: skip: found {self.skip!r}, expected patterns of names")
+        object.__setattr__(self, "skip", self.skip if isinstance(self.skip, str) else tuple(self.skip))
         if self.precision not in ("float32", "bfloat16"):
             raise PlanError(f"Tune: precision: found {self.precision!r}, expected 'float32' or 'bfloat16'")
         if self.hidden_weight < 0 or self.attention_weight < 0:

@@ -131,8 +131,9 @@ class SparseLayer(nn.Module, ABC):
             most: k; None: what `watch` was told.
 
         Returns:
-            positions [≤ k], int32 or int64, and gradients float32 [≤ k], the largest first, of equal ones the lowest
-            position first; None if nothing was watched or no backward pass came.
+            positions [≤ k], int32 or int64, and gradients [≤ k] in the values' type, the largest first, of equal ones
+            the lowest position first (if not exact: k or more, up to all dead ones, by position); None if nothing was
+            watched or no backward pass came.
 
         Cost: that of the dense weight gradient in time (every few hundred steps), a quarter of a million floats
             and a copy of the activations in memory.

@@ -86,3 +86,8 @@ def check_fits(path: str | Path, state: Mapping[str, Any], model: nn.Module, opt
     )
     if groups != saved:
         raise DataError(f"{path}: optimizer: found groups of {saved} parameters, expected {groups}")
+    told = {key for group in state["optimizer"]["param_groups"] for key in group}
+    missing = sorted(set(optimizer.defaults) - told)
+    if missing:
+        found = f"found settings {', '.join(sorted(told - {'params'}))}"
+        raise DataError(f"{path}: optimizer: {found}, expected {type(optimizer).__name__}'s, with {', '.join(missing)}")

@@ -216,6 +216,7 @@ class Sparsifier:
     def state_dict(self) -> dict[str, Any]:
         """Everything beside the network's and the optimiser's states; tensors, numbers and strings only."""
         state: dict[str, Any] = {
+            "method": self._kind,
             "step": self._step,
             "postponed": self._postponed,
             "scope": dict(self._scope_state),
@@ -234,12 +235,22 @@ class Sparsifier:
                 state[name] = {k: v.clone() for k, v in bits.bits.items()}
         return state
 
+    @property
+    def _kind(self) -> str:
+        """Of the method: what two runs have to have in common for one to go on where the other was."""
+        return f"{type(self.method).__name__} at {self.method.final_sparsity:.6g}"
+
+    def _check_method(self, state: Mapping[str, Any]) -> None:
+        if state.get("method", self._kind) != self._kind:  # older states do not say
+            raise DataError(f"Sparsifier: found the state of {state['method']}, expected that of {self._kind}")
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where another one was; load the network and the optimiser first.
 
         Raises:
-            DataError: the state of other layers, or of a network that was not loaded.
+            DataError: the state of another method, of other layers, or of a network that was not loaded.
         """
+        self._check_method(state)
         saved, mine = set(state["layers"]), {layer.name for layer in self._layers}
         if saved != mine:
             raise DataError(f"Sparsifier: found the state of {sorted(saved)[:4]}, expected {sorted(mine)[:4]}")
@@ -277,6 +288,7 @@ class Sparsifier:
         """
         state = read_state(path)
         check_fits(path, state, self._model, self._optimizer)
+        self._check_method(state["sparsifier"])
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         for name, other in (self._checkpoint.also if self._checkpoint else {}).items():

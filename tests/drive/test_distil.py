@@ -184,8 +184,47 @@ def test_tensors_that_are_skipped_stay_what_they_are_and_can_train_again_afterwa
 
 
 def test_a_pattern_to_skip_that_matches_nothing_is_refused() -> None:
-    with pytest.raises(PlanError, match=r"skip: found 'embed\*', which matches no tensor, expected names like 0.bias"):
+    with pytest.raises(
+        PlanError, match=r"skip: found 'embed\*', which matches no tensor that trains, expected names like 0.bias"
+    ):
         train(net(), labelled(), Tune(skip="embed*"), progress=NoProgress())
+
+
+@pytest.mark.parametrize("tune", [Tune(skip="typo.*"), Tune(hidden={"typo": "0"}), Tune(attention={"0": "typo"})])
+def test_names_that_match_nothing_are_refused_before_anything_runs(tune: Tune) -> None:
+    with pytest.raises(PlanError, match="typo"):
+        gs.compress(net(), [Tune(epochs=1), tune], data=labelled(), loss=_never)
+
+
+def _never(outputs: Tensor, targets: Tensor) -> Tensor:
+    raise AssertionError("the run has begun")
+
+
+def test_tensors_of_which_nothing_is_left_to_train_may_be_skipped() -> None:
+    small = gs.compress(
+        net(), [gs.quantize.PowerOfTwo(bits=3, only="0.weight"), Tune(skip="0.weight")], data=labelled()
+    )
+    assert small.dense()[0].weight.shape == (8, 5)
+
+
+def test_what_a_loss_gets_is_float32_in_dicts_and_tuples_too() -> None:
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body = net()
+
+        def forward(self, x: Tensor) -> dict[str, tuple[Tensor, ...]]:
+            return {"scores": (self.body(x),)}
+
+    seen = []
+
+    def loss(outputs: dict[str, tuple[Tensor, ...]], targets: Tensor) -> Tensor:
+        seen.append(outputs["scores"][0].dtype)
+        return F.cross_entropy(outputs["scores"][0], targets)
+
+    tune = Tune(epochs=1, precision="bfloat16")
+    gs.compress(Named(), [Magnitude(sparsity=0.5), tune], data=labelled(), loss=loss)
+    assert set(seen) == {torch.float32}
 
 
 def test_a_precision_that_is_not_offered_is_refused() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.errors import CompositionError, PlanError
+from gossamer.errors import CompositionError, DataError, PlanError
 
 TOKENS = torch.randint(6, (3, 5), generator=torch.Generator().manual_seed(0))
 
@@ -182,3 +183,43 @@ def test_an_embedding_with_as_many_rows_as_columns_is_left_alone_and_others_are_
 def test_without_data_it_says_what_it_needs() -> None:
     with pytest.raises(PlanError, match="expected data="):
         gs.compress(_seeded(lambda: Tagger(nn.Linear(10, 8))), [gs.shrink.NarrowEmbedding()])
+
+
+@dataclass
+class _Out:
+    scores: Tensor
+
+
+class _InDataclass(nn.Module):
+    """Something beside the layer reads the embedding, and the outputs are fields of an object."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tokens, self.layer, self.out = nn.Embedding(6, 10), nn.Linear(10, 10), nn.Linear(10, 4)
+
+    def forward(self, tokens: Tensor) -> _Out:
+        read = self.tokens(tokens)
+        return _Out(self.out(read + self.layer(read)))
+
+
+class _Masked(_TiedInCode):
+    def forward(self, tokens: Tensor) -> Tensor:
+        scores = super().forward(tokens).clone()
+        scores[..., 0] = -torch.inf
+        return scores
+
+
+class _Classes(_TiedInCode):
+    def forward(self, tokens: Tensor) -> Tensor:
+        return super().forward(tokens).argmax(-1)
+
+
+@pytest.mark.parametrize("kind", [_InDataclass, _Masked, _Classes])
+def test_what_outputs_do_not_plainly_show_is_not_believed(kind: Callable[[], nn.Module]) -> None:
+    with pytest.raises(CompositionError, match="NarrowEmbedding matches no layer"):
+        _narrow(_seeded(kind))
+
+
+def test_batches_that_the_network_rejects_are_named() -> None:
+    with pytest.raises(DataError, match="batch 0: found inputs that the network rejects"):
+        _narrow(_seeded(lambda: Tagger(nn.Linear(10, 8))), example=torch.zeros(3, 5))

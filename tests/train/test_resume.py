@@ -17,7 +17,7 @@ from train.every_method import NAMES, every_method
 from train.nets import batch, mlp, started, train_step
 
 from gossamer.errors import DataError, FormatError, PlanError
-from gossamer.train import Checkpoint, RigL, SparseTraining, Sparsifier, Static, sparsify
+from gossamer.train import SET, Checkpoint, RigL, SparseTraining, Sparsifier, Static, sparsify
 from gossamer.train.state_file import read_state, write_state
 
 
@@ -152,6 +152,25 @@ def test_a_state_of_another_network_is_refused() -> None:
     state["layers"]["0"]["memory"]["summed"] = torch.zeros(3)
     with pytest.raises(DataError, match="load the network's state first"):
         moved.load_state_dict(state)
+
+
+@pytest.mark.parametrize("changed", ["method", "sparsity", "optimiser"])
+def test_a_run_of_another_kind_does_not_go_on_and_nothing_is_loaded(changed: str, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    method = RigL(sparsity=0.8, steps=100, every=5)
+    started(method)[2].save(path)
+    other: SparseTraining = SET(sparsity=0.8, steps=100, every=5) if changed == "method" else method
+    if changed == "sparsity":
+        other = RigL(sparsity=0.7, steps=100, every=5)
+    model = sparsify(mlp(), other)
+    optimizer = torch.optim.RMSprop(model.parameters(), 0.1) if changed == "optimiser" else started(method)[1]
+    if changed != "optimiser":
+        optimizer = type(optimizer)(model.parameters(), 0.1)
+    sparsifier = Sparsifier(model, optimizer, other)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with pytest.raises(DataError, match="optimizer: found settings" if changed == "optimiser" else "RigL at 0.8"):
+        sparsifier.resume(path)
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 def test_a_checkpoint_needs_a_folder_and_steps(tmp_path: Path) -> None:

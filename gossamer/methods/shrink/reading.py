@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gossamer.errors import DataError
 from gossamer.methods.shrink.check import difference, outputs_of
 
 __all__ = ["Reading", "readings"]
@@ -43,12 +44,23 @@ def readings(model: nn.Module, example: Any) -> tuple[tuple[Reading, ...], dict[
 
     Returns:
         Those, and per weight of other embeddings the reason why they are not among them.
+
+    Raises:
+        DataError: inputs that the network rejects.
     """
+    try:
+        expected = outputs_of(model, example)
+    except Exception as error:  # the network's own code raises whatever it raises
+        said = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise DataError(f"batch 0: found inputs that the network rejects: {said}") from error
+    comparable = any(t.is_floating_point() and bool(t.isfinite().any()) for t in expected)
     found, reasons = [], {}
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             weight = f"{name}.weight" if name else "weight"
             readers = _readers(model, module, example)
+            if not comparable:
+                readers = "the network's outputs hold no numbers by which to tell whether it may change"
             if not isinstance(readers, str) and (off := _off(model, weight, readers, example)):
                 readers = f"is used elsewhere too: with {', '.join(readers)} as tables the outputs are off by {off}"
             if isinstance(readers, str):
@@ -111,6 +123,9 @@ def _off(model: nn.Module, embedding: str, readers: Sequence[str], example: Any)
     """What changes when the embedding is the identity and its readers are tables, as wide as before; empty: nothing."""
     own = copy.deepcopy(model)
     parameters = dict(own.named_parameters(remove_duplicate=False))
+    missing = [name for name in (embedding, *readers) if name not in parameters]
+    if missing:
+        return f"all: {missing[0]} is computed from something else"
     table = parameters[embedding]
     with torch.no_grad():
         for name in readers:
