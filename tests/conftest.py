@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 
+import pytest
 import torch
 from hypothesis import settings
 
@@ -13,3 +15,12 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("gossamer", deadline=None, derandomize=True, max_examples=60, database=None)
 settings.load_profile("gossamer")
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request: pytest.FixtureRequest) -> Iterator[int]:
+    """Of PyTorch and of the kernels."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)

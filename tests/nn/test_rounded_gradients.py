@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 
@@ -13,14 +11,6 @@ from gossamer.nn.topology import Topology
 from gossamer.runtime.live import live_math
 
 rounds = pytest.mark.skipif(live_math().rounded is None, reason="this processor multiplies no pairs of bfloat16")
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 def seen(tokens: int, columns: int, rows: int) -> tuple[SeenTokens, torch.Tensor]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 import pickle
-from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -77,14 +76,6 @@ def random_tiles(tiles: int, columns: int, level: Level, vectors: int) -> Tensor
 def error(y: Tensor, exact: Tensor) -> float:
     assert y.shape == exact.shape and y.dtype == torch.float32
     return float((y - exact).abs().max() / exact.abs().max().clamp_min(1e-30)) if exact.numel() else 0.0
-
-
-@pytest.fixture(params=[1, 2])
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("level", LEVELS)
