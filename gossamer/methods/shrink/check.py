@@ -170,11 +170,11 @@ def _wrong(model: nn.Module, couplings: Sequence[Coupling], example: Any, before
 def difference(found: Sequence[Tensor], expected: Sequence[Tensor]) -> str:
     """By how much outputs differ from what was expected; empty: by rounding alone.
 
-    What is not finite must be so in both. Of whole numbers, such as classes, one in a hundred may differ: rounding tips
-    those that are nearly equal.
+    What is infinite must be so in both; where something is not a number there is nothing to compare. Of whole numbers,
+    such as classes, one in a hundred may differ: rounding tips those that are nearly equal.
     """
     for mine, good in zip(found, expected, strict=True):
-        if not good.numel():
+        if not good.numel() or bool(good.isnan().any()):
             continue
         if not good.is_floating_point():
             other = float((mine != good).double().mean())
