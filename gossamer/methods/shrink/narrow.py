@@ -40,7 +40,7 @@ class NarrowEmbedding(Method):
     they were. Code that these runs do not reach is not seen. Names in ``only`` and ``skip`` are those of the
     embeddings.
 
-    Cost: n · width · out multiplications; four forward passes per embedding. Exact up to rounding in the dtype.
+    Cost: n · width · out multiplications; a forward pass, and two more per embedding. Exact up to rounding in its type.
 
     Example:
         >>> NarrowEmbedding(skip="position.weight").skip

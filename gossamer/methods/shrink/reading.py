@@ -59,10 +59,10 @@ def readings(model: nn.Module, example: Any) -> tuple[tuple[Reading, ...], dict[
     for name, module in model.named_modules():
         if isinstance(module, nn.Embedding):
             weight = f"{name}.weight" if name else "weight"
-            readers = _readers(model, module, example)
+            readers = _readers(model, module, example, expected)
             if not comparable:
                 readers = "the network's outputs hold no numbers by which to tell whether it may change"
-            if not isinstance(readers, str) and (off := _off(model, weight, readers, example)):
+            if not isinstance(readers, str) and (off := _off(model, weight, readers, example, expected)):
                 readers = f"is used elsewhere too: with {', '.join(readers)} as tables the outputs are off by {off}"
             if isinstance(readers, str):
                 reasons[weight] = readers
@@ -71,7 +71,9 @@ def readings(model: nn.Module, example: Any) -> tuple[tuple[Reading, ...], dict[
     return tuple(found), reasons
 
 
-def _readers(model: nn.Module, embedding: nn.Embedding, example: Any) -> tuple[str, ...] | str:
+def _readers(
+    model: nn.Module, embedding: nn.Embedding, example: Any, before: Sequence[Tensor]
+) -> tuple[str, ...] | str:
     rows, width = embedding.weight.shape
     if rows >= width:
         return f"has {rows} rows, no fewer than columns ({width})"
@@ -100,7 +102,6 @@ def _readers(model: nn.Module, embedding: nn.Embedding, example: Any) -> tuple[s
         return hook
 
     modules = {name: module for name, module in model.named_modules() if type(module) in _READERS}
-    before = outputs_of(model, example)
     handles: list[Any] = [embedding.register_forward_hook(blank)]
     handles += [m.register_forward_pre_hook(restore(n), with_kwargs=True) for n, m in modules.items()]
     try:
@@ -120,7 +121,7 @@ def _readers(model: nn.Module, embedding: nn.Embedding, example: Any) -> tuple[s
     return tuple(f"{name}.{key}" if name else key for name, key in keys if hasattr(modules[name], key))
 
 
-def _off(model: nn.Module, embedding: str, readers: Sequence[str], example: Any) -> str:
+def _off(model: nn.Module, embedding: str, readers: Sequence[str], example: Any, expected: Sequence[Tensor]) -> str:
     """What changes when the embedding is the identity and its readers are tables, as wide as before; empty: nothing."""
     own = copy.deepcopy(model)
     parameters = dict(own.named_parameters(remove_duplicate=False))
@@ -133,7 +134,7 @@ def _off(model: nn.Module, embedding: str, readers: Sequence[str], example: Any)
             new = parameters[name].double() @ table.double().T
             parameters[name].zero_()[:, : len(table)] = new.to(table.dtype)
         table.zero_().fill_diagonal_(1.0)
-    return difference(outputs_of(own, example), outputs_of(model, example))
+    return difference(outputs_of(own, example), expected)
 
 
 def _same(one: Tensor, two: Tensor) -> bool:
