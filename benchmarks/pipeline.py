@@ -35,7 +35,13 @@ from gossamer.store import write_safetensors
 THREADS = 2
 CODE = (
     *(f"gossamer/{part}/**/*.py" for part in ("coding", "drive", "encoding", "measure", "methods", "network")),
-    *("gossamer/runtime/**/*.py", "gossamer/store/**/*.py", "gossamer/demo/data.py", "gossamer/demo/job.py"),
+    *(
+        "gossamer/jit/*.py",
+        "gossamer/runtime/**/*.py",
+        "gossamer/store/**/*.py",
+        "gossamer/demo/data.py",
+        "gossamer/demo/job.py",
+    ),
     *("gossamer/demo/networks.py", "gossamer/api.py", "benchmarks/pipeline.py"),
 )
 

@@ -23,7 +23,10 @@ from benchmarks.rows import ROOT, Rows, code_hash, cpu_name
 from gossamer.errors import DataError
 
 _CODE = (
-    *(f"gossamer/{part}/**/*.py" for part in ("coding", "drive", "encoding", "methods", "network", "runtime", "store")),
+    *(
+        f"gossamer/{part}/**/*.py"
+        for part in ("coding", "drive", "encoding", "jit", "methods", "network", "runtime", "store")
+    ),
     *("gossamer/api.py", "gossamer/measure/ledger.py"),
     *("benchmarks/zoo/*.py", "benchmarks/pretrained_worker.py"),
 )

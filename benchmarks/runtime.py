@@ -83,7 +83,9 @@ QUICK = Plan(
 def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[str, Any]:
     """All rows of a plan that can be started in time."""
     end = time.monotonic() + 60 * minutes
-    kept = Rows(name, code_hash("gossamer/runtime/*.py", "gossamer/measure/*.py", "benchmarks/runtime*.py"))
+    kept = Rows(
+        name, code_hash("gossamer/jit/*.py", "gossamer/runtime/*.py", "gossamer/measure/*.py", "benchmarks/runtime*.py")
+    )
     layers = []
     for shape, rows in ((shape, rows) for rows in plan.blocks for shape in plan.shapes):
         for sparsity in plan.layers:

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 
-from gossamer.runtime import emit
-from gossamer.runtime.cpu import host, wanted_level
-from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
-from gossamer.runtime.kernel_cache import Code, Engine, cache_directory, object_code_of
+from gossamer.jit import emit
+from gossamer.jit.cpu import host, wanted_level
+from gossamer.jit.emit import F32, I64, PTR, Emitter, function
+from gossamer.jit.kernel_cache import Code, Engine, cache_directory, object_code_of
 
 __all__ = ["Peak", "peak"]
 

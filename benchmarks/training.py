@@ -89,7 +89,7 @@ def _flags() -> str:
 def measure(plan: Plan, peers: Path | None, name: str, minutes: float) -> dict[str, Any]:
     """All rows of a plan that can be started in time."""
     end = time.monotonic() + 60 * minutes
-    kernels = ("gossamer/nn/*.py", "gossamer/runtime/*.py", "benchmarks/training_networks.py")
+    kernels = ("gossamer/nn/*.py", "gossamer/jit/*.py", "gossamer/runtime/*.py", "benchmarks/training_networks.py")
     of_steps = Rows(
         f"{name}_steps", code_hash(*kernels, "benchmarks/training_steps.py", "benchmarks/training_worker.py")
     )

@@ -9,14 +9,14 @@ from typing import Generic, TypeVar, final
 import torch
 from torch import Tensor
 
-from gossamer.runtime.cpu import unavailable
+from gossamer.jit.cpu import unavailable
 
 __all__ = ["LaidOut", "compiled"]
 
 
 @cache
 def compiled() -> bool:
-    """Whether kernels can be compiled here; ``gossamer.runtime.cpu.unavailable()`` says why not."""
+    """Whether kernels can be compiled here; ``gossamer.jit.cpu.unavailable()`` says why not."""
     return unavailable() is None
 
 

@@ -10,9 +10,9 @@ from typing import Any, final
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.attention_code import AttentionField, scratch_floats
 from gossamer.runtime.grouped import describe
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import AttentionKernels, load
 from gossamer.runtime.spmm import workspace
 from gossamer.runtime.tiled import Tiler, Tiles

@@ -13,7 +13,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import exponential
 from gossamer.runtime.layout import in_team
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I16, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I16, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.vector_fields import PIECES, Field
 from gossamer.runtime.vector_packing import BITMAP_ROWS

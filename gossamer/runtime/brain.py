@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I16, I32
+from gossamer.jit.emit import F32, I16, I32
 
 __all__ = ["narrowed", "widened"]
 

@@ -10,12 +10,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gossamer.jit.cpu import host, unavailable, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.choice_code import MAGNITUDE, MOST_OF_GROUP, VALUE
 from gossamer.runtime.choice_moves_code import APART, REJOINED
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import host, unavailable, wanted_level
 from gossamer.runtime.description import blank
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ChoiceKernels, load
 from gossamer.runtime.layout import Pool
 from gossamer.runtime.slabs import Slabs

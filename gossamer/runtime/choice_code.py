@@ -10,8 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.choice_moves_code import add_moves
-from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
 __all__ = ["MAGNITUDE", "MOST_OF_GROUP", "VALUE", "add_scan", "choice_kernels"]

@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
 __all__ = ["APART", "REJOINED", "add_moves", "first_not_below"]

@@ -15,7 +15,7 @@ from typing import Any, final
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import Pool, in_team, pack_function, unpack_function
 
 __all__ = ["PIECES", "TILES", "Slot", "kernels"]

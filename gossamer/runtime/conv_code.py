@@ -19,6 +19,7 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.conv_edge import (
     SEGMENT_WORDS,
     ConvField,
@@ -26,7 +27,6 @@ from gossamer.runtime.conv_edge import (
     pack_copies,
     places_of_segments,
 )
-from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Group, Way, height, segments_of, steps_of
 from gossamer.runtime.layout import in_team

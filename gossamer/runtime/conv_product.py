@@ -9,12 +9,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import first_level_cache
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_code import AHEAD, widths
 from gossamer.runtime.conv_edge import ConvField
 from gossamer.runtime.conv_plan import Geometry, Plan, plan
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
-from gossamer.runtime.cpu import first_level_cache
 from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, host, unavailable, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.conv_code import widths
 from gossamer.runtime.conv_plan import Geometry, plan
 from gossamer.runtime.conv_product import ConvolutionProduct, GroupedProduct, PlaneProduct, panel_width
-from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ConvolutionKernels, PackKernels, load
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.stepped_product import SteppedProduct, pointwise_part

@@ -10,13 +10,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from gossamer.jit.cpu import Processor
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.compiled import CompiledProduct
 from gossamer.runtime.conv_tiles import PlaneTiles, block_length, clear_end
-from gossamer.runtime.cpu import Processor
 from gossamer.runtime.depthwise_code import STRIDES, DepthwiseField
 from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import DepthwiseKernels, load
 from gossamer.runtime.recent import Recent
 from gossamer.runtime.slabs import Slabs

@@ -12,8 +12,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.conv_edge import lanes_below, masked_load, masked_store
-from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation, activated
 from gossamer.runtime.layout import in_team
 

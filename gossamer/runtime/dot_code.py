@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import I32, Emitter
+from gossamer.jit.emit import I32, Emitter
 
 __all__ = ["add_onto", "dots_of_segment", "row_sum"]
 

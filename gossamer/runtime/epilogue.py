@@ -8,7 +8,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import I32, I64, PTR, Emitter, function
 
 __all__ = ["Activation", "activated", "exponential", "finish_function", "sigmoid"]
 

@@ -10,10 +10,10 @@ from typing import Any, cast, final
 import torch
 from torch import fx, nn
 
+from gossamer.jit.cpu import Processor
 from gossamer.network.inspect import owner_of
 from gossamer.runtime.conv_layout import hand_on_tiles
 from gossamer.runtime.convolution import SparseConv
-from gossamer.runtime.cpu import Processor
 from gossamer.runtime.depthwise import PlaneDepthwise
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.graph import Either, activation_of, adds, captured, drop_identities

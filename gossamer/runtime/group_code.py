@@ -28,7 +28,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import finish_function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.value_code import ValueField, expand_function

@@ -9,8 +9,8 @@ import numpy.typing as npt
 from torch import Tensor
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import first_level_cache
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import first_level_cache
 from gossamer.runtime.description import blank
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Field, Way, height

@@ -20,7 +20,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Group, Way, height, segments_of, steps_of
 from gossamer.runtime.image_edge_code import add_edges, zero_frame

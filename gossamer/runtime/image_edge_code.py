@@ -10,8 +10,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.conv_edge import lanes_below
-from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.pool_code import larger
 

@@ -11,11 +11,12 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import host, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.network.inspect import owner_of
 from gossamer.runtime.candidates import WORTH_TRYING, density_of, is_stem
 from gossamer.runtime.conv_layout import hand_on_tiles
 from gossamer.runtime.convolution import SparseConv, geometry_of, refusal
-from gossamer.runtime.cpu import host, wanted_level
 from gossamer.runtime.folding import fused_graph
 from gossamer.runtime.graph import Either
 from gossamer.runtime.group_code import Way
@@ -29,7 +30,6 @@ from gossamer.runtime.image_blocks import (
     Window,
 )
 from gossamer.runtime.image_product import ImageProduct, frame_of, image_panel
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ImageKernels, load
 from gossamer.runtime.pooling import PlanePool
 from gossamer.runtime.threads import openmp

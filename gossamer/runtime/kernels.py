@@ -6,6 +6,9 @@ from functools import cache
 from pathlib import Path
 from typing import ClassVar, TypeVar, cast, final
 
+from gossamer.jit import emit
+from gossamer.jit.cpu import Processor
+from gossamer.jit.kernel_cache import Code, Engine, object_code_of
 from gossamer.runtime import (
     attention_code,
     bitmap_code,
@@ -18,7 +21,6 @@ from gossamer.runtime import (
     conv_edge,
     depthwise_code,
     dot_code,
-    emit,
     epilogue,
     gate_code,
     group_code,
@@ -46,9 +48,7 @@ from gossamer.runtime import (
     vector_values,
 )
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import Processor
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import Code, Engine, object_code_of
 
 __all__ = [
     "ATTENTION",

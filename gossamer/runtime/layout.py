@@ -7,8 +7,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.brain import narrowed, widened
-from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 
 __all__ = ["Pool", "in_team", "pack_function", "unpack_function"]
 

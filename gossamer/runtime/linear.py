@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
-from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
-from gossamer.runtime.kernel_cache import cache_directory
+from gossamer.jit.cpu import Level, host, unavailable, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.kernels import PackKernels, RowKernels, load
 from gossamer.runtime.spmm import SparseProduct
 from gossamer.runtime.threads import openmp
@@ -21,7 +21,7 @@ __all__ = ["SparseLinear", "available", "checked_rows"]
 
 
 def available() -> bool:
-    """Whether kernels can be compiled here; ``gossamer.runtime.cpu.unavailable()`` says why not."""
+    """Whether kernels can be compiled here; ``gossamer.jit.cpu.unavailable()`` says why not."""
     return unavailable() is None
 
 

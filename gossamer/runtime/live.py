@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, host, multiplies_pairs, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.choice import Room, float_bits, row_edges
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import Level, host, multiplies_pairs, wanted_level
 from gossamer.runtime.grouped import describe
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import LiveKernels, RoundedKernels, load
 from gossamer.runtime.live_code import LiveField
 from gossamer.runtime.live_dense_code import DEAD_ROWS, panel_columns

@@ -15,10 +15,10 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
+from gossamer.jit.cpu import Processor
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import Processor
 from gossamer.runtime.grouped import describe
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import CellKernels, load
 from gossamer.runtime.live import LiveMath, LiveMatrix
 from gossamer.runtime.threads import openmp

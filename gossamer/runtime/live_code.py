@@ -18,8 +18,8 @@ from typing import Any, final
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.dot_code import add_onto, dots_of_segment, row_sum
-from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_dense_code import add_dense_gradient
 from gossamer.runtime.live_layout import add_changes

@@ -23,8 +23,8 @@ from typing import Any, final
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I8, I32, I64, PTR, Emitter, function
 from gossamer.runtime.dot_code import add_onto, dots_of_segment
-from gossamer.runtime.emit import F32, I8, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_planes_code import add_planes
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.choice_code import MAGNITUDE, add_scan
-from gossamer.runtime.emit import F32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
 __all__ = ["DEAD_ROWS", "add_dense_gradient", "panel_columns"]

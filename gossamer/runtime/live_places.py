@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
 __all__ = ["add_places"]

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from gossamer.jit.cpu import Level, host, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import Level, host, wanted_level
 from gossamer.runtime.description import described
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import LiveConvolutionKernels, load
 from gossamer.runtime.live_planes_code import PlanesField
 from gossamer.runtime.slabs import Slabs

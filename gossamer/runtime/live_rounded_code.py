@@ -6,7 +6,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import I64, PTR, Emitter, function
+from gossamer.jit.emit import I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.live_dense_code import add_dense_gradient, panel_columns
 

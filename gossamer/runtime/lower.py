@@ -24,6 +24,7 @@ from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.values import Dense
 from gossamer.errors import CompositionError, DataError
+from gossamer.jit.cpu import unavailable
 from gossamer.network.explicit import hides_weights, spell_out
 from gossamer.network.inspect import owner_of, refuse_live_only
 from gossamer.network.inspect import specs as specs_of
@@ -31,7 +32,6 @@ from gossamer.network.rebuild import small_tree
 from gossamer.runtime.arguments import Parameters, difference, example_arguments, fresh, other_sizes, untouched
 from gossamer.runtime.candidates import WORTH_TRYING, density_of
 from gossamer.runtime.convolution import SparseConv, geometry_of
-from gossamer.runtime.cpu import unavailable
 from gossamer.runtime.explanation import Choice, Explanation
 from gossamer.runtime.folding import fold_norms, fuse_convolutions
 from gossamer.runtime.graph import feature_major, untraceable

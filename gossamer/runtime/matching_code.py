@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.pack_parts import is_live, panels_of, part_of
 
 __all__ = ["add_matching", "matching_bytes"]

@@ -7,7 +7,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I8, I32, Emitter
+from gossamer.jit.emit import F32, I8, I32, Emitter
 
 __all__ = ["buffers", "is_live", "panels_of", "part_of", "scratch_bytes", "summed"]
 

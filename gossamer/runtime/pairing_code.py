@@ -12,7 +12,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.group_code import PAIRINGS
 from gossamer.runtime.pack_parts import buffers, is_live
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.conv_edge import lanes_below, lying, masked_load, masked_store
-from gossamer.runtime.emit import F32, I32, I64, PTR, Emitter, function
 from gossamer.runtime.layout import in_team
 
 __all__ = ["PoolField", "add_picking", "add_pooling", "larger"]

@@ -17,12 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from gossamer.encoding.values import Dense
+from gossamer.jit.cpu import host, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.candidates import WORTH_TRYING, resident_bytes
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import host, wanted_level
 from gossamer.runtime.explanation import Choice
 from gossamer.runtime.grouped import describe
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import GateKernels, load
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.threads import openmp

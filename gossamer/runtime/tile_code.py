@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.group_code import TILES, add_products
 from gossamer.runtime.layout import in_team, pack_function, unpack_function
 

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import PlanError
-from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
+from gossamer.jit.cpu import Level, host, unavailable, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
 from gossamer.runtime.grouped import GroupedProduct, describe
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import PackKernels, TileKernels, load
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.threads import OpenMP, openmp

@@ -15,8 +15,8 @@ from typing import final
 import torch
 from torch import nn
 
-from gossamer.runtime.cpu import host, wanted_level
-from gossamer.runtime.kernel_cache import cache_directory, read_private, source_key, write_private
+from gossamer.jit.cpu import host, wanted_level
+from gossamer.jit.kernel_cache import cache_directory, read_private, source_key, write_private
 from gossamer.runtime.kernels import ATTENTION, CONVOLUTIONS, GATES, ROWS, TILES, VECTORS
 
 __all__ = ["Memory", "convolution_key", "layer_key"]

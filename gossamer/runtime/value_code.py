@@ -17,8 +17,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.brain import widened
-from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 
 __all__ = ["ENTRIES", "LEAST", "SHORT", "WORDS", "Stored", "ValueField", "expand_function"]
 

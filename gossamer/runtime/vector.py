@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, host, unavailable, wanted_level
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.compiled import CompiledProduct
-from gossamer.runtime.cpu import Level, host, unavailable, wanted_level
 from gossamer.runtime.description import described
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import VectorKernels, load
 from gossamer.runtime.linear import checked_rows
 from gossamer.runtime.spmm import Workspace, check_sparse, workspace

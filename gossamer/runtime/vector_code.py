@@ -16,8 +16,8 @@ from typing import Any
 
 from llvmlite import ir
 
+from gossamer.jit.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.bitmap_code import add_bitmaps, alone
-from gossamer.runtime.emit import F32, I16, I32, I64, PTR, Emitter, function
 from gossamer.runtime.epilogue import finish_function
 from gossamer.runtime.layout import in_team
 from gossamer.runtime.vector_fields import PIECES, Field

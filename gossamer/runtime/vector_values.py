@@ -11,7 +11,7 @@ import numpy.typing as npt
 from llvmlite import ir
 
 from gossamer.errors import PlanError
-from gossamer.runtime.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 
 __all__ = [
     "Storage",

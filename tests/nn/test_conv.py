@@ -15,8 +15,8 @@ from torch.nn.grad import conv2d_weight
 
 import gossamer as gs
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import unavailable
 from gossamer.nn import SparseConv2d, Topology
-from gossamer.runtime.cpu import unavailable
 
 
 def exact_of(layer: SparseConv2d, x: Tensor, dy: Tensor | None) -> tuple[Tensor, ...]:

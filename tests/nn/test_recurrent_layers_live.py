@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.utils.checkpoint import checkpoint
 
 import gossamer as gs
+from gossamer.jit.cpu import Processor, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.nn import SparseGRU, SparseLSTM, SparseRecurrent, Topology
-from gossamer.runtime.cpu import Processor, levels
-from gossamer.runtime.kernel_cache import assembly
 from gossamer.runtime.kernels import CELLS
 
 KINDS = {"lstm": (nn.LSTM, SparseLSTM), "gru": (nn.GRU, SparseGRU)}

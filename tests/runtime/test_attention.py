@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
+from gossamer.jit.cpu import Level, Processor, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.runtime.attention import TiledAttention
-from gossamer.runtime.cpu import Level, Processor, levels
-from gossamer.runtime.kernel_cache import assembly
 from gossamer.runtime.kernels import ATTENTION
 from gossamer.runtime.lower import Lowered
 from gossamer.runtime.tiled import Tiles, tiler

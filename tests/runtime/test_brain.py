@@ -12,7 +12,7 @@ from runtime.clocks import sparse_wins
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.runtime.cpu import Level, levels
+from gossamer.jit.cpu import Level, levels
 from gossamer.runtime.graph import feature_major
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.linear import SparseLinear

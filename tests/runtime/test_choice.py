@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gossamer.jit.cpu import Level, host, levels
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.choice import MOST_OF_GROUP, Choice, choice, kth_largest
-from gossamer.runtime.cpu import Level, host, levels
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ChoiceKernels, load
 from gossamer.runtime.threads import openmp
 

@@ -17,15 +17,15 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, Processor, host, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.runtime.conv_layout import TiledConv
 from gossamer.runtime.conv_plan import Geometry, plan
 from gossamer.runtime.conv_product import ConvolutionProduct
 from gossamer.runtime.conv_tiles import FromTiles, IntoTiles
 from gossamer.runtime.convolution import SparseConv, product_of, refusal
-from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import assembly
 from gossamer.runtime.kernels import CONVOLUTIONS
 from gossamer.runtime.slabs import Slabs
 

@@ -13,11 +13,11 @@ from runtime.exactness import error
 from torch import Tensor, fx, nn
 
 import gossamer as gs
+from gossamer.jit.cpu import Level, Processor, host, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.runtime.conv_tiles import FromTiles, IntoTiles
-from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.depthwise import PlaneDepthwise, TiledDepthwise
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.kernel_cache import assembly
 from gossamer.runtime.kernels import DEPTHWISE
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import openmp

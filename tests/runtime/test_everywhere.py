@@ -11,7 +11,7 @@ from runtime.clocks import sparse_wins
 from torch import Tensor, nn
 
 import gossamer as gs
-from gossamer.runtime.cpu import levels
+from gossamer.jit.cpu import levels
 from gossamer.runtime.vector_chain import VectorChain
 
 

@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gossamer.errors import PlanError
-from gossamer.runtime.cpu import Level, first_level_cache, host, levels
+from gossamer.jit.cpu import Level, first_level_cache, host, levels
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import TILES, Way
 from gossamer.runtime.grouped import GroupedProduct, panel_width
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import PackKernels, TileKernels, load
 from gossamer.runtime.threads import OpenMP, openmp
 

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 import gossamer as gs
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, Processor, host, levels
+from gossamer.jit.kernel_cache import assembly, cache_directory
 from gossamer.runtime import image_product
 from gossamer.runtime.conv_product import ConvolutionProduct
 from gossamer.runtime.convolution import geometry_of, product_of
-from gossamer.runtime.cpu import Level, Processor, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way, height
 from gossamer.runtime.image_blocks import ImageBlocks, ImageEdges, Window
 from gossamer.runtime.image_code import STRIDES, WIDEST
 from gossamer.runtime.image_layout import ByBatch, ImageConv, along_images
 from gossamer.runtime.image_product import ImageProduct, frame_of
-from gossamer.runtime.kernel_cache import assembly, cache_directory
 from gossamer.runtime.kernels import IMAGES, ConvolutionKernels, ImageKernels, PackKernels, load
 from gossamer.runtime.slabs import Slabs
 from gossamer.runtime.threads import openmp

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gossamer.runtime.cpu import Level, Processor, levels
-from gossamer.runtime.kernel_cache import assembly
+from gossamer.jit.cpu import Level, Processor, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.runtime.kernels import LIVE
 from gossamer.runtime.live import Batch, LiveMatrix, live_math
 

@@ -12,9 +12,9 @@ from torch.nn.functional import conv2d
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, Processor, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.runtime.conv_plan import Geometry
-from gossamer.runtime.cpu import Level, Processor, levels
-from gossamer.runtime.kernel_cache import assembly
 from gossamer.runtime.kernels import LIVE_CONVOLUTIONS
 from gossamer.runtime.live_conv import LiveConvolution
 from gossamer.runtime.live_planes import PlanesMath, planes_math

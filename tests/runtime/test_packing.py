@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from runtime.reference_packing import pack_pairings, pack_pairs, pack_patterns, pack_sliced
 
 from gossamer.errors import PlanError
-from gossamer.runtime.cpu import Level, Processor, host, levels
+from gossamer.jit.cpu import Level, Processor, host, levels
+from gossamer.jit.kernel_cache import assembly, cache_directory
 from gossamer.runtime.group_code import Way, height
-from gossamer.runtime.kernel_cache import assembly, cache_directory
 from gossamer.runtime.kernels import PACKERS, PackKernels, load
 from gossamer.runtime.packing import Packed, count_nonzeros, pack, pack_rows
 from gossamer.runtime.spmm import _panel_major

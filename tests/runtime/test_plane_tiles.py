@@ -14,14 +14,14 @@ from runtime.exactness import error, exact, thinned
 from torch import Tensor, fx, nn
 
 import gossamer as gs
+from gossamer.jit.cpu import Level, host, levels
+from gossamer.jit.kernel_cache import cache_directory
 from gossamer.runtime.conv_layout import TiledConv
 from gossamer.runtime.conv_product import ConvolutionProduct
 from gossamer.runtime.conv_tiles import FromTiles, IntoTiles, PlaneTiles, block_length, planes_as_blocks
 from gossamer.runtime.convolution import SparseConv
-from gossamer.runtime.cpu import Level, host, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
-from gossamer.runtime.kernel_cache import cache_directory
 from gossamer.runtime.kernels import ConvolutionKernels, load
 from gossamer.runtime.lower import Lowered
 from gossamer.runtime.pooling import PlanePool, TiledPool, every_second

@@ -15,9 +15,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import gossamer as gs
 from benchmarks.zoo.g2p import g2p, letters_of
+from gossamer.jit.cpu import Processor, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.runtime.candidates import resident_bytes
-from gossamer.runtime.cpu import Processor, levels
-from gossamer.runtime.kernel_cache import assembly
 from gossamer.runtime.kernels import GATES
 from gossamer.runtime.linear import SparseLinear
 from gossamer.runtime.lower import Lowered

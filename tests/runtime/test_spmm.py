@@ -16,8 +16,8 @@ from runtime.exactness import error
 from torch import Tensor
 
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, host, levels
 from gossamer.runtime.codegen import TILES
-from gossamer.runtime.cpu import Level, host, levels
 from gossamer.runtime.kernels import RowKernels, load
 from gossamer.runtime.spmm import SparseProduct, Workspace
 from gossamer.runtime.threads import OpenMP, openmp

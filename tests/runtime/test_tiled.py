@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gossamer.runtime.cpu import Level, levels
+from gossamer.jit.cpu import Level, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.tiled import Combine, GroupedLinear, TiledLinear, TiledNorm, tiler

@@ -50,7 +50,7 @@ def test_another_layer_other_candidates_and_other_threads_are_measured_anew(tmp_
 
 @pytest.mark.parametrize("damage", [b"", b"{}", b'{"dense": 1.0}', b'{"dense": "x", "sliced": 1.0}', b"\xff", b"[1]"])
 def test_a_memory_that_does_not_fit_is_replaced(tmp_path: Path, damage: bytes) -> None:
-    from gossamer.runtime.kernel_cache import write_private
+    from gossamer.jit.kernel_cache import write_private
 
     clock = Clock({"dense": 2.0, "sliced": 0.5})
     Memory(tmp_path / "kernels").times("a", NAMES, clock)

@@ -15,8 +15,8 @@ import gossamer as gs
 from gossamer.encoding import Affine, Codebook, Dense, Mask, Masked
 from gossamer.encoding.node import Encoding
 from gossamer.errors import PlanError
+from gossamer.jit.cpu import Level, levels
 from gossamer.methods.base import Method
-from gossamer.runtime.cpu import Level, levels
 from gossamer.runtime.epilogue import Activation
 from gossamer.runtime.group_code import Way
 from gossamer.runtime.tiled import GroupedLinear, TiledLinear, tiler

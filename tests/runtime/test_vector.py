@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.errors import PlanError
-from gossamer.runtime.cpu import Level, Processor, host, levels
+from gossamer.jit.cpu import Level, Processor, host, levels
+from gossamer.jit.kernel_cache import assembly
 from gossamer.runtime.epilogue import Activation
-from gossamer.runtime.kernel_cache import assembly
 from gossamer.runtime.kernels import VECTORS, VectorKernels, load
 from gossamer.runtime.threads import OpenMP, openmp
 from gossamer.runtime.vector import Positions, VectorLinear, VectorProduct

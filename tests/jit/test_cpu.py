@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from gossamer.errors import PlanError
-from gossamer.runtime import cpu
-from gossamer.runtime.cpu import host, levels, unavailable, wanted_level
+from gossamer.jit import cpu
+from gossamer.jit.cpu import host, levels, unavailable, wanted_level
 
 
 def test_every_level_has_its_vector_length() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, final
 
-from gossamer.runtime.cpu import Processor
+from gossamer.jit.cpu import Processor
 
 __all__ = [
     "Code",

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gossamer.runtime import kernel_cache
-from gossamer.runtime.cpu import Processor, host
-from gossamer.runtime.kernel_cache import Code, assembly, cache_directory, object_code_of
+from gossamer.jit import kernel_cache
+from gossamer.jit.cpu import Processor, host
+from gossamer.jit.kernel_cache import Code, assembly, cache_directory, object_code_of
 from gossamer.runtime.kernels import ROWS, TILES, RowKernels
 from gossamer.runtime.spmm import SparseProduct
 from gossamer.runtime.threads import openmp
