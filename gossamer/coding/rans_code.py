@@ -1,0 +1,336 @@
+"""Compiled coding of bytes by interleaved range variants of asymmetric numeral systems, as LLVM IR.
+
+Lane j = i mod L holds the state of symbol i: an integer of 32 bits, at least 2^16 between symbols. All lanes share one
+sequence of 16-bit words. With frequency f and cumulated frequency c of a symbol, out of 2^14:
+
+    decoding:  slot = x mod 2^14,  x ← f·⌊x / 2^14⌋ + slot − c,  and x ← x·2^16 + the next word where x < 2^16
+    encoding:  the low word of x is given out where x ≥ f·2^18,  then  x ← ⌊x / f⌋·2^14 + x mod f + c
+
+Words are given out from the last symbol to the first and stored downwards, so that a decoder reads them upwards.
+
+With registers of 512 bits 64 lanes are four vectors; which of them need words is a mask, and words are spread by it.
+Everywhere else lanes are scalars, which overlap since none depends on another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from llvmlite import ir
+
+from gossamer.coding.rans_model import HEAPS, LEAST, MOST_LANES, PRECISION
+from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
+
+__all__ = ["WIDE", "add_rans"]
+
+Node = Any  # llvmlite has no type stubs
+
+WIDE: Final = 16
+"""Integers in a register of 512 bits."""
+
+_BIT = ir.IntType(1)
+
+
+def add_rans(module: ir.Module, lanes: int) -> None:
+    """Entry points; a table is uint32 [256]: f·2^16 + c of each byte, zero where it does not occur.
+
+    ``decode(out, count, words, end, states, lanes, slots, table, read)``: bytes out [count]; ``words`` and ``end``
+    bound uint16 words; states uint32 [lanes], before and after; slots uint8 [2^14], the byte of each slot. ``read``
+    int64 becomes the number of words read, or −1 where more would have been needed.
+
+    ``decode_16``, ``decode_32``, ``decode_64``: the same and, last, few uint32 [3, so many], for no more distinct bytes
+    than that: a binary heap, from [1] on, of the cumulated frequencies that the search compares with; then, in order,
+    table entries and bytes. Only for registers of 512 bits.
+
+    ``encode(bytes, count, end, states, lanes, table, wrote)``: words are written downwards from ``end``,
+    ``wrote`` int64 becomes their number, at most ``count``.
+
+    Args:
+        module: gets them.
+        lanes: floats per vector register.
+    """
+    wide = lanes == WIDE
+    _decode(module, few=0, wide=wide)
+    for few in HEAPS if wide else ():
+        _decode(module, few=few, wide=wide)
+    _encode(module, wide=wide)
+
+
+class _Vectors:
+    """Integers of 32 bits, 16 at a time."""
+
+    def __init__(self, e: Emitter) -> None:
+        self.e = e
+        self.kind = ir.VectorType(I32, WIDE)
+
+    def constant(self, value: int) -> Node:
+        """The same in all lanes."""
+        return ir.Constant(self.kind, [value] * WIDE)
+
+    def load(self, base: Node, index: Node) -> Node:
+        """Sixteen from memory."""
+        return self.e.at.load(self.e.element(base, index, I32), align=4, typ=self.kind)
+
+    def store(self, value: Node, base: Node, index: Node) -> None:
+        """Sixteen to memory."""
+        self.e.at.store(value, self.e.element(base, index, I32), align=4)
+
+    def permuted(self, table: Node, index: Node) -> Node:
+        """``table[index]`` of a table in a register."""
+        return self._call("llvm.x86.avx512.permvar.si.512", self.kind, [table, index])
+
+    def chosen(self, tables: Sequence[Node], index: Node) -> Node:
+        """The element that the low bits of an index say, of a table in 1, 2 or 4 registers."""
+        if len(tables) == 1:
+            return self.permuted(tables[0], index)
+        pairs = [
+            self._call("llvm.x86.avx512.vpermi2var.d.512", self.kind, [low, index, high])
+            for low, high in zip(tables[::2], tables[1::2], strict=True)
+        ]
+        if len(pairs) == 1:
+            return pairs[0]
+        upper = self.e.at.icmp_unsigned("!=", self.e.at.and_(index, self.constant(2 * WIDE)), self.constant(0))
+        return self.e.at.select(upper, pairs[1], pairs[0])
+
+    def spread(self, packed: Node, hits: Node) -> Node:
+        """The first elements brought to the lanes that are hit, in order; zeros elsewhere."""
+        return self._call("llvm.x86.avx512.mask.expand.v16i32", self.kind, [packed, self.constant(0), hits])
+
+    def gathered(self, base: Node, index: Node, kind: Node) -> Node:
+        """``base[index]`` as 32-bit integers."""
+        every = ir.Constant(ir.VectorType(_BIT, WIDE), [1] * WIDE)
+        scale = ir.Constant(I32, kind.width // 8)
+        arguments = [self.constant(0), base, index, every, scale]
+        return self._call("llvm.x86.avx512.mask.gather.dpi.512", self.kind, arguments)
+
+    def count(self, hits: Node) -> Node:
+        """How many lanes are hit, as 64 bits."""
+        bits = self.e.at.zext(self.e.at.bitcast(hits, I16), I64)
+        return self._call("llvm.ctpop.i64", I64, [bits])
+
+    def _call(self, name: str, result: Node, arguments: Sequence[Node]) -> Node:
+        known = self.e.made.module.globals.get(name)
+        if known is None:
+            known = ir.Function(self.e.made.module, ir.FunctionType(result, [a.type for a in arguments]), name)
+        return self.e.at.call(known, list(arguments))
+
+
+def _words(e: Emitter, first: Node, last: Node) -> Node:
+    """Words between two addresses."""
+    distance = e.sub(e.at.ptrtoint(last, I64), e.at.ptrtoint(first, I64))
+    return e.at.ashr(distance, ir.Constant(I64, 1))
+
+
+def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
+    name = f"decode_{few}" if few else "decode"
+    arguments = [PTR, I64, PTR, PTR, PTR, I64, PTR, PTR, PTR] + ([PTR] if few else [])
+    made = function(module, name, arguments, exported=True)
+    out, count, words, end, states, lanes, slots, table, read = made.args[:9]
+    e = Emitter(made, WIDE)
+    available = _words(e, words, end)
+    bits, below = ir.Constant(I32, PRECISION), ir.Constant(I32, (1 << PRECISION) - 1)
+
+    def advanced(x: Node, slot: Node, entry: Node) -> Node:
+        frequency = e.at.lshr(entry, ir.Constant(I32, 16))
+        start = e.at.and_(entry, ir.Constant(I32, 0xFFFF))
+        return e.at.sub(e.at.add(e.at.mul(frequency, e.at.lshr(x, bits)), slot), start)
+
+    def scalar(i: Node, p: Node, safe: bool) -> Node:
+        """One symbol; p: words read so far, negative after the end was passed."""
+        lane = e.at.and_(i, e.sub(lanes, 1))
+        x = e.read(states, lane, I32)
+        slot = e.at.and_(x, below)
+        byte = e.read(slots, e.at.zext(slot, I64), I8)
+        x = advanced(x, slot, e.read(table, e.at.zext(byte, I64), I32))
+        e.write(byte, out, i)
+        short = e.at.icmp_unsigned("<", x, ir.Constant(I32, LEAST))
+
+        def taken(at: Node) -> list[Node]:
+            word = e.at.zext(e.read(words, at, I16), I32)
+            return [e.at.or_(e.at.shl(x, ir.Constant(I32, 16)), word)]
+
+        if safe:  # the word is there, whether needed or not
+            x = e.at.select(short, taken(p)[0], x)
+            p = e.add(p, e.at.zext(short, I64))
+        else:
+            there = e.at.and_(e.at.icmp_unsigned("<", p, available), short)
+            (x,) = e.choose(there, lambda: taken(p), lambda: [x])
+            stuck = e.at.and_(short, e.at.not_(there))
+            p = e.at.select(stuck, e.constant(-1), e.add(p, e.at.zext(there, I64)))
+        e.write(x, states, lane)
+        return p
+
+    steps = e.div(count, lanes)
+
+    def scalars(step: Node, p: Node) -> tuple[Node, Node]:
+        """Whole steps as long as there are words for all lanes."""
+
+        def one(values: list[Node]) -> list[Node]:
+            first = e.mul(values[0], lanes)
+            (after,) = e.loop(0, lanes, lambda j, c: [scalar(e.add(first, j), c[0], safe=True)], [values[1]])
+            return [e.add(values[0], 1), after]
+
+        def going(values: list[Node]) -> Node:
+            return e.at.and_(e.less(values[0], steps), e.less(e.add(values[1], lanes), available))
+
+        step, p = e.repeat([step, p], going, one)
+        return step, p
+
+    if wide:
+        vectors = MOST_LANES // WIDE
+        v = _Vectors(e)
+        wide_bits, wide_below = v.constant(PRECISION), v.constant((1 << PRECISION) - 1)
+        byte_kind, word_kind = ir.VectorType(I8, WIDE), ir.VectorType(I16, WIDE)
+        heap, entries, bytes_ = (
+            [v.load(made.args[9], few * part + WIDE * i) for i in range(few // WIDE)] if few else []
+            for part in range(3)
+        )
+
+        def found(slot: Node) -> tuple[Node, Node]:
+            """The byte and the table entry of every slot."""
+            if not few:
+                byte = e.at.and_(v.gathered(slots, slot, I8), v.constant(0xFF))
+                return byte, v.gathered(table, byte, I32)
+            node, size = v.constant(1), 2
+            while size <= few:
+                level = heap[:1] if size <= WIDE else heap[size // 2 // WIDE : size // WIDE]
+                more = e.at.icmp_unsigned(">=", slot, v.chosen(level, node))
+                node = e.at.add(node, node)
+                node = e.at.select(more, e.at.add(node, v.constant(1)), node)
+                size *= 2
+            return v.chosen(bytes_, node), v.chosen(entries, node)
+
+        def one(values: list[Node]) -> list[Node]:
+            step, p, *xs = values
+            first = e.mul(step, MOST_LANES)
+            after = []
+            for i, x in enumerate(xs):
+                slot = e.at.and_(x, wide_below)
+                byte, entry = found(slot)
+                e.at.store(e.at.trunc(byte, byte_kind), e.element(out, e.add(first, WIDE * i), I8), align=1)
+                frequency = e.at.lshr(entry, v.constant(16))
+                start = e.at.and_(entry, v.constant(0xFFFF))
+                new = e.at.sub(e.at.add(e.at.mul(frequency, e.at.lshr(x, wide_bits)), slot), start)
+                short = e.at.icmp_unsigned("<", new, v.constant(LEAST))
+                ahead = e.at.load(e.element(words, p, I16), align=1, typ=word_kind)
+                word = v.spread(e.at.zext(ahead, v.kind), short)
+                after.append(e.at.select(short, e.at.or_(e.at.shl(new, v.constant(16)), word), new))
+                p = e.add(p, v.count(short))
+            return [e.add(step, 1), p, *after]
+
+        def going(values: list[Node]) -> Node:
+            return e.at.and_(e.less(values[0], steps), e.less(e.add(values[1], MOST_LANES), available))
+
+        def vectorised() -> list[Node]:
+            xs = [v.load(states, WIDE * i) for i in range(vectors)]
+            step, p, *xs = e.repeat([e.constant(0), e.constant(0), *xs], going, one)
+            for i, x in enumerate(xs):
+                v.store(x, states, WIDE * i)
+            return [step, p]
+
+        step, p = e.choose(e.equal(lanes, MOST_LANES), vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
+    else:
+        step, p = scalars(e.constant(0), e.constant(0))
+
+    def rest(values: list[Node]) -> list[Node]:
+        return [e.add(values[0], 1), scalar(values[0], values[1], safe=False)]
+
+    def left(values: list[Node]) -> Node:
+        return e.at.and_(e.less(values[0], count), e.at.icmp_signed(">=", values[1], e.constant(0)))
+
+    _, p = e.repeat([e.mul(step, lanes), p], left, rest)
+    e.write(p, read, 0)
+    e.at.ret_void()
+
+
+def _quotient(e: Emitter, x: Node, frequency: Node, kind: Node) -> tuple[Node, Node]:
+    """(⌊x/f⌋, x mod f): a quotient below 2^18 in floats is at most one beside the true one, which the rest shows."""
+    floats = ir.VectorType(F32, WIDE) if isinstance(kind, ir.VectorType) else F32
+
+    def number(value: int) -> Node:
+        return ir.Constant(kind, [value] * WIDE if isinstance(kind, ir.VectorType) else value)
+
+    q = e.at.fptoui(e.at.fdiv(e.at.uitofp(x, floats), e.at.uitofp(frequency, floats)), kind)
+    rest = e.at.sub(x, e.at.mul(q, frequency))
+    over = e.at.icmp_signed("<", rest, number(0))
+    q, rest = e.at.select(over, e.at.sub(q, number(1)), q), e.at.select(over, e.at.add(rest, frequency), rest)
+    under = e.at.icmp_signed(">=", rest, frequency)
+    q, rest = e.at.select(under, e.at.add(q, number(1)), q), e.at.select(under, e.at.sub(rest, frequency), rest)
+    return q, rest
+
+
+def _encode(module: ir.Module, *, wide: bool) -> None:
+    made = function(module, "encode", [PTR, I64, PTR, PTR, I64, PTR, PTR], exported=True)
+    source, count, end, states, lanes, table, wrote = made.args
+    e = Emitter(made, WIDE)
+    bits, upper = ir.Constant(I32, PRECISION), ir.Constant(I32, 32 - PRECISION)
+
+    def scalar(i: Node, p: Node) -> Node:
+        lane = e.at.and_(i, e.sub(lanes, 1))
+        x = e.read(states, lane, I32)
+        entry = e.read(table, e.wide(source, i, I8), I32)
+        frequency, start = e.at.lshr(entry, ir.Constant(I32, 16)), e.at.and_(entry, ir.Constant(I32, 0xFFFF))
+        full = e.at.icmp_unsigned(">=", e.at.lshr(x, upper), frequency)
+        with e.at.if_then(full):
+            e.write(e.at.trunc(x, I16), end, e.sub(-1, p))
+        x = e.at.select(full, e.at.lshr(x, ir.Constant(I32, 16)), x)
+        q, rest = _quotient(e, x, frequency, I32)
+        e.write(e.at.add(e.at.add(e.at.shl(q, bits), rest), start), states, lane)
+        return e.add(p, e.at.zext(full, I64))
+
+    def backwards(first: Node, last: Node, p: Node) -> Node:
+        """Symbols from last − 1 down to first."""
+        (after,) = e.loop(0, e.sub(last, first), lambda k, c: [scalar(e.sub(e.sub(last, 1), k), c[0])], [p])
+        return after
+
+    if wide:
+        vectors = MOST_LANES // WIDE
+        v = _Vectors(e)
+        byte_kind, word_kind = ir.VectorType(I8, WIDE), ir.VectorType(I16, WIDE)
+        wide_bits, wide_upper = v.constant(PRECISION), v.constant(32 - PRECISION)
+        compress, mask_kind = "llvm.x86.avx512.mask.compress.v16i32", ir.VectorType(_BIT, WIDE)
+
+        def step(k: Node, values: list[Node], steps: Node) -> list[Node]:
+            p, *xs = values
+            first = e.mul(e.sub(e.sub(steps, 1), k), MOST_LANES)
+            after = list(xs)
+            for i in reversed(range(vectors)):
+                x = xs[i]
+                bytes_ = e.at.load(e.element(source, e.add(first, WIDE * i), I8), align=1, typ=byte_kind)
+                entry = v.gathered(table, e.at.zext(bytes_, v.kind), I32)
+                frequency, start = e.at.lshr(entry, v.constant(16)), e.at.and_(entry, v.constant(0xFFFF))
+                full = e.at.icmp_unsigned(">=", e.at.lshr(x, wide_upper), frequency)
+                hits = v.count(full)
+                p = e.add(p, hits)
+                packed = v._call(compress, v.kind, [x, v.constant(0), full])
+                some = e.at.trunc(e.sub(e.at.shl(e.constant(1), hits), 1), I16)
+                where = e.element(end, e.sub(0, p), I16)
+                name = "llvm.masked.store.v16i16.p0"
+                known = module.globals.get(name)
+                if known is None:
+                    known = ir.Function(module, ir.FunctionType(ir.VoidType(), [word_kind, PTR, I32, mask_kind]), name)
+                e.at.call(
+                    known, [e.at.trunc(packed, word_kind), where, ir.Constant(I32, 1), e.at.bitcast(some, mask_kind)]
+                )
+                x = e.at.select(full, e.at.lshr(x, v.constant(16)), x)
+                q, rest = _quotient(e, x, frequency, v.kind)
+                after[i] = e.at.add(e.at.add(e.at.shl(q, wide_bits), rest), start)
+            return [p, *after]
+
+        def vectorised() -> list[Node]:
+            steps = e.div(count, MOST_LANES)
+            p = backwards(e.mul(steps, MOST_LANES), count, e.constant(0))
+            xs = [v.load(states, WIDE * i) for i in range(vectors)]
+            p, *xs = e.loop(0, steps, lambda k, values: step(k, values, steps), [p, *xs])
+            for i, x in enumerate(xs):
+                v.store(x, states, WIDE * i)
+            return [p]
+
+        (p,) = e.choose(
+            e.equal(lanes, MOST_LANES), vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))]
+        )
+    else:
+        p = backwards(e.constant(0), count, e.constant(0))
+    e.write(p, wrote, 0)
+    e.at.ret_void()

@@ -1,0 +1,119 @@
+"""A static model of bytes for interleaved ANS: frequencies that sum to 2^14, and what coders look up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+from gossamer.errors import FormatError
+
+__all__ = ["HEAPS", "LEAST", "MOST_LANES", "PRECISION", "ByteModel", "byte_frequencies"]
+
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+U32 = npt.NDArray[np.uint32]
+
+PRECISION: Final = 14
+"""Bits of frequencies: a state of 32 bits keeps at least 2 more, so that rounding costs less than 0.05% of the size."""
+MOST_LANES: Final = 64
+LEAST: Final = 1 << 16
+"""The least state between symbols, and every lane's state before the first and after the last one."""
+HEAPS: Final = (16, 32, 64)
+"""So many distinct bytes are searched in registers, where these are wide."""
+
+
+def byte_frequencies(weights: I64) -> I64:
+    """Integer weights scaled to frequencies that sum to 2^14: `max(1, ⌊w·2¹⁴/Σw⌋)`, the rest to the largest.
+
+    Args:
+        weights: [k] int64, 2 ≤ k ≤ 256, each from 1 to 2^32.
+
+    Returns:
+        [k] int64, each from 1 to 2^14 − 1. Integer arithmetic only, so the same on every machine.
+
+    Example:
+        >>> byte_frequencies(np.array([1, 3])).tolist()
+        [4096, 12288]
+    """
+    scaled: I64 = np.maximum(1, (weights << PRECISION) // int(weights.sum()))
+    # Where m entries are raised to 1, the k − m others share 2^14: the largest of them is at least 2^14/(k − m) ≥ m,
+    # since m·(k − m) ≤ 2^14, and the m raised ones add less than m. So it stays positive.
+    scaled[int(scaled.argmax())] += (1 << PRECISION) - int(scaled.sum())
+    return scaled
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class ByteModel:
+    """Bytes and their frequencies.
+
+    Args:
+        bytes: [k] uint8, distinct, 2 ≤ k ≤ 256.
+        frequencies: [k] int64, positive, summing to 2^14.
+
+    Raises:
+        FormatError: anything else.
+
+    Example:
+        >>> model = ByteModel(np.array([0, 7], dtype=np.uint8), np.array([4096, 12288]))
+        >>> [hex(entry) for entry in model.table[[0, 7]]]
+        ['0x10000000', '0x30001000']
+    """
+
+    bytes: U8
+    frequencies: I64
+
+    def __post_init__(self) -> None:
+        k = len(self.bytes)
+        good = 2 <= k == len(self.frequencies) and len(np.unique(self.bytes)) == k
+        if not (good and int(self.frequencies.min()) > 0 and int(self.frequencies.sum()) == 1 << PRECISION):
+            raise FormatError(
+                f"model of {k} bytes: found other frequencies than positive ones that sum to 2^{PRECISION}"
+            )
+
+    @cached_property
+    def _starts(self) -> I64:
+        return np.cumsum(self.frequencies) - self.frequencies
+
+    @cached_property
+    def entries(self) -> U32:
+        """[k] uint32: frequency · 2^16 + cumulated frequency."""
+        return (self.frequencies << 16 | self._starts).astype(np.uint32)
+
+    @cached_property
+    def table(self) -> U32:
+        """[256] uint32: the entry of each byte; zero where it does not occur."""
+        table = np.zeros(256, dtype=np.uint32)
+        table[self.bytes] = self.entries
+        return table
+
+    @cached_property
+    def slots(self) -> U8:
+        """[2^14] uint8: the byte of each slot."""
+        return np.repeat(self.bytes, self.frequencies)
+
+    @cached_property
+    def heap(self) -> U32 | None:
+        """[3, size] uint32 for a search in registers, None for more than 64 bytes; see `rans_code`."""
+        k = len(self.bytes)
+        size = next((size for size in HEAPS if k <= size), None)
+        if size is None:
+            return None
+        ends = np.full(size, 1 << PRECISION, dtype=np.int64)  # no slot is as large as that
+        ends[:k] = self._starts + self.frequencies
+        heap = np.zeros((3, size), dtype=np.uint32)
+        half = size // 2
+        while half:  # the level of `size // (2·half)` nodes holds every other multiple of half
+            level = size // (2 * half)
+            heap[0, level : 2 * level] = ends[half - 1 : size - 1 : 2 * half]
+            half //= 2
+        heap[1, :k], heap[2, :k] = self.entries, self.bytes
+        return heap
+
+    def bits(self, counts: npt.NDArray[Any]) -> float:
+        """Bits that so many of each byte take: `Σ n·(14 − log₂ f)`."""
+        return float((counts * (PRECISION - np.log2(self.frequencies))).sum())
