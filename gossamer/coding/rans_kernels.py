@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
-from pathlib import Path
 from typing import Final, final
 
 from llvmlite import ir
 
-from gossamer.coding import planes_code, rans_code, rans_model
+from gossamer.coding import planes_code, rans_code, rans_model, sums_code
 from gossamer.jit import emit
-from gossamer.jit.cpu import Level, Processor, host, unavailable, wanted_level
+from gossamer.jit.cpu import Processor, host, multiplies_without_carry, unavailable, wanted_level
 from gossamer.jit.kernel_cache import Code, Engine, cache_directory, object_code_of
 
-__all__ = ["RANS", "RansKernels", "kernels"]
+__all__ = ["RANS", "ChecksumKernel", "RansKernels", "checksum_kernel", "kernels"]
 
 
 def coder_code(lanes: int) -> str:
@@ -21,10 +21,19 @@ def coder_code(lanes: int) -> str:
     module = ir.Module("gossamer_coders")
     rans_code.add_rans(module, lanes)
     planes_code.add_planes(module)
+    sums_code.add_count(module)
     return str(module)
 
 
-RANS: Final = Code("coders", coder_code, (rans_code, rans_model, planes_code, emit))
+def checksum_code(lanes: int) -> str:
+    """LLVM IR of a module for processors with carry-less products."""
+    module = ir.Module("gossamer_checksum")
+    sums_code.add_fold(module)
+    return str(module)
+
+
+RANS: Final = Code("coders", coder_code, (rans_code, rans_model, planes_code, sums_code, emit))
+CHECKSUM: Final = Code("checksum", checksum_code, (sums_code, emit))
 
 
 @final
@@ -38,17 +47,47 @@ class RansKernels:
         sizes = rans_model.HEAPS if processor.lanes == rans_code.WIDE else ()
         self.decode_few = {size: engine.function(f"decode_{size}", 10) for size in sizes}
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}
+        self.count = engine.function("count", 3)
         self.merge = {size: engine.function(f"merge_{size}", 4) for size in planes_code.ITEMSIZES}
 
 
 def kernels() -> RansKernels | None:
     """Coders for this processor: from memory, else from disk, else compiled now, in a fifth of a second."""
-    return _kernels(wanted_level(), cache_directory())
+    return _kernels(_surroundings())
+
+
+def _surroundings() -> tuple[str | None, ...]:
+    # What the level and the directory depend on: asked at every call, so it should be quick.
+    return tuple(map(os.environ.get, ("GOSSAMER_ISA", "GOSSAMER_CACHE", "XDG_CACHE_HOME", "HOME")))
 
 
 @cache
-def _kernels(level: Level, directory: Path | None) -> RansKernels | None:
+def _kernels(_: tuple[str | None, ...]) -> RansKernels | None:
+    level = wanted_level()
     if unavailable() is not None:
         return None
     processor = host(level)
-    return RansKernels(object_code_of(RANS, processor, directory), processor)
+    return RansKernels(object_code_of(RANS, processor, cache_directory()), processor)
+
+
+@final
+class ChecksumKernel:
+    """Compiled checksums; see `sums_code`."""
+
+    def __init__(self, object_code: bytes, processor: Processor) -> None:
+        self._engine = Engine(object_code, processor)
+        self.fold = self._engine.function("fold", 3)
+
+
+def checksum_kernel() -> ChecksumKernel | None:
+    """Checksums for this processor, None where it has no carry-less products."""
+    return _checksum_kernel(_surroundings())
+
+
+@cache
+def _checksum_kernel(_: tuple[str | None, ...]) -> ChecksumKernel | None:
+    level = wanted_level()
+    if unavailable() is not None or not multiplies_without_carry(level):
+        return None
+    processor = host(level)
+    return ChecksumKernel(object_code_of(CHECKSUM, processor, cache_directory()), processor)

@@ -20,6 +20,7 @@ __all__ = [
     "host",
     "levels",
     "multiplies_pairs",
+    "multiplies_without_carry",
     "unavailable",
     "wanted_level",
 ]
@@ -139,6 +140,17 @@ def multiplies_pairs(level: Level) -> bool:
         False
     """
     return level == "native" and host(level).lanes == 16 and "avx512bf16" in _host_features()
+
+
+@cache
+def multiplies_without_carry(level: Level) -> bool:
+    """Whether a level has carry-less products, which make checksums fast; the named levels go without.
+
+    Example:
+        >>> multiplies_without_carry("generic")
+        False
+    """
+    return level == "native" and "pclmul" in _host_features()
 
 
 @cache
