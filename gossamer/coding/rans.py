@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import log2
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,17 +19,17 @@ __all__ = ["decode_block", "encode_block", "lanes_for"]
 
 U8 = npt.NDArray[np.uint8]
 
-_LANE_BYTES = 3.0  # a lane's last state takes 4 bytes, of which about one tells symbols
+_PER_LANE: Final = 500 * 3.0  # a lane's last state takes 4 bytes, of which about one tells symbols
 
 
 def lanes_for(payload: float) -> int:
-    """As many lanes as cost at most a thousandth of a block's bytes.
+    """As many lanes as cost at most two thousandths of a block's bytes.
 
     Example:
         >>> [lanes_for(size) for size in (100, 10_000, 1_000_000)]
         [1, 2, 64]
     """
-    most = max(1.0, payload / 1000 / _LANE_BYTES)
+    most = max(1.0, payload / _PER_LANE)
     return min(MOST_LANES, 1 << int(log2(most)))
 
 

@@ -8,13 +8,13 @@ sequence of 16-bit words. With frequency f and cumulated frequency c of a symbol
 
 Words are given out from the last symbol to the first and stored downwards, so that a decoder reads them upwards.
 
-With registers of 512 bits 64 lanes are four vectors; which of them need words is a mask, and words are spread by it.
-Everywhere else lanes are scalars, which overlap since none depends on another.
+With registers of 512 bits 16, 32 or 64 lanes are one, two or four vectors; which of them need words is a mask, and
+words are spread by it. Everywhere else lanes are scalars, which overlap since none depends on another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 from llvmlite import ir
@@ -36,7 +36,7 @@ def add_rans(module: ir.Module, lanes: int) -> None:
     """Entry points; a table is uint32 [256]: f·2^16 + c of each byte, zero where it does not occur.
 
     ``decode(out, count, words, end, states, lanes, slots, table, read)``: bytes out [count]; ``words`` and ``end``
-    bound uint16 words; states uint32 [lanes], before and after; slots uint8 [2^14], the byte of each slot. ``read``
+    bound uint16 words; states uint32 [lanes], before and after; slots uint8 [2^14 + 3], the byte of each slot. ``read``
     int64 becomes the number of words read, or −1 where more would have been needed.
 
     ``decode_16``, ``decode_32``, ``decode_64``: the same and, last, few uint32 [3, so many], for no more distinct bytes
@@ -178,7 +178,6 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
         return step, p
 
     if wide:
-        vectors = MOST_LANES // WIDE
         v = _Vectors(e)
         wide_bits, wide_below = v.constant(PRECISION), v.constant((1 << PRECISION) - 1)
         byte_kind, word_kind = ir.VectorType(I8, WIDE), ir.VectorType(I16, WIDE)
@@ -203,7 +202,7 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
 
         def one(values: list[Node]) -> list[Node]:
             step, p, *xs = values
-            first = e.mul(step, MOST_LANES)
+            first = e.mul(step, WIDE * len(xs))
             after = []
             for i, x in enumerate(xs):
                 slot = e.at.and_(x, wide_below)
@@ -220,16 +219,17 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
             return [e.add(step, 1), p, *after]
 
         def going(values: list[Node]) -> Node:
-            return e.at.and_(e.less(values[0], steps), e.less(e.add(values[1], MOST_LANES), available))
+            needed = WIDE * (len(values) - 2)
+            return e.at.and_(e.less(values[0], steps), e.less(e.add(values[1], needed), available))
 
-        def vectorised() -> list[Node]:
+        def vectorised(vectors: int) -> list[Node]:
             xs = [v.load(states, WIDE * i) for i in range(vectors)]
             step, p, *xs = e.repeat([e.constant(0), e.constant(0), *xs], going, one)
             for i, x in enumerate(xs):
                 v.store(x, states, WIDE * i)
             return [step, p]
 
-        step, p = e.choose(e.equal(lanes, MOST_LANES), vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
+        step, p = _by_lanes(e, lanes, vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
     else:
         step, p = scalars(e.constant(0), e.constant(0))
 
@@ -242,6 +242,19 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
     _, p = e.repeat([e.mul(step, lanes), p], left, rest)
     e.write(p, read, 0)
     e.at.ret_void()
+
+
+def _by_lanes(
+    e: Emitter, lanes: Node, vectorised: Callable[[int], list[Node]], scalars: Callable[[], list[Node]]
+) -> list[Node]:
+    """The way for so many whole vectors of lanes."""
+
+    def way(vectors: int) -> list[Node]:
+        if vectors > MOST_LANES // WIDE:
+            return scalars()
+        return e.choose(e.equal(lanes, WIDE * vectors), lambda: vectorised(vectors), lambda: way(2 * vectors))
+
+    return way(1)
 
 
 def _quotient(e: Emitter, x: Node, frequency: Node, kind: Node) -> tuple[Node, Node]:
@@ -285,7 +298,6 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
         return after
 
     if wide:
-        vectors = MOST_LANES // WIDE
         v = _Vectors(e)
         byte_kind, word_kind = ir.VectorType(I8, WIDE), ir.VectorType(I16, WIDE)
         wide_bits, wide_upper = v.constant(PRECISION), v.constant(32 - PRECISION)
@@ -293,9 +305,9 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
 
         def step(k: Node, values: list[Node], steps: Node) -> list[Node]:
             p, *xs = values
-            first = e.mul(e.sub(e.sub(steps, 1), k), MOST_LANES)
+            first = e.mul(e.sub(e.sub(steps, 1), k), WIDE * len(xs))
             after = list(xs)
-            for i in reversed(range(vectors)):
+            for i in reversed(range(len(xs))):
                 x = xs[i]
                 bytes_ = e.at.load(e.element(source, e.add(first, WIDE * i), I8), align=1, typ=byte_kind)
                 entry = v.gathered(table, e.at.zext(bytes_, v.kind), I32)
@@ -318,18 +330,16 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
                 after[i] = e.at.add(e.at.add(e.at.shl(q, wide_bits), rest), start)
             return [p, *after]
 
-        def vectorised() -> list[Node]:
-            steps = e.div(count, MOST_LANES)
-            p = backwards(e.mul(steps, MOST_LANES), count, e.constant(0))
+        def vectorised(vectors: int) -> list[Node]:
+            steps = e.div(count, WIDE * vectors)
+            p = backwards(e.mul(steps, WIDE * vectors), count, e.constant(0))
             xs = [v.load(states, WIDE * i) for i in range(vectors)]
             p, *xs = e.loop(0, steps, lambda k, values: step(k, values, steps), [p, *xs])
             for i, x in enumerate(xs):
                 v.store(x, states, WIDE * i)
             return [p]
 
-        (p,) = e.choose(
-            e.equal(lanes, MOST_LANES), vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))]
-        )
+        (p,) = _by_lanes(e, lanes, vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))])
     else:
         p = backwards(e.constant(0), count, e.constant(0))
     e.write(p, wrote, 0)

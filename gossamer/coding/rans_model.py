@@ -93,8 +93,8 @@ class ByteModel:
 
     @cached_property
     def slots(self) -> U8:
-        """[2^14] uint8: the byte of each slot."""
-        return np.repeat(self.bytes, self.frequencies)
+        """[2^14 + 3] uint8: the byte of each slot; words of 4 bytes can be read from each."""
+        return np.concatenate([np.repeat(self.bytes, self.frequencies), np.zeros(3, dtype=np.uint8)])
 
     @cached_property
     def heap(self) -> U32 | None:
