@@ -25,6 +25,11 @@ class Coder(IntEnum):
     MASK_CLASSES = 8  # one static probability for each (row class, column class), ANS
     SPARSE_ZERO_SYMBOL = 9  # symbols over all dense positions, dead = one more symbol
     FLOAT_PLANES = 10  # byte planes, each as symbols or raw
+    # from container version 2 on
+    BLOCKS = 11  # one static frequency table, interleaved ANS in blocks
+    FLOAT_BLOCKS = 12  # byte planes in blocks, each coded so or raw
+    FLOAT_DISTINCT = 13  # a list of distinct values and their indices as symbols
+    FLOAT_SPARSE = 14  # a mask of what is not +0 and the floats that are not
 
 
 @dataclass(frozen=True)

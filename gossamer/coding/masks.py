@@ -13,7 +13,7 @@ from gossamer.coding.ans import PRECISION, AnsReader, Part, ans_encode, frequenc
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.classes import MAX_TANGENT_BITS, ClassModel, candidate_models, live_frequency
 from gossamer.coding.coded import Coded, Coder
-from gossamer.coding.symbols import counts_bits, decode_symbols, encode_symbols
+from gossamer.coding.symbols import counts_bits, decode_symbols, encode_plain_symbols
 from gossamer.coding.table import MAX_ROOT, fit_weights
 from gossamer.errors import DataError, FormatError
 
@@ -99,7 +99,7 @@ def _gap_bits(flat: Bits, of: bool) -> float:
 
 def _encode_gaps(flat: Bits, of: bool) -> Coded:
     gaps = _gaps(flat, of)
-    inner = encode_symbols(gaps)
+    inner = encode_plain_symbols(gaps)
     writer = BitWriter()
     writer.uint(int(of), 1)
     writer.uint(_INNER.index(inner.coder), 2)
@@ -116,7 +116,7 @@ def encode_mask(bits: Bits) -> Coded:
 
     one density: `n·H(density)` bits; classes: rows and columns of the view `[shape[0], rest]` fall into at most 8 × 8
     classes, each cell with its own density, `Σ n_ij·H(p_ij)` bits and the class indices; gaps: distances between live
-    (or dead) positions, by `encode_symbols`.
+    (or dead) positions, by `encode_plain_symbols`.
 
     Args:
         bits: any shape, bool, True = kept.

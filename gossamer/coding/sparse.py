@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
-from gossamer.coding.symbols import decode_symbols, encode_symbols
+from gossamer.coding.symbols import decode_symbols, encode_plain_symbols
 from gossamer.errors import DataError, FormatError
 
 __all__ = ["decode_sparse_symbols", "encode_sparse_symbols"]
@@ -59,7 +59,7 @@ def encode_sparse_symbols(mask: Bits, symbols: Array) -> Coded:
     wide = flat.astype(np.uint64) if flat.dtype.kind in "ub" else flat.astype(np.int64).view(np.uint64)
     dense = np.zeros(mask.size, dtype=np.uint64)
     dense[mask.ravel()] = wide + np.array([(1 - low) % _WORD], dtype=np.uint64)
-    inner = encode_symbols(dense)
+    inner = encode_plain_symbols(dense)
     writer = BitWriter()
     writer.uint(_INNER.index(inner.coder), 2)
     writer.signed(low)

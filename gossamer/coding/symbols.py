@@ -12,17 +12,27 @@ import numpy.typing as npt
 
 from gossamer.coding.ans import MAX_ALPHABET, AnsReader, ans_encode
 from gossamer.coding.bits import BitReader, BitWriter, iter_uints, pack_uints, unpack_uints
+from gossamer.coding.byte_blocks import WORTH, BytePlan
 from gossamer.coding.coded import Coded, Coder
+from gossamer.coding.sums import count_bytes
 from gossamer.coding.table import FrequencyTable
 from gossamer.errors import DataError, FormatError
 
-__all__ = ["counts_bits", "decode_symbols", "encode_symbols", "order0_bits"]
+__all__ = [
+    "counts_bits",
+    "decode_symbols",
+    "decode_symbols_part",
+    "encode_plain_symbols",
+    "encode_symbols",
+    "order0_bits",
+]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 _WORD: Final = 1 << 64
+_BYTE: Final = 255
 _DENSE_SPAN: Final = 1 << 16  # spans up to here are counted with a table, wider ones by sorting
 _PIECE: Final = 1 << 20
 _LARGE: Final = 1 << 20  # from so many symbols on, estimates are sharp enough to code one candidate only
@@ -204,14 +214,47 @@ def _split(offsets: Array, low: int, split: _Split) -> Coded:
     return Coded(Coder.SPLIT, writer.finish(), stream + tail)
 
 
-def encode_symbols(x: Array) -> Coded:
+def _in_blocks(x: Array, workers: int) -> Coded | None:
+    """Symbols that span less than 256, constant or as blocks; None where another coder is smaller by 0.2%."""
+    if x.dtype.itemsize == 1:
+        raw = np.ascontiguousarray(x.ravel()).view(np.uint8)
+        counts = count_bytes(raw)
+        signed = x.dtype.kind == "i"
+        counts = np.roll(counts, 128) if signed else counts
+        seen = np.flatnonzero(counts)
+        low = int(seen[0]) - (128 if signed else 0)
+    else:
+        low = int(x.min())
+        if int(x.max()) - low > _BYTE:
+            return None
+        raw = (x.ravel() - x.dtype.type(low)).astype(np.uint8)
+        counts = count_bytes(raw)
+        seen = np.flatnonzero(counts)
+    writer = BitWriter()
+    writer.signed(low)
+    if len(seen) == 1:
+        return Coded(Coder.CONSTANT, writer.finish(), b"")
+    table, least = FrequencyTable.fit((seen - seen[0]).astype(np.int64), counts[seen])
+    plan, bits = BytePlan.fit(table, counts[seen], low if x.dtype.itemsize == 1 else 0)
+    packed = len(raw) * int(seen[-1] - seen[0]).bit_length()
+    if bits > 1.002 * min(least, packed) or packed == 8 * len(raw) <= 1.002 * bits:
+        return None
+    plan.write(writer)
+    return Coded(Coder.BLOCKS, writer.finish(), plan.encode(raw, workers))
+
+
+def encode_symbols(x: Array, *, workers: int = 1) -> Coded:
     """Codes an integer leaf in the fewest bytes among constant, packed, static and split.
+
+    From 2^15 symbols on that span less than 256, `Coder.BLOCKS` instead where that costs at most 0.2% more: it is
+    decoded some ten times as fast, on several threads, and in part.
 
     static: `n·H₀` bits and a table of the alphabet and of √frequency, as precise as pays; split: the same over the
     upper part of each value, low bits as they are, for wide alphabets.
 
     Args:
         x: any shape, flattened in C order; any integer dtype or bool.
+        workers: threads.
 
     Returns:
         The coded leaf; ties go to the simpler coder.
@@ -219,8 +262,8 @@ def encode_symbols(x: Array) -> Coded:
     Raises:
         DataError: the dtype is neither integer nor bool.
 
-    Cost: one pass to count (a sort where symbols span 2^16 or more), one to code; about 10 ns a symbol. From 2²⁰
-    symbols on one candidate is coded, the simplest within 0.2% of the lowest estimate. Always exact.
+    Cost: one pass to count (a sort where symbols span 2^16 or more), one to code; about 2 ns a symbol in blocks, else
+    10. Always exact.
 
     Example:
         >>> coded = encode_symbols(np.array([7, 7, 7], dtype=np.int8))
@@ -228,6 +271,17 @@ def encode_symbols(x: Array) -> Coded:
         ('CONSTANT', [7, 7, 7])
 
     Source: Duda et al., "The use of asymmetric numeral systems", PCS 2015, for the coder.
+    """
+    _checked(x.dtype)
+    blocks = _in_blocks(x, workers) if x.size >= WORTH else None
+    return encode_plain_symbols(x) if blocks is None else blocks
+
+
+def encode_plain_symbols(x: Array) -> Coded:
+    """As `encode_symbols`, without blocks, as containers of version 1 have it: one stream for the whole leaf.
+
+    Cost: about 10 ns a symbol. From 2²⁰ symbols on one candidate is coded, the simplest within 0.2% of the lowest
+    estimate.
     """
     _checked(x.dtype)
     offsets, low = _offsets(x)
@@ -293,13 +347,63 @@ def _read_split(reader: BitReader, payload: bytes, count: int, what: str) -> U64
     return values
 
 
-def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+def _read_blocks(
+    reader: BitReader,
+    low: int,
+    payload: bytes | memoryview,
+    part: slice,
+    count: int,
+    dtype: np.dtype[Any],
+    what: str,
+    workers: int,
+) -> Array:
+    narrow = dtype.itemsize == 1
+    plan = BytePlan.read(reader, low if narrow else 0, what)
+    reader.finish()
+    _restore(plan.table.offsets[[0, -1]].astype(np.uint64), low, dtype, what)  # the ends of the alphabet fit
+    found = plan.decode_part(payload, count, part, what, workers)
+    return found.view(dtype) if narrow else _restore(found.astype(np.uint64), low, dtype, what)
+
+
+def decode_symbols_part(coded: Coded, first: int, last: int, count: int, dtype: np.dtype[Any]) -> Array:
+    """Some symbols of a leaf, from the blocks that hold them alone.
+
+    Args:
+        coded: the coded leaf, by `Coder.BLOCKS`; not trusted.
+        first: of the flattened symbols, the first that is wanted.
+        last: the one behind the last.
+        count: of all symbols; trusted.
+        dtype: integer dtype or bool.
+
+    Returns:
+        [last − first] symbols.
+
+    Raises:
+        FormatError: another coder, damaged data, or symbols beyond the leaf.
+
+    Cost: that of the blocks touched, of 2^16 to 2^24 symbols each.
+
+    Example:
+        >>> x = np.arange(100_000) % 7
+        >>> decode_symbols_part(encode_symbols(x), 99_998, 100_000, 100_000, x.dtype).tolist()
+        [3, 4]
+    """
+    what = f"{coded.coder.name.lower()} symbols"
+    if coded.coder is not Coder.BLOCKS or not 0 <= first <= last <= count:
+        raise FormatError(f"{what}: symbols {first} to {last} asked for, expected some of {count} in blocks")
+    reader = BitReader(coded.table, what)
+    low = reader.signed()
+    return _read_blocks(reader, low, coded.payload, slice(first, last), count, np.dtype(dtype), what, 1)
+
+
+def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *, workers: int = 1) -> Array:
     """The inverse of `encode_symbols`.
 
     Args:
         coded: the coded leaf; not trusted.
         shape: trusted: it bounds time and memory.
         dtype: integer dtype or bool.
+        workers: threads, for blocks.
 
     Returns:
         The symbols, in `shape` and `dtype`.
@@ -307,7 +411,7 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any]) -
     Raises:
         FormatError: table or payload is not what `encode_symbols` writes for this shape and dtype.
 
-    Cost: about 20 ns and up to 32 bytes of memory a symbol.
+    Cost: about 1 ns a symbol in blocks, else 20 ns and up to 32 bytes of memory.
 
     Example:
         >>> x = np.arange(6, dtype=np.int32).reshape(2, 3)
@@ -318,7 +422,7 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any]) -
     what = f"{coded.coder.name.lower()} symbols"
     count = prod(shape)
     reader = BitReader(coded.table, what)
-    if coded.coder not in (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT):
+    if coded.coder not in (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT, Coder.BLOCKS):
         raise FormatError(f"{what}: not a coder of symbols")
     low = reader.signed()
     if coded.coder is Coder.CONSTANT:
@@ -344,4 +448,6 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any]) -
             out[part] = alphabet[indices]
         stream.finish()
         return out.reshape(shape)
+    if coded.coder is Coder.BLOCKS:
+        return _read_blocks(reader, low, coded.payload, slice(0, count), count, dtype, what, workers).reshape(shape)
     return _restore(_read_split(reader, coded.payload, count, what), low, dtype, what).reshape(shape)

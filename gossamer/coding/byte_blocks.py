@@ -1,0 +1,113 @@
+"""Symbols of a span below 256 in blocks: one static model for the leaf, interleaved ANS in each block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final, final
+
+import numpy as np
+import numpy.typing as npt
+
+from gossamer.coding.bits import BitReader, BitWriter
+from gossamer.coding.blocks import Blocks, block_log2, for_each, join_blocks
+from gossamer.coding.rans import decode_block, encode_block, lanes_for
+from gossamer.coding.rans_model import MOST_LANES, ByteModel, byte_frequencies
+from gossamer.coding.table import FrequencyTable
+from gossamer.errors import FormatError
+
+__all__ = ["WORTH", "BytePlan"]
+
+I64 = npt.NDArray[np.int64]
+U8 = npt.NDArray[np.uint8]
+
+WORTH: Final = 1 << 15
+"""Symbols from which on directory, states and shorter frequencies cost little."""
+
+
+@final
+@dataclass(frozen=True)
+class BytePlan:
+    """How a leaf of bytes is coded: the alphabet and its frequencies, symbols to a block, lanes.
+
+    Args:
+        table: symbols as distances from the first of them, and their weights.
+        low: the first symbol's byte; those of others follow, modulo 256.
+        log2: of the symbols to a block.
+        lanes: of each block.
+    """
+
+    table: FrequencyTable
+    low: int
+    log2: int
+    lanes: int
+
+    @staticmethod
+    def fit(table: FrequencyTable, counts: I64, low: int, log2: int | None = None) -> tuple[BytePlan, float]:
+        """A plan for symbols of a table, which occur so often, and the bits that it takes; blocks may be given."""
+        total = int(counts.sum())
+        bits = BytePlan(table, low, 0, 1).model.bits(counts)
+        log2 = block_log2(bits / total) if log2 is None else log2
+        blocks = -(-total >> log2)
+        lanes = lanes_for(bits / 8 * min(1.0, (1 << log2) / total))
+        overhead = 8 * blocks * (8 + 3 * lanes) + 8 * len(table_bytes(table))
+        return BytePlan(table, low, log2, lanes), bits + overhead
+
+    @property
+    def model(self) -> ByteModel:
+        """The frequencies that coders use."""
+        return ByteModel((self.low + self.table.offsets & 255).astype(np.uint8), byte_frequencies(self.table.roots**2))
+
+    def write(self, writer: BitWriter) -> None:
+        """Appends everything but the first byte."""
+        writer.uint(self.log2, 5)
+        writer.uint(self.lanes.bit_length() - 1, 3)
+        self.table.write(writer)
+
+    @staticmethod
+    def read(reader: BitReader, low: int, what: str) -> BytePlan:
+        """Reads what `write` wrote; not trusted."""
+        log2, lanes = reader.uint(5), 1 << reader.uint(3)
+        table = FrequencyTable.read(reader, what)
+        if lanes > MOST_LANES:
+            raise FormatError(f"{what}: {lanes} lanes, at most {MOST_LANES} expected")
+        if int(table.offsets[-1]) > 255:
+            raise FormatError(f"{what}: symbols that span {int(table.offsets[-1])}, at most 255 expected")
+        return BytePlan(table, low & 255, log2, lanes)
+
+    def encode(self, x: U8, workers: int) -> bytes:
+        """The payload of [n] contiguous bytes."""
+        model, size = self.model, 1 << self.log2
+        starts = range(0, len(x), size)
+        blocks = [b""] * len(starts)
+
+        def one(number: int) -> None:
+            blocks[number] = encode_block(x[starts[number] : starts[number] + size], model, self.lanes)
+
+        for_each(len(starts), one, workers)
+        return join_blocks(blocks)
+
+    def decode(self, payload: bytes | memoryview, count: int, what: str, workers: int) -> U8:
+        """All bytes of a payload that is not trusted."""
+        return self.decode_part(payload, count, slice(0, count), what, workers)
+
+    def decode_part(self, payload: bytes | memoryview, count: int, part: slice, what: str, workers: int) -> U8:
+        """Some of the bytes, from the blocks that hold them alone."""
+        blocks, model = Blocks(payload, count, self.log2, what), self.model
+        first, last = part.start >> self.log2, -(-part.stop >> self.log2)
+        begin = first << self.log2
+        out = np.empty(min(count, last << self.log2) - begin if last > first else 0, dtype=np.uint8)
+
+        def one(number: int) -> None:
+            span = blocks.span(first + number)
+            piece = out[span.start - begin : span.stop - begin]
+            decode_block(blocks.block(first + number), piece, model, self.lanes, f"{what}: block {first + number}")
+
+        for_each(last - first, one, workers)
+        return out[part.start - begin : part.stop - begin]
+
+
+def table_bytes(table: FrequencyTable) -> bytes:
+    """A table as it is stored."""
+    writer = BitWriter()
+    table.write(writer)
+    return writer.finish()
