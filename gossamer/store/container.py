@@ -270,7 +270,7 @@ class _Leaves:
             data = raw[at : at + table + payload]
             if coder > self.last_coder:
                 raise FormatError(
-                    f"array {name!r}: found coder {coder}, expected one of this version, up to {self.last_coder}"
+                    f"array {name!r}: found unknown coder {coder}, this version knows those up to {self.last_coder}"
                 )
             at += table + payload
             number = len(self.found)
