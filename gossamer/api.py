@@ -24,6 +24,7 @@ from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.measure.ledger import Ledger, ledger_of
 from gossamer.network.attach import attach, harvest, hold_statistics
+from gossamer.network.blank import blank
 from gossamer.network.inspect import refuse_live_only, specs
 from gossamer.network.rebuild import materialise
 from gossamer.store.container import read_container
@@ -71,7 +72,7 @@ class Compressed:
     def _fresh(self) -> nn.Module:
         if self._network is None:
             raise DataError("found no network to put the weights into, expected load(path, into=…)")
-        made = copy.deepcopy(self._network) if isinstance(self._network, nn.Module) else self._network()
+        made = copy.deepcopy(self._network) if isinstance(self._network, nn.Module) else blank(self._network)
         return made.eval()
 
     def dense(self) -> nn.Module:
@@ -218,7 +219,7 @@ def load(
     """
     expected = None
     if into is not None:
-        made = into if isinstance(into, nn.Module) else into()
+        made = into if isinstance(into, nn.Module) else blank(into)
         if not isinstance(made, nn.Module):
             raise DataError(f"into: found {type(made).__name__}, expected a torch.nn.Module or a factory of one")
         expected = specs(made)

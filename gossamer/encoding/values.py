@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from math import ceil, prod
-from typing import final
+from typing import Final, final
 
 import torch
 from torch import Tensor
@@ -96,6 +96,9 @@ class Dense(Value):
         return self.array.float() if self.array.dtype in _FLOAT8 else self.array
 
 
+_PIECE: Final = 1 << 16  # elements
+
+
 @dataclass(frozen=True, eq=False)
 class Grouped(Value, ABC):
     """Shared by all kinds of quantized values: who is in which group."""
@@ -183,6 +186,8 @@ class Affine(Grouped):
     def values(self, positions: Tensor | None) -> Tensor:
         """scale · (q − zero_point), in the scale's dtype or float32 if that is half."""
         scale = computable(self.scale.to_dense())
+        if positions is None and not (torch.is_grad_enabled() and scale.requires_grad) and self._regular(scale):
+            return self._piecewise(scale)
         if scale.numel() == 1:
             zero = self.zero_point.to(scale.dtype) if isinstance(self.zero_point, Tensor) else self.zero_point
             return (self.q.to(scale.dtype) - zero) * scale
@@ -191,6 +196,25 @@ class Affine(Grouped):
             zero = self.spread(self.zero_point.to(scale.dtype), self.q, positions)
             return (self.q.to(scale.dtype) - zero) * spread
         return (self.q.to(scale.dtype) - self.zero_point) * spread
+
+    def _regular(self, scale: Tensor) -> bool:
+        """Whether the weight is a whole number of rows of whole groups, each with a scale, and large."""
+        rows, per_row = self.q.numel() // self.columns, self.columns // self.group_size
+        whole = rows * self.columns == self.q.numel() and per_row * self.group_size == self.columns
+        return whole and rows * per_row == scale.numel() > 1 and self.q.numel() >= _PIECE
+
+    def _piecewise(self, scale: Tensor) -> Tensor:
+        """The same numbers, a piece that fits the caches at a time: intermediate results cost no memory traffic."""
+        shape = (-1, self.columns // self.group_size, self.group_size)
+        q, out = self.q.view(shape), torch.empty(self.q.shape, dtype=scale.dtype, device=self.q.device)
+        scales = scale.view(*q.shape[:2], 1)
+        zeros = self.zero_point.view(scales.shape).to(scale.dtype) if isinstance(self.zero_point, Tensor) else None
+        step = max(1, _PIECE // self.columns)
+        for start in range(0, len(q), step):
+            rows = slice(start, start + step)
+            piece = out.view(shape)[rows].copy_(q[rows])
+            piece.sub_(self.zero_point if zeros is None else zeros[rows]).mul_(scales[rows])
+        return out
 
     def stored_groups(self) -> int:
         """One per scale."""
