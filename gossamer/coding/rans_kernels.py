@@ -44,7 +44,7 @@ class RansKernels:
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         self._engine = engine = Engine(object_code, processor)  # its functions live no longer than it does
         self.decode = engine.function("decode", 9)
-        self.encode = engine.function("encode", 7)
+        self.encode = engine.function("encode", 8)
         sizes = rans_model.HEAPS if processor.lanes == rans_code.WIDE else ()
         self.decode_few = {size: engine.function(f"decode_{size}", 10) for size in sizes}
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}
