@@ -9,6 +9,7 @@ from gossamer.methods.quantize.lsq import LearnedStep
 from gossamer.methods.quantize.mixed import MixedBits
 from gossamer.methods.quantize.normal import NormalFloat
 from gossamer.methods.quantize.power import PowerOfTwo
+from gossamer.methods.quantize.rate_distortion import RateDistortion
 from gossamer.methods.quantize.rotate import Rotate
 from gossamer.methods.quantize.rtn import RoundToNearest
 from gossamer.methods.quantize.smooth import SmoothQuant
@@ -24,6 +25,7 @@ __all__ = [
     "MixedBits",
     "NormalFloat",
     "PowerOfTwo",
+    "RateDistortion",
     "Rotate",
     "RoundToNearest",
     "SmoothQuant",
