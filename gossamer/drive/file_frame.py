@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from gossamer.drive.source import Source
+from gossamer.encoding.node import Encoding
+from gossamer.encoding.spec import TensorSpec
 from gossamer.methods.base import FileFrame, Method, Site
 from gossamer.store.layout import POOLED_BELOW
-from gossamer.store.pieces import Piece, code_tensor
+from gossamer.store.pieces import code_tensor
 from gossamer.store.writer import container_bytes
 
-__all__ = ["frame_of"]
+__all__ = ["blank_frame", "frame_of"]
 
 _ARRAY_BYTES = 95  # of an array's entry in the header and in the index, on the mean
 
@@ -33,12 +35,22 @@ def frame_of(
     for site in (p for s in sites for p in (s, *same.get(s.key, ()))):
         places.setdefault(site.spec.name, []).append(site)
 
-    def pieces() -> Iterator[Piece]:
+    def trees() -> Iterator[Encoding]:
         for spec in specs:
             tree = source.read(spec.name)
             for site in places.get(spec.name, ()):
                 tree = tree.put(site.path, method.blank(site, tree.at(site.path)))
-            yield code_tensor(spec.name, tree, {})
+            yield tree
 
-    coded: Iterable[Piece] = pieces()
-    return FileFrame(sum(s.nbytes for s in specs), container_bytes(specs, coded), POOLED_BELOW, _ARRAY_BYTES)
+    return blank_frame(specs, trees())
+
+
+def blank_frame(specs: Sequence[TensorSpec], trees: Iterable[Encoding]) -> FileFrame:
+    """The frame of trees that have nothing in them where a method acts.
+
+    Args:
+        specs: all tensors.
+        trees: one for each, in order, read one at a time where the file is a large one.
+    """
+    pieces = (code_tensor(spec.name, tree, {}) for spec, tree in zip(specs, trees, strict=True))
+    return FileFrame(sum(s.nbytes for s in specs), container_bytes(specs, pieces), POOLED_BELOW, _ARRAY_BYTES)

@@ -367,6 +367,21 @@ class Method(ABC):
         """
         return straight_through(weight, self.assign(site, weight, grid) or grid)
 
+    def opened(self, grid: Encoding) -> Encoding:
+        """An encoding of a method that ``learns`` with its leaves as they train; `surrogate`, `bits` and `assign` see it."""
+        return grid
+
+    def bits(self, site: Site, weight: Encoding, grid: Encoding) -> Tensor | None:
+        """What the symbols of ``weight`` would take at rest, differentiable; None: the method does not say.
+
+        Args:
+            site: as in `encode`.
+            weight: the values as they are now, with the leaves that train.
+            grid: as in `surrogate`.
+        """
+        del site, weight, grid
+        return None
+
     def at(self, progress: float) -> Method:
         """This method part of the way, for schedules.
 

@@ -5,6 +5,7 @@ from gossamer.methods.quantize.cast import Cast
 from gossamer.methods.quantize.fold import FoldBatchNorm
 from gossamer.methods.quantize.gptq import GPTQ
 from gossamer.methods.quantize.half_quadratic import HQQ
+from gossamer.methods.quantize.learned_rate import LearnedRate
 from gossamer.methods.quantize.lsq import LearnedStep
 from gossamer.methods.quantize.mixed import MixedBits
 from gossamer.methods.quantize.normal import NormalFloat
@@ -21,6 +22,7 @@ __all__ = [
     "HQQ",
     "Cast",
     "FoldBatchNorm",
+    "LearnedRate",
     "LearnedStep",
     "MixedBits",
     "NormalFloat",

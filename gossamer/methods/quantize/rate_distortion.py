@@ -37,8 +37,10 @@ from gossamer.methods.quantize.groups import (
     Group,
     Groups,
     ScaleType,
+    blank_grid,
     check_scale_dtype,
     grouping_of,
+    no_mask,
     stored_scale,
 )
 from gossamer.methods.quantize.rate_budget import (
@@ -180,19 +182,13 @@ class RateDistortion(Method):
     def blank(self, site: Site, weight: Encoding) -> Encoding:
         """Symbols that are all the same take no bytes."""
         sparse = self.zeros == "mask" or isinstance(weight, Masked)
-        q = torch.zeros(0 if sparse else site.shape, dtype=torch.uint8)
-        value: Affine | Codebook
         if self.values == "grid":
-            grouping = grouping_of(self.group, site.shape)
-            scale = Dense(torch.zeros(grouping.count(prod(site.shape)), dtype=getattr(torch, self.scale_dtype)))
-            value = Affine(grouping.columns, grouping.size, q, scale, 8, 4)
-        else:
-            grouping = whole(site.shape)
-            table = Dense(torch.zeros(1, 8, dtype=getattr(torch, self.scale_dtype)))
-            value = Codebook(grouping.columns, grouping.size, q, table)
-        if not sparse:
-            return value
-        return Masked(Mask(torch.zeros((prod(site.shape) + 7) // 8, dtype=torch.uint8), site.shape), value)
+            return blank_grid(site, weight, self.group, self.scale_dtype, sparse=sparse)
+        grouping = whole(site.shape)
+        index = torch.zeros(0 if sparse else site.shape, dtype=torch.uint8)
+        table = Dense(torch.zeros(1, 8, dtype=getattr(torch, self.scale_dtype)))
+        value = Codebook(grouping.columns, grouping.size, index, table)
+        return Masked(no_mask(site.shape), value) if sparse else value
 
     def observe(self, site: Site, weight: Encoding, evidence: Evidence, ask: Ask | None) -> Summary:
         """First bytes at several prices by a sample; then as coded at the price that is asked for."""
