@@ -17,9 +17,7 @@ __all__ = ["blank_frame", "frame_of"]
 _ARRAY_BYTES = 95  # of an array's entry in the header and in the index, on the mean
 
 
-def frame_of(
-    method: Method, source: Source, sites: Sequence[Site], same: Mapping[str, tuple[Site, ...]]
-) -> FileFrame:
+def frame_of(method: Method, source: Source, sites: Sequence[Site], same: Mapping[str, tuple[Site, ...]]) -> FileFrame:
     """Code what the method does not touch, with blank encodings where it acts.
 
     Args:

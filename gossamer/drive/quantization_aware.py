@@ -85,7 +85,7 @@ class QuantizationAware(Stage):
             wanted_bytes("QuantizationAware", self.target, FileFrame(1, 0, 0, 0))
         if not 0 <= self.ramp <= 1:
             raise PlanError(f"QuantizationAware: ramp: found {self.ramp}, expected 0 to 1")
-        if not any(type(m).bits is not Method.bits for m in self.methods):
+        if not any(type(m).symbol_bits is not Method.symbol_bits for m in self.methods):
             names = ", ".join(type(m).__name__ for m in self.methods)
             raise PlanError(f"QuantizationAware: found a price of bits beside {names}, expected one like LearnedRate")
 
@@ -192,7 +192,9 @@ class _Quantizer(nn.Module):
         """Quantize one more site."""
         if slot.method.learns:
             # In training steps are float32 whatever they are at rest: they change by less than half precision holds.
-            wide = slot.method.opened(slot.grid).map_leaves(lambda f: f.tensor.float() if f.role is Role.TRAINABLE else f.tensor)
+            wide = slot.method.opened(slot.grid).map_leaves(
+                lambda f: f.tensor.float() if f.role is Role.TRAINABLE else f.tensor
+            )
             slot.learned = Attached(wide, torch.float32, {})
             self.learned.append(slot.learned)
         self.slots[slot.site.path] = slot
@@ -270,7 +272,7 @@ class Latents:
 
     def rate_loss(self, price: float | None, target: str | int | None, ramp: float) -> RateLoss:
         """The bits of all methods that say them, as a term of the loss, see `RateLoss`."""
-        saying = [p for p in self.planned if type(p.method).bits is not Method.bits]
+        saying = [p for p in self.planned if type(p.method).symbol_bits is not Method.symbol_bits]
         sites = [(p.method, s) for p in saying for s in p.sites.values()]
         names = {s.spec.name for _, s in sites}
         blanks = blanked(self._made, sites)
@@ -288,7 +290,7 @@ class Latents:
         total = torch.zeros(())
         for name, holder in self._holders().items():
             for path, slot in self._through[name].slots.items():
-                found = slot.method.bits(slot.site, holder.tree.at(path), slot.current())
+                found = slot.method.symbol_bits(slot.site, holder.tree.at(path), slot.current())
                 total = total if found is None else total + found
         return total
 

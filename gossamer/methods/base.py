@@ -368,10 +368,10 @@ class Method(ABC):
         return straight_through(weight, self.assign(site, weight, grid) or grid)
 
     def opened(self, grid: Encoding) -> Encoding:
-        """An encoding of a method that ``learns`` with its leaves as they train; `surrogate`, `bits` and `assign` see it."""
+        """What a method that ``learns`` made, with its leaves as they train: `surrogate` and `assign` are given that."""
         return grid
 
-    def bits(self, site: Site, weight: Encoding, grid: Encoding) -> Tensor | None:
+    def symbol_bits(self, site: Site, weight: Encoding, grid: Encoding) -> Tensor | None:
         """What the symbols of ``weight`` would take at rest, differentiable; None: the method does not say.
 
         Args:

@@ -18,7 +18,15 @@ from gossamer.encoding.values import Affine, Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
 from gossamer.methods.base import DENSE, MASKED, Rule, Site, live_values
-from gossamer.methods.quantize.groups import Group, Groups, PerGroup, ScaleType, blank_grid, check_scale_dtype, stored_scale
+from gossamer.methods.quantize.groups import (
+    Group,
+    Groups,
+    PerGroup,
+    ScaleType,
+    blank_grid,
+    check_scale_dtype,
+    stored_scale,
+)
 from gossamer.methods.quantize.rate_levels import code_lengths
 from gossamer.methods.quantize.rtn import AFFINE, nothing
 
@@ -139,7 +147,7 @@ class LearnedRate(PerGroup):
             return Masked(weight.where, Dense(rounded))
         return Dense(rounded.view(site.shape))
 
-    def bits(self, site: Site, weight: Encoding, grid: Encoding) -> Tensor | None:
+    def symbol_bits(self, site: Site, weight: Encoding, grid: Encoding) -> Tensor | None:
         """Σ −log2 of each symbol's share; its gradients as said above."""
         values, steps = self._seen(site, weight, grid)
         found: Tensor = _Bits.apply(values, steps, self.levels)  # type: ignore[no-untyped-call]

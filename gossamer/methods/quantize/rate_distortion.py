@@ -10,7 +10,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from gossamer.encoding.node import Encoding
+from gossamer.encoding.node import Encoding, Pattern
 from gossamer.encoding.patterns import Mask
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Affine, Codebook, Dense, whole
@@ -232,8 +232,8 @@ class RateDistortion(Method):
         made, live = self._encoded(site, weight, entry, evidence)
         if not live and bool(weight.to_dense().count_nonzero()):
             raise PlanError(
-                f"RateDistortion: {site.key}: found a price of {entry['rate']:.3g} per bit, at which all of its weights "
-                f"are zero, expected a lower rate, a larger target, or skip={site.spec.name!r}"
+                f"RateDistortion: {site.key}: found a price of {entry['rate']:.3g} per bit, where all its weights are "
+                f"zero, expected a lower rate, a larger target, or skip={site.spec.name!r}"
             )
         return made
 
@@ -242,10 +242,12 @@ class RateDistortion(Method):
         positions, found = live_values(weight)
         values = found.double().reshape(-1)
         costs = Inputs.of(f"RateDistortion: {site.key}", site, evidence, self.inputs, self.damp)
-        return Weighed.of(values, costs.weights(weight, positions, values), Groups.of(self.group, site.shape, positions))
+        return Weighed.of(
+            values, costs.weights(weight, positions, values), Groups.of(self.group, site.shape, positions)
+        )
 
     def _encoded(self, site: Site, weight: Encoding, entry: Entry, evidence: Evidence) -> tuple[Encoding, int]:
-        """The encoding at a price of bits, with steps for another one if the entry has it, and how many are not zero."""
+        """The encoding at a price of bits, with steps as for another if the entry has one; how many are not zero."""
         rate = float(entry["rate"])
         positions, found = live_values(weight)
         values = found.double().reshape(-1)
@@ -293,7 +295,7 @@ class RateDistortion(Method):
         value = Codebook(grouping.columns, grouping.size, packed, Dense(table[None].contiguous()))
         return (value if where is None else Masked(where, value)), int(live.sum())
 
-    def _placed(self, site: Site, weight: Encoding, symbols: Tensor, live: Tensor) -> tuple[Encoding | None, Tensor]:
+    def _placed(self, site: Site, weight: Encoding, symbols: Tensor, live: Tensor) -> tuple[Pattern | None, Tensor]:
         """The pattern, if there is one, and the symbols in their shape."""
         if self.zeros == "mask":
             mask = torch.zeros(prod(site.shape), dtype=torch.bool)

@@ -46,4 +46,3 @@ def _leaf_bytes(leaf: Leaf) -> int:
         raw = leaf.tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy()
         return encode_floats(raw, leaf.tensor.element_size()).nbytes
     return encode_symbols(leaf.tensor.detach().numpy()).nbytes
-

@@ -99,17 +99,19 @@ class Inputs:
         else:
             matrix = weight.to_dense().detach().double().reshape(self.shape)
             if self.gram_known:
-                rows = self.shape[0] // len(self.grams)
-                parts = zip(matrix.split(rows), self.grams, strict=True)
-                whole = sum(float(row_errors(m, g).sum()) for m, g in parts)
+                whole = _of_all(matrix, self.grams)
             else:
                 whole = float((self._spread(self.energy) * matrix.square()).sum())
         return whole if whole > 0 else 1.0
 
     def error(self, off: Tensor) -> float:
         """tr(E·G·Eᵀ) of a difference [rows, n]."""
-        rows = self.shape[0] // len(self.grams)
-        return sum(float(row_errors(m, g).sum()) for m, g in zip(off.split(rows), self.grams, strict=True))
+        return _of_all(off, self.grams)
+
+
+def _of_all(matrix: Tensor, grams: tuple[Tensor, ...]) -> float:
+    parts = zip(matrix.chunk(len(grams)), grams, strict=True)
+    return sum((float(row_errors(rows, gram).sum()) for rows, gram in parts), 0.0)
 
 
 def _shown(squares: Tensor) -> Tensor:
