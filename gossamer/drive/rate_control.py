@@ -28,9 +28,9 @@ class RateLoss:
     """λ · bits per weight, as a term of the loss.
 
     With a target, the bits are led from where they start down to what the file may take: by equal ratios in equal times
-    over the first ``ramp`` of the run, then they stay. λ rises while there are more bits than that and falls while
-    there are fewer. Now and then the weights are coded as they are, and what the coder saves over −log2 of the shares is
-    given back.
+    over the first ``ramp`` of the run, then they stay. λ rises while there are more bits than that, and falls while
+    there are fewer. Now and then the weights are coded as they are, and what the coder saves over −log2 of the shares
+    is given back.
 
     Args:
         bits: → bits of all symbols, differentiable.

@@ -368,7 +368,7 @@ class Method(ABC):
         return straight_through(weight, self.assign(site, weight, grid) or grid)
 
     def opened(self, grid: Encoding) -> Encoding:
-        """What a method that ``learns`` made, with its leaves as they train: `surrogate` and `assign` are given that."""
+        """What a method that ``learns`` made, its leaves as they train: `surrogate` and `assign` are given that."""
         return grid
 
     def symbol_bits(self, site: Site, weight: Encoding, grid: Encoding) -> Tensor | None:

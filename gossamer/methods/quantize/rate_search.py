@@ -15,8 +15,10 @@ __all__ = ["SAMPLE", "Found", "Weighed", "search"]
 
 SAMPLE = 1 << 14  # values that steps are searched with
 _LARGEST = 127  # steps of a grid on either side of 0
-# Steps in units of √(λ / weight): 2.94 is best where bits are many, larger ones where they are few.
-_STEPS = tuple(2 ** (i / 4) for i in range(2, 12))
+# The step in units of √(λ / weight): 2.94 is best where bits are many, larger ones where they are few.
+_START = 2.94
+_FARTHEST = 3.0  # octaves from there
+_COARSE = 1 << 12  # values of a sample that is not worth a finer search
 _SPREADS = (0.0, 0.5, 1.0)
 _ROUNDS = 12
 
@@ -104,18 +106,36 @@ def search(
     best: Found | None = None
     for power in _SPREADS if grouped else (0.0,):
         unit = (sample.weight * sample.spread ** (2 * power)).mean().clamp_min(1e-300)
-        for factor in _STEPS:
-            step = max(factor * float((steps_for / unit).sqrt()), least)
-            if step <= 0 or (best is not None and best.power == power and best.step == step):
-                continue
-            found = _settled(sample, steps_for, step, power)
-            if best is None or found.total < best.total:
-                best = found
+        found = _climbed(
+            sample, steps_for, _START * float((steps_for / unit).sqrt()), least, power, finer=most > _COARSE
+        )
+        if found is not None and (best is None or found.total < best.total):
+            best = found
     if best is None:  # nothing but zeros
         best = Found(1.0, 0.0, Levels(torch.zeros(1).double(), torch.zeros(1).double()), 0.0, 0.0)
     elif rate != steps_for:
         best = _settled(sample, rate, max(best.step * (rate / steps_for) ** 0.5, least), best.power)
     return _freed(sample, rate, best, free) if free else _completed(weighed, best)
+
+
+def _climbed(sample: Weighed, rate: float, start: float, least: float, power: float, *, finer: bool) -> Found | None:
+    """The best step near ``start``: on and on by half an octave while that helps, then by less and less."""
+    tried: dict[float, Found] = {}
+
+    def at(octaves: float) -> Found:
+        step = max(start * 2**octaves, least)
+        if step not in tried:
+            tried[step] = _settled(sample, rate, step, power)
+        return tried[step]
+
+    if max(start, least) <= 0:
+        return None
+    here = 0.0
+    for width in (0.5, 0.25, 0.125, 0.0625) if finer else (0.5, 0.25):
+        for way in (-width, width):
+            while abs(here + way) <= _FARTHEST and at(here + way).total < at(here).total:
+                here += way
+    return at(here)
 
 
 def _grid(values: Tensor) -> Levels:
