@@ -321,5 +321,5 @@ class Latents:
             trees[name] = holder.tree
             for path, slot in self._through[name].slots.items():
                 if slot.method is not planned.method:
-                    trees[name] = trees[name].put(path, slot.current())
+                    trees[name] = trees[name].put(path, slot.grid)
         return trees

@@ -19,7 +19,8 @@ from gossamer.store.pieces import code_tensor
 __all__ = ["RateLoss"]
 
 _FIRST, _LEAST, _MOST = 0.02, 1e-6, 1e4  # of the price: before anything is known, and its bounds
-_GAIN = 0.05  # of the price's logarithm per step, for being off by as much again
+_GAIN = 0.05  # of the price's logarithm per step, for being off by as much again; more where steps are few
+_FEW = 1500
 _MEASURED = 40  # times in a run that the weights are coded
 
 
@@ -94,7 +95,7 @@ class RateLoss:
             first = max(self._begun, self._final)
             goal = self._final * (first / self._final) ** (1 - share)
             off = max(-1.0, min(1.0, now / goal - 1))
-            self.price = min(max(self.price * exp(_GAIN * off), _LEAST), _MOST)
+            self.price = min(max(self.price * exp(_GAIN * max(1.0, _FEW / self._steps) * off), _LEAST), _MOST)
         return self.price / self._weights * found
 
 
