@@ -10,7 +10,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor
 
-from gossamer.encoding.node import Encoding, Pattern
+from gossamer.encoding.node import Encoding, Pattern, computable
 from gossamer.encoding.patterns import Mask
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.values import Affine, Codebook, Dense, whole
@@ -53,7 +53,7 @@ from gossamer.methods.quantize.rate_budget import (
     trials_of,
     wanted_bytes,
 )
-from gossamer.methods.quantize.rate_levels import Levels, settled
+from gossamer.methods.quantize.rate_levels import Levels, cheapest, code_lengths, settled
 from gossamer.methods.quantize.rate_search import Weighed, search
 from gossamer.methods.quantize.rate_size import coded_bytes
 from gossamer.methods.quantize.rate_sweep import Inputs, swept
@@ -236,6 +236,29 @@ class RateDistortion(Method):
                 f"zero, expected a lower rate, a larger target, or skip={site.spec.name!r}"
             )
         return made
+
+    def assign(self, site: Site, weight: Encoding, grid: Encoding) -> Encoding | None:
+        """New choices on the same levels, at the bits that the old ones had; with a rate, where inputs count alike."""
+        if self.rate is None or self.inputs != "equal":
+            return None
+        positions, found = live_values(weight)
+        values = found.double().reshape(-1)
+        old = grid.value if isinstance(grid, Masked) else grid
+        assert isinstance(old, (Affine, Codebook))
+        scale = torch.ones(1, dtype=torch.float64)
+        if isinstance(old, Affine):
+            symbols, points = old.q, torch.arange(1 << old.bits, dtype=torch.float64) - old.zero_point
+            spread = Groups.of(self.group, site.shape, positions).spread(computable(old.scale.to_dense().detach()))
+            scale = spread.double()
+        else:
+            symbols, points = old.index, computable(old.table.to_dense().detach())[0].double()
+        counts = torch.bincount(symbols.reshape(-1).int(), minlength=len(points))
+        counts[points == 0] += len(values) - symbols.numel()  # those that a mask tells
+        energy = float(values.square().sum()) or 1.0
+        index = cheapest(values / scale, self.rate * energy / scale.square(), points, code_lengths(counts, 0.5))
+        where, packed = self._placed(site, weight, index.to(torch.uint8), points[index] != 0)
+        value = replace(old, q=packed) if isinstance(old, Affine) else replace(old, index=packed)
+        return value if where is None else Masked(where, value)
 
     def _weighed(self, site: Site, weight: Encoding, evidence: Evidence) -> Weighed:
         """What an error of one in each live value costs, as a share of the energy."""
