@@ -26,7 +26,7 @@ from gossamer.train.ranks import Ranks
 from gossamer.train.relocate import Moved, check_optimizer, group_of, relocate
 from gossamer.train.report import LivedAt, Writer, tell
 from gossamer.train.scope import Room, Wanted
-from gossamer.train.state_file import read_state, write_state
+from gossamer.store.state_file import read_state, write_state
 from gossamer.train.structure import Free
 from gossamer.train.tracked import Tracked
 
