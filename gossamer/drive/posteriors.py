@@ -25,7 +25,7 @@ from gossamer.network.rebuild import small_tree
 __all__ = ["Places", "Posteriors", "Timetable", "divided", "number_paths", "places_in"]
 
 _EVERY = 4  # steps between updates of prices
-_FIRST_PRICE = 1e-6
+_FIRST_PRICE = 1e-5
 _ANNEALED = 0.6  # share of the steps before coding in which the whole comes down to its budget
 
 Places = Mapping[str, tuple[tuple[str, str], ...]]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 __all__ = ["Prices"]
 
-_RATE = 0.15  # of what adds up, per update; gradient steps take some tens of updates to answer
+_RATE = 0.3  # of what adds up, per update; gradient steps take some tens of updates to answer
 _AT_ONCE = 2.0  # of the present excess, so that what adds up does not swing
 _LEAST, _MOST = math.log(1e-14), math.log(1e4)
 
