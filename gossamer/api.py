@@ -162,7 +162,7 @@ def compress(
         tune: fine-tune like this after every method; or a function that trains the network it is given in place.
         loss: (outputs, targets) → scalar.
         progress: where to report; None: nowhere.
-        checkpoint: folder in which `BlockByBlock` and `RelativeEntropy` entries keep what they have done; None: nowhere.
+        checkpoint: folder in which `BlockByBlock` and `RelativeEntropy` entries keep what they have done, or None.
         resume: go on with what is found there, or start if nothing is; without, finding something is an error.
 
     Returns:

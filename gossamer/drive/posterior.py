@@ -1,4 +1,4 @@
-"""A Gaussian for every weight of one tensor, in training: sampled forwards, priced by its bits, coded block by block."""
+"""A Gaussian for every weight of a tensor, in training: sampled forwards, priced by its bits, coded block by block."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""All Gaussians of a network in training: their whole KL comes down to a budget, blocks find theirs, blocks are coded."""
+"""All Gaussians of a network in training: the whole comes down to a budget, blocks find theirs, blocks are coded."""
 
 from __future__ import annotations
 
@@ -98,7 +98,9 @@ class Timetable:
         self.annealed = round(ramp * steps * _ANNEALED)
         self.steps = steps
         if not 0 < self.annealed < self.first < steps:
-            raise PlanError(f"RelativeEntropy: found {steps} steps at ramp {ramp}, expected more of them: epochs or data")
+            raise PlanError(
+                f"RelativeEntropy: found {steps} steps at ramp {ramp}, expected more of them: epochs or data"
+            )
 
     def coded(self, step: int, blocks: int) -> int:
         """How many of all blocks are coded when a step begins."""

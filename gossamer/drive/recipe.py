@@ -110,6 +110,7 @@ class Stage(ABC):
         Raises:
             CompositionError: nothing would be done.
         """
+        return
 
     @abstractmethod
     def run(self, state: State) -> None:

@@ -37,8 +37,8 @@ _TITLE = "relative-entropy coding"
 class RelativeEntropy(Stage):
     """Minimal random code learning (MIRACLE): weights cost the bits that they say, however many there are.
 
-    Every weight gets a Gaussian N(μ, σ²) in place of a number and trains by samples of it (w = μ + σ·ε); per tensor there is
-    a prior N(0, s²), with s² the mean of μ² + σ². KL(posterior ‖ prior) is what a weight says in nats. A price
+    Every weight gets a Gaussian N(μ, σ²) in place of a number and trains by samples of it (w = μ + σ·ε); per tensor
+    there is a prior N(0, s²), with s² the mean of μ² + σ². KL(posterior ‖ prior) is what a weight says in nats. A price
     on it rises until all of them together say as much as the budget holds. Then each tensor is cut into blocks at
     random, as many as it has of the budget, and prices of their own bring each block to ``bits``. Then, block by
     block in random order while the others train on: of 2^bits draws of a generator from the prior, one is taken with
@@ -146,10 +146,8 @@ class RelativeEntropy(Stage):
             return
         data = batches_of(state.data, _TITLE)
         table = Timetable(self.tune.epochs * len(data), self.ramp)
-        work = Posteriors(
-            *(state.model, state.specs, state.trees, places),
-            **{"blocks": blocks, "bits": self.bits, "seed": self.seed, "table": table},
-        )
+        chosen = {"blocks": blocks, "bits": self.bits, "seed": self.seed}
+        work = Posteriors(state.model, state.specs, state.trees, places, table=table, **chosen)
         kept = _Kept.of(self, state)
         done = kept.steps if kept is not None else 0
 

@@ -33,8 +33,8 @@ I64 = npt.NDArray[np.int64]
 class Draws:
     """Which weights are drawn together, and the draws of each block: known from the seed, never stored.
 
-    The weights in a random order are cut into blocks whose sizes differ by one at most. Number i of block b's draws are the
-    words number i · ⌈size / 4⌉ onwards of a key of its own.
+    The weights in a random order are cut into blocks whose sizes differ by one at most. Draw number i of a block is
+    made of the words number i · ⌈size / 4⌉ onwards of the block's own key.
 
     Args:
         seed: 0 to 2⁶⁴ − 1.
@@ -109,9 +109,9 @@ class Draws:
 class Drawn(Value):
     """w = scale · z, where z are Gaussian numbers that follow from (seed, name, block, index of the block).
 
-    All blocks of the weight, a random division that the seed makes, are drawn from N(0, scale²); each index says which of
-    2^bits draws its block is. Everything but index and scale is integer arithmetic from the seed, the product is one
-    rounding: the weights are the same bits on every machine.
+    The seed cuts the weight into blocks at random, and each index says which of 2^bits draws from N(0, scale²) its
+    block is. Everything but index and scale is integer arithmetic from the seed, the product is one rounding: the
+    weights are the same bits on every machine.
 
     Args:
         index: int32 [blocks], 0 ≤ index < 2^bits; at least one block unless the weight is empty.

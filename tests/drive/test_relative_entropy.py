@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import doctest
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,6 +30,7 @@ from gossamer.encoding.gaussian import PER_UNIT
 from gossamer.measure.accuracy import accuracy
 
 TUNE = gs.Tune(epochs=6, lr=0.01)
+PAGE = Path(__file__).parents[2] / "docs" / "relative-entropy.md"
 
 
 def net() -> nn.Sequential:
@@ -117,9 +119,7 @@ def test_a_draw_is_chosen_as_often_as_posterior_over_prior_says() -> None:
     z = torch.from_numpy(np.concatenate(list(draws.of(0, 16))) / PER_UNIT)
     q, p = Normal(torch.from_numpy(mean), torch.from_numpy(deviation)), Normal(0.0, 1.0)
     expected = torch.softmax((q.log_prob(z) - p.log_prob(z)).sum(1), 0).numpy()
-    taken = np.bincount(
-        [chosen(draws, 0, 16, mean, deviation, (i + 0.5) / 4000) for i in range(4000)], minlength=16
-    )
+    taken = np.bincount([chosen(draws, 0, 16, mean, deviation, (i + 0.5) / 4000) for i in range(4000)], minlength=16)
     np.testing.assert_allclose(taken / 4000, expected, atol=5e-4)
 
 
@@ -236,9 +236,7 @@ class Noisy(nn.Sequential):
 
 
 @pytest.mark.parametrize("steps", [3, 40, 70])  # in the first phase, in the second, while blocks are coded
-def test_a_killed_run_goes_on_to_the_same_weights(
-    steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_goes_on_to_the_same_weights(steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = Noisy(*net())
     torch.manual_seed(5)
     whole = gs.compress(model, [entry()], data=batches())
@@ -380,3 +378,11 @@ def test_a_tensor_that_does_not_train_is_refused_by_name() -> None:
 def test_data_are_needed() -> None:
     with pytest.raises(gs.DataError, match="found no data"):
         gs.compress(net(), [entry()])
+
+
+def test_all_examples_of_the_page_run_and_its_yaml_is_its_recipe() -> None:
+    failed, tried = doctest.testfile(str(PAGE), module_relative=False, encoding="utf-8")
+    assert (failed, tried) == (0, 12)
+    text = PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
+    first = gs.RelativeEntropy(average_bits=1.5, bits=8, tune=gs.Tune(epochs=20, lr=1e-2))
+    assert parse_recipe(yaml.safe_load(text)) == [gs.Tune(epochs=10, lr=1e-2), first]

@@ -22,7 +22,14 @@ from gossamer.errors import FormatError
 
 def drawn(**changes: object) -> Drawn:
     index = torch.tensor([3, 7], dtype=torch.int32)
-    settings = {"index": index, "scale": Dense(torch.ones(1)), "weight_shape": (3, 4), "seed": 1, "name": "w", "bits": 3}
+    settings = {
+        "index": index,
+        "scale": Dense(torch.ones(1)),
+        "weight_shape": (3, 4),
+        "seed": 1,
+        "name": "w",
+        "bits": 3,
+    }
     return Drawn(**{**settings, **changes})  # type: ignore[arg-type]
 
 
