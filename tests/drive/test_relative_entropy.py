@@ -382,7 +382,7 @@ def test_data_are_needed() -> None:
 
 def test_all_examples_of_the_page_run_and_its_yaml_is_its_recipe() -> None:
     failed, tried = doctest.testfile(str(PAGE), module_relative=False, encoding="utf-8")
-    assert (failed, tried) == (0, 12)
+    assert (failed, tried) == (0, 14)
     text = PAGE.read_text(encoding="utf-8").split("```yaml\n")[1].split("```")[0]
     first = gs.RelativeEntropy(average_bits=1.5, bits=8, tune=gs.Tune(epochs=20, lr=1e-2))
     assert parse_recipe(yaml.safe_load(text)) == [gs.Tune(epochs=10, lr=1e-2), first]
