@@ -13,6 +13,7 @@ from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
+from gossamer.drive.relative_entropy import RelativeEntropy
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
 from gossamer.errors import CompositionError, DataError, FormatError, PlanError
@@ -28,6 +29,7 @@ __all__ = [
     "PlanError",
     "QuantizationAware",
     "ReestimateNorms",
+    "RelativeEntropy",
     "Tune",
     "allocate",
     "code",
