@@ -43,11 +43,17 @@ def _int_list_plan(values: npt.NDArray[np.int64]) -> tuple[int, int, int]:
         )
     for kind, coded in ((_DIRECT, values), (_DELTA, _steps(values))):
         # the cheapest order lies near the bit length of the mean
-        near = int(coded.mean()).bit_length() if len(coded) else 0
-        for order in range(max(0, near - 2), min(_ORDERS, near + 2)):
-            bits = 6 + int(golomb_bits(coded, order).sum())
-            if bits < best[2]:
-                best = (kind, order, bits)
+        near = int(coded.sum() / len(coded)).bit_length() if len(coded) else 0
+        first = max(0, near - 2)
+        orders = np.arange(first, min(_ORDERS, near + 2))
+        if not len(orders):
+            continue
+        # frexp's exponent is the bit length, exact below 2^53: all orders at once
+        upper = np.frexp(((coded[None, :] >> orders[:, None]) + 1).astype(np.float64))[1].sum(1, dtype=np.int64)
+        lengths = 2 * upper + len(coded) * (orders - 1)
+        at = int(lengths.argmin())
+        if 6 + int(lengths[at]) < best[2]:
+            best = (kind, first + at, 6 + int(lengths[at]))
     return best if best[2] < 1 << 60 else (_DIRECT, _ORDERS - 1, 6 + int(golomb_bits(values, _ORDERS - 1).sum()))
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
-from gossamer.coding.blocks import Blocks, block_log2, for_each, join_blocks
-from gossamer.coding.rans import decode_block, encode_block, lanes_for
+from gossamer.coding.blocks import Blocks, block_log2, for_each, write_blocks
+from gossamer.coding.rans import decode_block, encode_block_into, lanes_for, most_bytes
 from gossamer.coding.rans_model import MOST_LANES, ByteModel, byte_frequencies
 from gossamer.coding.table import FrequencyTable
 from gossamer.errors import FormatError
@@ -42,13 +42,18 @@ class BytePlan:
     lanes: int
 
     @staticmethod
-    def fit(table: FrequencyTable, counts: I64, low: int, log2: int | None = None) -> tuple[BytePlan, float]:
-        """A plan for symbols of a table, which occur so often, and the bits that it takes; blocks may be given."""
+    def fit(
+        table: FrequencyTable, counts: I64, low: int, log2: int | None = None, beside: int = 0
+    ) -> tuple[BytePlan, float]:
+        """A plan for symbols of a table, which occur so often, and the bits that it takes.
+
+        Blocks may be given, and how many bytes lie beside each symbol, of which lanes may cost their share too.
+        """
         total = int(counts.sum())
         bits = BytePlan(table, low, 0, 1).model.bits(counts)
         log2 = block_log2(bits / total) if log2 is None else log2
         blocks = -(-total >> log2)
-        lanes = lanes_for(bits / 8 * min(1.0, (1 << log2) / total))
+        lanes = lanes_for((bits / 8 + beside * total) * min(1.0, (1 << log2) / total))
         overhead = 8 * blocks * (8 + 3 * lanes) + 8 * len(table_bytes(table))
         return BytePlan(table, low, log2, lanes), bits + overhead
 
@@ -74,17 +79,14 @@ class BytePlan:
             raise FormatError(f"{what}: symbols that span {int(table.offsets[-1])}, at most 255 expected")
         return BytePlan(table, low & 255, log2, lanes)
 
-    def encode(self, x: U8, workers: int) -> bytes:
+    def encode(self, x: U8, workers: int) -> memoryview:
         """The payload of [n] contiguous bytes."""
         model, size = self.model, 1 << self.log2
-        starts = range(0, len(x), size)
-        blocks = [b""] * len(starts)
 
-        def one(number: int) -> None:
-            blocks[number] = encode_block(x[starts[number] : starts[number] + size], model, self.lanes)
+        def write(number: int, room: U8) -> int:
+            return encode_block_into(room, x[number * size : (number + 1) * size], model, self.lanes)
 
-        for_each(len(starts), one, workers)
-        return join_blocks(blocks)
+        return write_blocks(-(-len(x) // size), most_bytes(min(size, len(x)), self.lanes), write, workers)
 
     def decode(self, payload: bytes | memoryview, count: int, what: str, workers: int) -> U8:
         """All bytes of a payload that is not trusted."""

@@ -51,7 +51,7 @@ class Coded:
 
     coder: Coder
     table: bytes
-    payload: bytes
+    payload: bytes | memoryview
 
     @property
     def nbytes(self) -> int:
@@ -66,10 +66,10 @@ class Coded:
     @property
     def data(self) -> bytes:
         """Table and payload, one after the other."""
-        return self.table + self.payload
+        return b"".join((self.table, self.payload))
 
     @classmethod
-    def from_parts(cls, header: Sequence[object], data: bytes) -> Coded:
+    def from_parts(cls, header: Sequence[object], data: bytes | memoryview) -> Coded:
         """The inverse of `header` and `data`, checked.
 
         Args:
@@ -92,4 +92,4 @@ class Coded:
             raise FormatError(f"coded leaf: unknown coder {code}, expected one of 0 to {int(max(Coder))}")
         if table + payload != len(data):
             raise FormatError(f"coded leaf: {len(data)} bytes, expected {table} of table and {payload} of payload")
-        return cls(Coder(code), bytes(data[:table]), bytes(data[table:]))
+        return cls(Coder(code), bytes(data[:table]), data[table:])

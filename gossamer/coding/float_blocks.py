@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
-from gossamer.coding.blocks import Blocks, for_each, join_blocks
+from gossamer.coding.blocks import Blocks, for_each, write_blocks
 from gossamer.coding.byte_blocks import BytePlan
 from gossamer.coding.coded import Coded, Coder
-from gossamer.coding.rans import decode_block, encode_block
+from gossamer.coding.planes import CodedPlane, merge_planes, split_planes
+from gossamer.coding.rans import encode_block_into, most_bytes
 from gossamer.coding.sums import count_bytes
 from gossamer.coding.symbols import counts_bits
 from gossamer.coding.table import FrequencyTable
@@ -24,7 +25,7 @@ I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
 _RAW, _CONSTANT, _CODED = range(3)
-_BLOCK: Final = 18  # items, as a power of two: a block's planes and items fit the second-level cache
+_BLOCK: Final = 19  # items, as a power of two: a coded block of bfloat16 fits the second-level cache
 _SAMPLES: Final = 16  # runs that planes are judged by
 _RUN: Final = 1 << 12  # items
 _GAIN: Final = 0.995  # of a plane's bytes: less is not worth decoding
@@ -41,39 +42,6 @@ def sample_of(items: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return items
     starts = [i * (len(items) - _RUN) // (_SAMPLES - 1) for i in range(_SAMPLES)]
     return np.concatenate([items[start : start + _RUN] for start in starts])
-
-
-def _turned(items: npt.NDArray[Any], left: int) -> npt.NDArray[Any]:
-    kind, bits = items.dtype.type, 8 * items.itemsize
-    turned: npt.NDArray[Any] = (items << kind(left)) | (items >> kind(bits - left))
-    return turned
-
-
-def _split(items: npt.NDArray[Any], planes: U8, rotated: bool) -> None:
-    """Byte b of every item into planes[b] [n]; items are little-endian and unsigned."""
-    from gossamer.coding.rans_kernels import kernels  # loads the compiler
-
-    made = kernels()
-    if made is not None and items.itemsize in made.split:
-        addresses = np.array([plane.ctypes.data for plane in planes])
-        made.split[items.itemsize](items.ctypes.data, len(items), addresses.ctypes.data, int(rotated))
-        return
-    turned = _turned(items, 1) if rotated else items
-    planes[:, : len(items)] = turned.view(np.uint8).reshape(-1, items.itemsize).T
-
-
-def _merge(planes: list[U8], items: npt.NDArray[Any], rotated: bool) -> None:
-    """The inverse of `_split`."""
-    from gossamer.coding.rans_kernels import kernels  # loads the compiler
-
-    made = kernels()
-    if made is not None and items.itemsize in made.merge:
-        addresses = np.array([plane.ctypes.data for plane in planes])
-        made.merge[items.itemsize](items.ctypes.data, len(items), addresses.ctypes.data, int(rotated))
-        return
-    octets = np.stack(planes, axis=1).reshape(-1)
-    merged = octets.view(items.dtype)
-    items[:] = _turned(merged, 8 * items.itemsize - 1) if rotated else merged
 
 
 @final
@@ -105,13 +73,13 @@ class _Plane:
         return _Plane(_CODED, plan=BytePlan.read(reader, reader.uint(8), what))
 
     @staticmethod
-    def fit(counts: I64, block: int) -> _Plane:
+    def fit(counts: I64, itemsize: int) -> _Plane:
         """From how often each byte occurs."""
         seen = np.flatnonzero(counts)
         if len(seen) == 1:
             return _Plane(_CONSTANT, constant=int(seen[0]))
-        table, _ = FrequencyTable.fit(seen - seen[0], counts[seen])
-        plan, bits = BytePlan.fit(table, counts[seen], int(seen[0]), block)
+        table = FrequencyTable.quick(seen - seen[0], counts[seen])
+        plan, bits = BytePlan.fit(table, counts[seen], int(seen[0]), _BLOCK, itemsize - 1)
         return _Plane(_CODED, plan=plan) if bits < _GAIN * 8 * int(counts.sum()) else _Plane(_RAW)
 
 
@@ -121,7 +89,7 @@ def _planes_for(items: npt.NDArray[Any]) -> tuple[bool, list[bool]]:
     size, found = items.itemsize, []
     for rotated in (False, True) if size > 1 else (False,):
         planes = np.empty((size, len(sample)), dtype=np.uint8)
-        _split(sample, planes, rotated)
+        split_planes(sample, list(planes), rotated)
         found.append([counts_bits(np.bincount(plane, minlength=256)) for plane in planes])
     rotated = sum(found[-1]) < sum(found[0])
     promise = [bits < _GAIN * 8 * len(sample) for bits in found[int(rotated)]]
@@ -134,7 +102,7 @@ def _counts(items: npt.NDArray[Any], rotated: bool, promise: list[bool]) -> list
     planes = np.empty((len(promise), 1 << _BLOCK), dtype=np.uint8)
     for start in range(0, len(items), 1 << _BLOCK):
         piece = items[start : start + (1 << _BLOCK)]
-        _split(piece, planes, rotated)
+        split_planes(piece, list(planes), rotated)
         for b, wanted in enumerate(promise):
             if wanted:
                 counts[b] += count_bytes(planes[b, : len(piece)])
@@ -142,9 +110,9 @@ def _counts(items: npt.NDArray[Any], rotated: bool, promise: list[bool]) -> list
 
 
 def encode_float_blocks(raw: U8, itemsize: int, workers: int) -> Coded | None:
-    """Codes floats by byte plane, in blocks of 2^18 floats.
+    """Codes floats by byte plane, in blocks of 2^19 floats.
 
-    Each block holds the planes one after the other, those that are coded behind their uint32 sizes, which come first.
+    Each block holds the raw planes, the uint32 sizes of the coded ones, and these, each in order of planes.
 
     Args:
         raw: [nbytes] uint8, little-endian; contiguous.
@@ -161,7 +129,7 @@ def encode_float_blocks(raw: U8, itemsize: int, workers: int) -> Coded | None:
     if not any(promise):
         return None
     counts = _counts(items, rotated, promise)
-    planes = [_Plane.fit(c, _BLOCK) if wanted else _Plane(_RAW) for c, wanted in zip(counts, promise, strict=True)]
+    planes = [_Plane.fit(c, itemsize) if wanted else _Plane(_RAW) for c, wanted in zip(counts, promise, strict=True)]
     if all(plane.kind == _RAW for plane in planes):
         return None
     writer = BitWriter()
@@ -169,25 +137,27 @@ def encode_float_blocks(raw: U8, itemsize: int, workers: int) -> Coded | None:
     writer.uint(_BLOCK, 5)
     for plane in planes:
         plane.write(writer)
-    starts = range(0, len(items), 1 << _BLOCK)
-    blocks = [b""] * len(starts)
-    models = [plane.plan.model if plane.plan is not None else None for plane in planes]
+    size = min(1 << _BLOCK, len(items))
+    coded_planes = [(b, plane.plan, plane.plan.model) for b, plane in enumerate(planes) if plane.plan is not None]
+    raw_planes = [b for b, plane in enumerate(planes) if plane.kind == _RAW]
+    most = len(raw_planes) * size + sum(4 + most_bytes(size, plan.lanes) for _, plan, _ in coded_planes)
 
-    def one(number: int) -> None:
-        piece = items[starts[number] : starts[number] + (1 << _BLOCK)]
-        found = np.empty((itemsize, len(piece)), dtype=np.uint8)
-        _split(piece, found, rotated)
-        sizes, parts = [], []
-        for plane, model, octets in zip(planes, models, found, strict=True):
-            if plane.plan is not None and model is not None:
-                parts.append(encode_block(octets, model, plane.plan.lanes))
-                sizes.append(len(parts[-1]))
-            elif plane.kind == _RAW:
-                parts.append(octets.tobytes())
-        blocks[number] = b"".join([np.array(sizes, dtype="<u4").tobytes(), *parts])
+    def write(number: int, room: U8) -> int:
+        piece = items[number << _BLOCK : (number + 1) << _BLOCK]
+        octets = list(np.empty((itemsize, len(piece)), dtype=np.uint8))
+        for place, b in enumerate(raw_planes):
+            octets[b] = room[place * len(piece) : (place + 1) * len(piece)]
+        split_planes(piece, octets, rotated)
+        head = len(raw_planes) * len(piece)
+        sizes, at = [], head + 4 * len(coded_planes)
+        for b, plan, model in coded_planes:
+            sizes.append(encode_block_into(room[at:], octets[b], model, plan.lanes))
+            at += sizes[-1]
+        room[head : head + 4 * len(sizes)] = np.array(sizes, dtype="<u4").view(np.uint8)
+        return at
 
-    for_each(len(starts), one, workers)
-    return Coded(Coder.FLOAT_BLOCKS, writer.finish(), join_blocks(blocks))
+    payload = write_blocks(-(-len(items) >> _BLOCK), most, write, workers)
+    return Coded(Coder.FLOAT_BLOCKS, writer.finish(), payload)
 
 
 def decode_float_blocks(coded: Coded, nbytes: int, itemsize: int, workers: int) -> U8:
@@ -215,33 +185,32 @@ def decode_float_part(coded: Coded, count: int, part: slice, itemsize: int, work
     begin = first << log2
     out = np.empty(min(count, last << log2) - begin if last > first else 0, dtype=f"<u{itemsize}")
     models = [plane.plan.model if plane.plan is not None else None for plane in planes]
-    coded_planes = sum(plane.kind == _CODED for plane in planes)
+    coded_planes, raw_planes = (sum(plane.kind == kind for plane in planes) for kind in (_CODED, _RAW))
 
     def one(number: int) -> None:
         number += first
         span, block = blocks.span(number), blocks.block(number)
         size = span.stop - span.start
-        head = 4 * coded_planes
-        if len(block) < head:
-            raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected {head} of sizes alone")
-        sizes = iter(np.frombuffer(block[:head], dtype="<u4").tolist())
-        at, found = head, []
+        head = size * raw_planes
+        if len(block) < head + 4 * coded_planes:
+            raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected {head} of raw planes and sizes")
+        raw, sizes = iter(range(0, head, size)), iter(np.frombuffer(block, "<u4", coded_planes, head).tolist())
+        at = head + 4 * coded_planes
+        found: list[U8 | CodedPlane] = []
         for plane, model in zip(planes, models, strict=True):
-            if plane.kind == _CONSTANT:
-                found.append(np.full(size, plane.constant, dtype=np.uint8))
-                continue
-            end = at + (size if plane.kind == _RAW else next(sizes))
-            if end > len(block):
-                raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected at least {end}")
             if plane.plan is not None and model is not None:
-                octets = np.empty(size, dtype=np.uint8)
-                found.append(decode_block(block[at:end], octets, model, plane.plan.lanes, f"{what}: block {number}"))
+                end = at + next(sizes)
+                if end > len(block):
+                    raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected at least {end}")
+                found.append(CodedPlane(block[at:end], model, plane.plan.lanes))
+                at = end
+            elif plane.kind == _CONSTANT:
+                found.append(np.full(size, plane.constant, dtype=np.uint8))
             else:
-                found.append(np.frombuffer(block[at:end], dtype=np.uint8))
-            at = end
+                found.append(np.frombuffer(block, np.uint8, size, next(raw)))
         if at != len(block):
             raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected {at}")
-        _merge(found, out[span.start - begin : span.stop - begin], rotated)
+        merge_planes(found, out[span.start - begin : span.stop - begin], rotated, f"{what}: block {number}")
 
     for_each(last - first, one, workers)
     return out[part.start - begin : part.stop - begin].view(np.uint8)

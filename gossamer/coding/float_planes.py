@@ -73,7 +73,7 @@ def encode_planes(raw: U8, itemsize: int) -> Coded:
     writer = BitWriter()
     writer.uint(int(rotated), 1)
     tables: list[bytes] = []
-    payloads: list[bytes] = []
+    payloads: list[bytes | memoryview] = []
     for plane in _planes(chosen, itemsize):
         coded = encode_plain_symbols(plane)
         if coded.nbytes >= len(plane):

@@ -102,7 +102,9 @@ def _masked(items: npt.NDArray[Any], workers: int) -> Coded:
     writer = BitWriter()
     _write_header(writer, mask)
     _write_header(writer, inner)
-    return Coded(Coder.FLOAT_SPARSE, writer.finish() + mask.table + inner.table, mask.payload + inner.payload)
+    return Coded(
+        Coder.FLOAT_SPARSE, writer.finish() + mask.table + inner.table, b"".join((mask.payload, inner.payload))
+    )
 
 
 def _write_header(writer: BitWriter, inner: Coded) -> None:
@@ -115,12 +117,15 @@ def _read_header(reader: BitReader) -> tuple[int, int, int]:
     return reader.golomb(4), reader.golomb(5), reader.golomb(12)
 
 
-def _inner(header: tuple[int, int, int], tables: bytes, payloads: bytes, what: str) -> tuple[Coded, bytes, bytes]:
+def _inner(
+    header: tuple[int, int, int], tables: bytes, payloads: bytes | memoryview, what: str
+) -> tuple[Coded, bytes, bytes | memoryview]:
     """A coded part, and what follows it."""
-    _, table, payload = header
+    coder, table, payload = header
     if table > len(tables) or payload > len(payloads):
         raise FormatError(f"{what}: a part of {str(table)[:20]} + {str(payload)[:20]} bytes, expected fewer")
-    return Coded.from_parts(header, tables[:table] + payloads[:payload]), tables[table:], payloads[payload:]
+    inner = Coded.from_parts((coder, table, payload), b"".join((tables[:table], payloads[:payload])))
+    return inner, tables[table:], payloads[payload:]
 
 
 def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1) -> U8:

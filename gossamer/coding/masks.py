@@ -182,7 +182,7 @@ def _decode_classes(coded: Coded, shape: tuple[int, ...], what: str) -> Bits:
             raise FormatError(f"{what}: a class has frequency 0")
         models.append(frequencies(roots**2))
     reader.finish()
-    stream = AnsReader(coded.payload, what)
+    stream = AnsReader(bytes(coded.payload), what)
     sides: list[I64] = []
     for length, scaled in zip((height, width), models, strict=True):
         classes = np.zeros(length, dtype=np.int64)

@@ -7,7 +7,8 @@ from typing import Any, Final
 
 from llvmlite import ir
 
-from gossamer.jit.emit import I8, I64, PTR, Emitter, function
+from gossamer.coding.rans_model import HEAPS
+from gossamer.jit.emit import I8, I16, I64, PTR, Emitter, function
 
 __all__ = ["ITEMSIZES", "add_planes"]
 
@@ -15,9 +16,10 @@ Node = Any  # llvmlite has no type stubs
 
 ITEMSIZES: Final = (2, 4)
 _TOGETHER: Final = 32  # items
+_PIECE: Final = 1 << 14  # bytes that are decoded at a time: they stay in the first-level cache
 
 
-def add_planes(module: ir.Module) -> None:
+def add_planes(module: ir.Module, lanes: int) -> None:
     """Entry points for items of 2 and 4 bytes: byte b of every item lies in plane b.
 
     ``split_2(items, count, planes, rotated)``: ``planes`` holds an address per byte; where ``rotated`` is 1, items are
@@ -25,12 +27,17 @@ def add_planes(module: ir.Module) -> None:
 
     ``merge_2(items, count, planes, rotated)``: the inverse.
 
+    ``unite_2(items, count, planes, coded, rotated, words, end, states, lanes, slots, table, read, heap, size)``: the
+    same, while plane ``coded`` is decoded piece by piece, see `rans_code`; size 0: no heap.
+
     Args:
-        module: gets them.
+        module: gets them; has the entry points of `rans_code`.
+        lanes: floats per vector register.
     """
     for size in ITEMSIZES:
         _split(module, size)
         _merge(module, size)
+        _unite(module, size, lanes)
 
 
 def _pieces(e: Emitter, count: Node, piece: Callable[[Node, int], None]) -> None:
@@ -125,3 +132,45 @@ def _merge(module: ir.Module, size: int) -> None:
         _pieces(e, count, piece)
 
     _either(e, rotated, loops)
+
+
+def _unite(module: ir.Module, size: int, lanes: int) -> None:
+    kinds = [PTR, I64, PTR, I64, I64, PTR, PTR, PTR, I64, PTR, PTR, PTR, PTR, I64]
+    made = function(module, f"unite_{size}", kinds, exported=True)
+    target, count, planes, coded, rotated, words, end, states, of, slots, table, read, heap, few = made.args
+    e = Emitter(made, lanes)
+    piece = e.at.alloca(I8, size=_PIECE)
+    places = e.at.alloca(PTR, size=size)
+    known = {few: module.globals[f"decode_{few}"] for few in HEAPS if f"decode_{few}" in module.globals}
+
+    def decode(some: Node, at: Node) -> None:
+        arguments = [piece, some, e.element(words, at, I16), end, states, of, slots, table, read]
+        after = made.append_basic_block()
+        for number, function_ in known.items():
+            yes, no = made.append_basic_block(), made.append_basic_block()
+            e.at.cbranch(e.equal(few, number), yes, no)
+            e.at.position_at_end(yes)
+            e.at.call(function_, [*arguments, heap])
+            e.at.branch(after)
+            e.at.position_at_end(no)
+        e.at.call(module.globals["decode"], arguments)
+        e.at.branch(after)
+        e.at.position_at_end(after)
+
+    def one(values: list[Node]) -> list[Node]:
+        first, at, _ = values
+        some = e.least(_PIECE, e.sub(count, first))
+        decode(some, at)
+        for byte in range(size):
+            plane = e.element(e.read(planes, byte, PTR), first, I8)
+            e.write(e.at.select(e.equal(coded, byte), piece, plane), places, byte)
+        e.at.call(module.globals[f"merge_{size}"], [e.element(target, e.mul(first, size), I8), some, places, rotated])
+        got = e.read(read, 0, I64)
+        return [e.add(first, some), e.add(at, got), got]
+
+    def going(values: list[Node]) -> Node:
+        return e.at.and_(e.less(values[0], count), e.at.icmp_signed(">=", values[2], e.constant(0)))
+
+    _, at, got = e.repeat([e.constant(0), e.constant(0), e.constant(0)], going, one)
+    e.write(e.at.select(e.less(got, 0), e.constant(-1), at), read, 0)
+    e.at.ret_void()

@@ -8,7 +8,7 @@ sequence of 16-bit words. With frequency f and cumulated frequency c of a symbol
 
 Words are given out from the last symbol to the first and stored downwards, so that a decoder reads them upwards.
 
-With registers of 512 bits 16, 32 or 64 lanes are one, two or four vectors; which of them need words is a mask, and
+With registers of 512 bits 16 to 128 lanes are one to eight vectors; which of them need words is a mask, and
 words are spread by it. Everywhere else lanes are scalars, which overlap since none depends on another.
 """
 
@@ -39,9 +39,9 @@ def add_rans(module: ir.Module, lanes: int) -> None:
     bound uint16 words; states uint32 [lanes], before and after; slots uint8 [2^14 + 3], the byte of each slot. ``read``
     int64 becomes the number of words read, or −1 where more would have been needed.
 
-    ``decode_16``, ``decode_32``, ``decode_64``: the same and, last, few uint32 [3, so many], for no more distinct bytes
-    than that: a binary heap, from [1] on, of the cumulated frequencies that the search compares with; then, in order,
-    table entries and bytes. Only for registers of 512 bits.
+    ``decode_16``, ``decode_32``, ``decode_64``: the same and, last, few uint16 [4, so many or 32]: a binary heap, from
+    [1] on, of the ends of the first bytes' slots, in [0] the end of all that are found by search; then bytes,
+    frequencies and first slots, at the places that the search ends at, modulo 32 or 64. For registers of 512 bits only.
 
     ``encode(bytes, count, end, states, lanes, table, wrote)``: words are written downwards from ``end``,
     ``wrote`` int64 becomes their number, at most ``count``.
@@ -63,10 +63,17 @@ class _Vectors:
     def __init__(self, e: Emitter) -> None:
         self.e = e
         self.kind = ir.VectorType(I32, WIDE)
+        self.words = ir.VectorType(I16, WIDE)
+        self.halves = ir.VectorType(I16, 2 * WIDE)
 
     def constant(self, value: int) -> Node:
         """The same in all lanes."""
         return ir.Constant(self.kind, [value] * WIDE)
+
+    def everywhere(self, value: Node) -> Node:
+        """A scalar in all lanes."""
+        one = self.e.at.insert_element(ir.Constant(self.kind, ir.Undefined), value, ir.Constant(I32, 0))
+        return self.e.shuffle(one, one, [0] * WIDE)
 
     def load(self, base: Node, index: Node) -> Node:
         """Sixteen from memory."""
@@ -76,22 +83,29 @@ class _Vectors:
         """Sixteen to memory."""
         self.e.at.store(value, self.e.element(base, index, I32), align=4)
 
-    def permuted(self, table: Node, index: Node) -> Node:
-        """``table[index]`` of a table in a register."""
-        return self._call("llvm.x86.avx512.permvar.si.512", self.kind, [table, index])
+    def together(self, low: Node, high: Node) -> Node:
+        """Two vectors as one of 16-bit integers, four of each at a time."""
+        return self._call("llvm.x86.avx512.packusdw.512", self.halves, [low, high])
+
+    def apart(self, both: Node) -> tuple[Node, Node]:
+        """The inverse of `together`."""
+        zero = ir.Constant(self.halves, [0] * 2 * WIDE)
+        lanes = [[8 * block + 4 * part + i for block in range(4) for i in range(4)] for part in range(2)]
+        low, high = ([k for lane in part for k in (lane, 2 * WIDE)] for part in lanes)
+        return tuple(self.e.at.bitcast(self.e.shuffle(both, zero, order), self.kind) for order in (low, high))
+
+    def store_bytes(self, both: Node, base: Node, index: Node) -> None:
+        """The lower bytes of what `together` made, in order."""
+        narrow = self.e.at.trunc(both, ir.VectorType(I8, 2 * WIDE))
+        fours = self.e.at.bitcast(narrow, ir.VectorType(I32, 8))
+        order = self.e.shuffle(fours, fours, [0, 2, 4, 6, 1, 3, 5, 7])
+        self.e.at.store(order, self.e.element(base, index, I8), align=1)
 
     def chosen(self, tables: Sequence[Node], index: Node) -> Node:
-        """The element that the low bits of an index say, of a table in 1, 2 or 4 registers."""
+        """The 16-bit element that the low bits of an index say, of a table in 1 or 2 registers."""
         if len(tables) == 1:
-            return self.permuted(tables[0], index)
-        pairs = [
-            self._call("llvm.x86.avx512.vpermi2var.d.512", self.kind, [low, index, high])
-            for low, high in zip(tables[::2], tables[1::2], strict=True)
-        ]
-        if len(pairs) == 1:
-            return pairs[0]
-        upper = self.e.at.icmp_unsigned("!=", self.e.at.and_(index, self.constant(2 * WIDE)), self.constant(0))
-        return self.e.at.select(upper, pairs[1], pairs[0])
+            return self._call("llvm.x86.avx512.permvar.hi.512", self.halves, [tables[0], index])
+        return self._call("llvm.x86.avx512.vpermi2var.hi.512", self.halves, [tables[0], index, tables[1]])
 
     def spread(self, packed: Node, hits: Node) -> Node:
         """The first elements brought to the lanes that are hit, in order; zeros elsewhere."""
@@ -114,6 +128,39 @@ class _Vectors:
         if known is None:
             known = ir.Function(self.e.made.module, ir.FunctionType(result, [a.type for a in arguments]), name)
         return self.e.at.call(known, list(arguments))
+
+
+class _Search:
+    """Finds slots in registers, 32 at a time: a binary heap of the ends of bytes' slots."""
+
+    def __init__(self, e: Emitter, v: _Vectors, table: Node, size: int) -> None:
+        self._e, self._v, self._size = e, v, size
+        room = max(size, 2 * WIDE)
+        self._parts = [
+            [e.at.load(e.element(table, room * part + i, I16), align=2, typ=v.halves) for i in range(0, room, 2 * WIDE)]
+            for part in range(4)
+        ]
+        first = e.read(table, 0, I16)
+        one = e.at.insert_element(ir.Constant(v.halves, ir.Undefined), first, ir.Constant(I32, 0))
+        self._limit = e.shuffle(one, one, [0] * 2 * WIDE)
+
+    def result(self, slot: Node, otherwise: Callable[[], list[Node]]) -> list[Node]:
+        """Byte, frequency and first slot; otherwise where a slot lies beyond those that are here."""
+        beyond = self._e.at.icmp_unsigned(">=", slot, self._limit)
+        some = self._e.at.icmp_unsigned("!=", self._e.at.bitcast(beyond, I32), ir.Constant(I32, 0))
+        return self._e.choose(some, otherwise, lambda: self._searched(slot))
+
+    def _searched(self, slot: Node) -> list[Node]:
+        at, v = self._e.at, self._v
+        one = ir.Constant(v.halves, [1] * 2 * WIDE)
+        node, size = one, 2
+        while size <= self._size:
+            level = self._parts[0][: 1 if size <= 2 * WIDE else 2]
+            more = at.icmp_unsigned(">=", slot, v.chosen(level, node))
+            node = at.add(node, node)
+            node = at.select(more, at.add(node, one), node)
+            size *= 2
+        return [v.chosen(part, node) for part in self._parts[1:]]
 
 
 def _words(e: Emitter, first: Node, last: Node) -> Node:
@@ -180,42 +227,36 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
     if wide:
         v = _Vectors(e)
         wide_bits, wide_below = v.constant(PRECISION), v.constant((1 << PRECISION) - 1)
-        byte_kind, word_kind = ir.VectorType(I8, WIDE), ir.VectorType(I16, WIDE)
-        heap, entries, bytes_ = (
-            [v.load(made.args[9], few * part + WIDE * i) for i in range(few // WIDE)] if few else []
-            for part in range(3)
-        )
+        search = _Search(e, v, made.args[9], few) if few else None
 
-        def found(slot: Node) -> tuple[Node, Node]:
-            """The byte and the table entry of every slot."""
-            if not few:
-                byte = e.at.and_(v.gathered(slots, slot, I8), v.constant(0xFF))
-                return byte, v.gathered(table, byte, I32)
-            node, size = v.constant(1), 2
-            while size <= few:
-                level = heap[:1] if size <= WIDE else heap[size // 2 // WIDE : size // WIDE]
-                more = e.at.icmp_unsigned(">=", slot, v.chosen(level, node))
-                node = e.at.add(node, node)
-                node = e.at.select(more, e.at.add(node, v.constant(1)), node)
-                size *= 2
-            return v.chosen(bytes_, node), v.chosen(entries, node)
+        def gathered(slot: Node) -> list[Node]:
+            """Byte, frequency and first slot, from memory."""
+            byte = e.at.and_(v.gathered(slots, slot, I8), v.constant(0xFF))
+            entry = v.gathered(table, byte, I32)
+            return [byte, e.at.lshr(entry, v.constant(16)), e.at.and_(entry, v.constant(0xFFFF))]
+
+        def found(pair: list[Node]) -> list[Node]:
+            """The same for two vectors of slots, each as one of halves."""
+            apart = [gathered(slot) for slot in pair]
+            return [v.together(*both) for both in zip(*apart, strict=True)]
 
         def one(values: list[Node]) -> list[Node]:
             step, p, *xs = values
             first = e.mul(step, WIDE * len(xs))
             after = []
-            for i, x in enumerate(xs):
-                slot = e.at.and_(x, wide_below)
-                byte, entry = found(slot)
-                e.at.store(e.at.trunc(byte, byte_kind), e.element(out, e.add(first, WIDE * i), I8), align=1)
-                frequency = e.at.lshr(entry, v.constant(16))
-                start = e.at.and_(entry, v.constant(0xFFFF))
-                new = e.at.sub(e.at.add(e.at.mul(frequency, e.at.lshr(x, wide_bits)), slot), start)
-                short = e.at.icmp_unsigned("<", new, v.constant(LEAST))
-                ahead = e.at.load(e.element(words, p, I16), align=1, typ=word_kind)
-                word = v.spread(e.at.zext(ahead, v.kind), short)
-                after.append(e.at.select(short, e.at.or_(e.at.shl(new, v.constant(16)), word), new))
-                p = e.add(p, v.count(short))
+            for i in range(0, len(xs), 2):
+                pair = [e.at.and_(x, wide_below) for x in xs[i : i + 2]]
+                slot = v.together(*pair)
+                byte, frequency, start = search.result(slot, lambda pair=pair: found(pair)) if search else found(pair)  # type: ignore[misc]
+                v.store_bytes(byte, out, e.add(first, WIDE * i))
+                beyond = v.apart(e.at.sub(slot, start))
+                for x, factor, more in zip(xs[i : i + 2], v.apart(frequency), beyond, strict=True):
+                    new = e.at.add(e.at.mul(factor, e.at.lshr(x, wide_bits)), more)
+                    short = e.at.icmp_unsigned("<", new, v.constant(LEAST))
+                    ahead = e.at.load(e.element(words, p, I16), align=1, typ=v.words)
+                    word = v.spread(e.at.zext(ahead, v.kind), short)
+                    after.append(e.at.select(short, e.at.or_(e.at.shl(new, v.constant(16)), word), new))
+                    p = e.add(p, v.count(short))
             return [e.add(step, 1), p, *after]
 
         def going(values: list[Node]) -> Node:
@@ -229,7 +270,7 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
                 v.store(x, states, WIDE * i)
             return [step, p]
 
-        step, p = _by_lanes(e, lanes, vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
+        step, p = _by_lanes(e, lanes, 2, vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
     else:
         step, p = scalars(e.constant(0), e.constant(0))
 
@@ -245,16 +286,16 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
 
 
 def _by_lanes(
-    e: Emitter, lanes: Node, vectorised: Callable[[int], list[Node]], scalars: Callable[[], list[Node]]
+    e: Emitter, lanes: Node, least: int, vectorised: Callable[[int], list[Node]], scalars: Callable[[], list[Node]]
 ) -> list[Node]:
-    """The way for so many whole vectors of lanes."""
+    """The way for so many whole vectors of lanes, of which there must be some."""
 
     def way(vectors: int) -> list[Node]:
         if vectors > MOST_LANES // WIDE:
             return scalars()
         return e.choose(e.equal(lanes, WIDE * vectors), lambda: vectorised(vectors), lambda: way(2 * vectors))
 
-    return way(1)
+    return way(least)
 
 
 def _quotient(e: Emitter, x: Node, frequency: Node, kind: Node) -> tuple[Node, Node]:
@@ -339,7 +380,7 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
                 v.store(x, states, WIDE * i)
             return [p]
 
-        (p,) = _by_lanes(e, lanes, vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))])
+        (p,) = _by_lanes(e, lanes, 1, vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))])
     else:
         p = backwards(e.constant(0), count, e.constant(0))
     e.write(p, wrote, 0)

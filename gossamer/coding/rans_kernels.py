@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import cache
 from typing import Final, final
 
@@ -20,15 +21,15 @@ def coder_code(lanes: int) -> str:
     """LLVM IR of a module with everything that `rans_code` and `planes_code` write."""
     module = ir.Module("gossamer_coders")
     rans_code.add_rans(module, lanes)
-    planes_code.add_planes(module)
+    planes_code.add_planes(module, lanes)
     sums_code.add_count(module)
     return str(module)
 
 
 def checksum_code(lanes: int) -> str:
-    """LLVM IR of a module for processors with carry-less products."""
+    """LLVM IR of a module for processors with carry-less products, with 16 floats to a register several at once."""
     module = ir.Module("gossamer_checksum")
-    sums_code.add_fold(module)
+    sums_code.add_fold(module, wide=lanes == rans_code.WIDE)
     return str(module)
 
 
@@ -48,6 +49,7 @@ class RansKernels:
         self.decode_few = {size: engine.function(f"decode_{size}", 10) for size in sizes}
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}
         self.count = engine.function("count", 3)
+        self.unite = {size: engine.function(f"unite_{size}", 14) for size in planes_code.ITEMSIZES}
         self.merge = {size: engine.function(f"merge_{size}", 4) for size in planes_code.ITEMSIZES}
 
 
@@ -90,4 +92,6 @@ def _checksum_kernel(_: tuple[str | None, ...]) -> ChecksumKernel | None:
     if unavailable() is not None or not multiplies_without_carry(level):
         return None
     processor = host(level)
+    if not multiplies_without_carry(level, wide=True):
+        processor = replace(processor, lanes=8)
     return ChecksumKernel(object_code_of(CHECKSUM, processor, cache_directory()), processor)

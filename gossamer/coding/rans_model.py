@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gossamer.errors import FormatError
 
-__all__ = ["HEAPS", "LEAST", "MOST_LANES", "PRECISION", "ByteModel", "byte_frequencies"]
+__all__ = ["HEAPS", "LEAST", "MOST_LANES", "PRECISION", "ByteModel", "Heap", "byte_frequencies"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -19,11 +19,14 @@ U32 = npt.NDArray[np.uint32]
 
 PRECISION: Final = 14
 """Bits of frequencies: a state of 32 bits keeps at least 2 more, so that rounding costs less than 0.05% of the size."""
-MOST_LANES: Final = 64
+MOST_LANES: Final = 128
 LEAST: Final = 1 << 16
 """The least state between symbols, and every lane's state before the first and after the last one."""
 HEAPS: Final = (16, 32, 64)
 """So many distinct bytes are searched in registers, where these are wide."""
+_HALVES: Final = 32  # 16-bit integers in a register of 512 bits
+_MOST_SLOTS: Final = (1 << PRECISION) - (1 << PRECISION - 9)
+"""Where all but one in 512 symbols are among the most frequent ones, the others may take longer."""
 
 
 def byte_frequencies(weights: I64) -> I64:
@@ -48,8 +51,22 @@ def byte_frequencies(weights: I64) -> I64:
 
 @final
 @dataclass(frozen=True, eq=False)
+class Heap:
+    """The most frequent bytes, for a search in registers.
+
+    Args:
+        size: of the heap, 16, 32 or 64.
+        table: uint16 [4, max(32, size)], see `rans_code`.
+    """
+
+    size: int
+    table: npt.NDArray[np.uint16]
+
+
+@final
+@dataclass(frozen=True, eq=False)
 class ByteModel:
-    """Bytes and their frequencies.
+    """Bytes and their frequencies; they share the slots from 0 to 2^14 in falling order of frequency, then of bytes.
 
     Args:
         bytes: [k] uint8, distinct, 2 ≤ k ≤ 256.
@@ -61,7 +78,7 @@ class ByteModel:
     Example:
         >>> model = ByteModel(np.array([0, 7], dtype=np.uint8), np.array([4096, 12288]))
         >>> [hex(entry) for entry in model.table[[0, 7]]]
-        ['0x10000000', '0x30001000']
+        ['0x10003000', '0x30000000']
     """
 
     bytes: U8
@@ -76,43 +93,54 @@ class ByteModel:
             )
 
     @cached_property
-    def _starts(self) -> I64:
-        return np.cumsum(self.frequencies) - self.frequencies
+    def _order(self) -> I64:
+        return np.lexsort((self.bytes, -self.frequencies))
 
     @cached_property
-    def entries(self) -> U32:
-        """[k] uint32: frequency · 2^16 + cumulated frequency."""
-        return (self.frequencies << 16 | self._starts).astype(np.uint32)
+    def _ordered(self) -> tuple[U8, I64, U32]:
+        """Bytes, the slots behind each, and entries, frequency · 2^16 + first slot, in the order of slots."""
+        frequencies = self.frequencies[self._order]
+        ends = np.cumsum(frequencies)
+        return self.bytes[self._order], ends, (frequencies << 16 | ends - frequencies).astype(np.uint32)
 
     @cached_property
     def table(self) -> U32:
         """[256] uint32: the entry of each byte; zero where it does not occur."""
         table = np.zeros(256, dtype=np.uint32)
-        table[self.bytes] = self.entries
+        bytes_, _, entries = self._ordered
+        table[bytes_] = entries
         return table
 
     @cached_property
     def slots(self) -> U8:
         """[2^14 + 3] uint8: the byte of each slot; words of 4 bytes can be read from each."""
-        return np.concatenate([np.repeat(self.bytes, self.frequencies), np.zeros(3, dtype=np.uint8)])
+        return np.concatenate(
+            [np.repeat(self.bytes[self._order], self.frequencies[self._order]), np.zeros(3, np.uint8)]
+        )
 
     @cached_property
-    def heap(self) -> U32 | None:
-        """[3, size] uint32 for a search in registers, None for more than 64 bytes; see `rans_code`."""
-        k = len(self.bytes)
-        size = next((size for size in HEAPS if k <= size), None)
+    def heap(self) -> Heap | None:
+        """What a search in registers needs, see `rans_code`; None where many bytes are about as frequent."""
+        bytes_, ends, entries = self._ordered
+        k = len(bytes_)
+        size = next((size for size in HEAPS if k <= size or ends[size - 2] >= _MOST_SLOTS), None)
         if size is None:
             return None
-        ends = np.full(size, 1 << PRECISION, dtype=np.int64)  # no slot is as large as that
-        ends[:k] = self._starts + self.frequencies
-        heap = np.zeros((3, size), dtype=np.uint32)
+        few = k if k <= size else size - 1
+        bounds = np.full(size, 1 << PRECISION, dtype=np.int64)  # no slot is as large as that
+        bounds[:few] = ends[:few]
+        table = np.zeros((4, max(size, _HALVES)), dtype=np.uint16)
         half = size // 2
         while half:  # the level of `size // (2·half)` nodes holds every other multiple of half
             level = size // (2 * half)
-            heap[0, level : 2 * level] = ends[half - 1 : size - 1 : 2 * half]
+            table[0, level : 2 * level] = bounds[half - 1 : size - 1 : 2 * half]
             half //= 2
-        heap[1, :k], heap[2, :k] = self.entries, self.bytes
-        return heap
+        table[0, 0] = ends[few - 1]  # slots from here on are not found
+        first = size % table.shape[1]
+        parts = (bytes_, entries >> 16, entries & 0xFFFF)
+        for row, values in zip(table[1:], parts, strict=True):
+            row[first : first + few] = values[:few]
+        return Heap(size, table)
 
     def bits(self, counts: npt.NDArray[Any]) -> float:
         """Bits that so many of each byte take: `Σ n·(14 − log₂ f)`."""

@@ -31,7 +31,7 @@ def encode_words(x: U8, model: ByteModel, lanes: int) -> tuple[U32, U16]:
     Args:
         x: [n] uint8, each among `model.bytes`.
         model: the frequencies.
-        lanes: L, a power of two from 1 to 64.
+        lanes: L, a power of two from 1 to 128.
 
     Returns:
         (states [L] uint32, words uint16 in the order in which they are read).

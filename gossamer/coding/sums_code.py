@@ -12,12 +12,11 @@ __all__ = ["FOLDED", "add_count", "add_fold"]
 
 Node = Any  # llvmlite has no type stubs
 
-FOLDED: Final = 64
+FOLDED: Final = 256
 """Bytes that one step of `fold` takes, and the least that it is for."""
 
 _TABLES: Final = 4  # so that a byte that follows itself does not wait for its own count
 _POLYNOMIAL: Final = 0x104C11DB7
-_PAIR = ir.VectorType(I64, 2)
 
 
 def add_count(module: ir.Module) -> None:
@@ -74,8 +73,8 @@ def _power(exponent: int) -> int:
     return int(f"{rest:032b}"[::-1], 2) << 1
 
 
-def add_fold(module: ir.Module) -> None:
-    """``fold(bytes, count, folded)``: sixteen bytes that leave the same rest as ``count``, a multiple of 64 ≥ 64.
+def add_fold(module: ir.Module, *, wide: bool) -> None:
+    """``fold(bytes, count, folded)``: sixteen bytes that leave the same rest as ``count``, a multiple of 256 ≥ 256.
 
     A message M of bits is a polynomial, its CRC-32 the rest of M·x³² modulo P. Sixteen bytes that are followed by D
     more bits are worth (their two halves) · x^(D ± 32) mod P of 95 bits each, which is added to what follows.
@@ -83,31 +82,47 @@ def add_fold(module: ir.Module) -> None:
 
     Args:
         module: gets it; its processor must have carry-less products.
+        wide: of registers of 512 bits at once; else of 128.
 
     Source: Gopal et al., "Fast CRC computation for generic polynomials using PCLMULQDQ instruction", Intel 2009.
     """
     made = function(module, "fold", [PTR, I64, PTR], exported=True)
     source, count, folded = made.args
     e = Emitter(made, 4)
-    multiply = ir.Function(module, ir.FunctionType(_PAIR, [_PAIR, _PAIR, I8]), "llvm.x86.pclmulqdq")
+    pairs = 4 if wide else 1
+    step = 16 * pairs
+    sides_count = FOLDED // step if wide else 4
+    stride = step * sides_count
+
+    def kind(of: int) -> Node:
+        return ir.VectorType(I64, 2 * of)
 
     def load(at: Node) -> Node:
-        return e.at.load(e.element(source, at, I8), align=1, typ=_PAIR)
+        return e.at.load(e.element(source, at, I8), align=1, typ=kind(pairs))
 
     def moved(x: Node, distance: int, onto: Node) -> Node:
-        factors = ir.Constant(_PAIR, [_power(distance + 32), _power(distance - 32)])
+        of = x.type.count // 2
+        name = "llvm.x86.pclmulqdq" + (".512" if of > 1 else "")
+        multiply = module.globals.get(name)
+        if multiply is None:
+            multiply = ir.Function(module, ir.FunctionType(kind(of), [kind(of), kind(of), I8]), name)
+        factors = ir.Constant(kind(of), [_power(distance + 32), _power(distance - 32)] * of)
         low = e.at.call(multiply, [x, factors, ir.Constant(I8, 0x00)])
         high = e.at.call(multiply, [x, factors, ir.Constant(I8, 0x11)])
         return e.at.xor(e.at.xor(low, high), onto)
 
-    sides = [load(16 * i) for i in range(4)]
-    sides[0] = e.at.xor(sides[0], ir.Constant(_PAIR, [0xFFFFFFFF, 0]))
+    sides = [load(step * i) for i in range(sides_count)]
+    sides[0] = e.at.xor(sides[0], ir.Constant(kind(pairs), [0xFFFFFFFF] + [0] * (2 * pairs - 1)))
 
-    def step(i: Node, sides: list[Node]) -> list[Node]:
-        return [moved(x, 8 * FOLDED, load(e.add(i, 16 * k))) for k, x in enumerate(sides)]
+    def one(i: Node, sides: list[Node]) -> list[Node]:
+        return [moved(x, 8 * stride, load(e.add(i, step * k))) for k, x in enumerate(sides)]
 
-    first, *others = e.loop(FOLDED, count, step, sides, FOLDED)
+    first, *others = e.loop(stride, count, one, sides, stride)
     for other in others:
-        first = moved(first, 128, other)
+        first = moved(first, 8 * step, other)
+    if wide:
+        first, *others = (e.shuffle(first, first, [2 * k, 2 * k + 1]) for k in range(pairs))
+        for other in others:
+            first = moved(first, 128, other)
     e.at.store(first, e.element(folded, 0, I32), align=1)
     e.at.ret_void()

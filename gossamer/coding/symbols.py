@@ -234,9 +234,10 @@ def _in_blocks(x: Array, workers: int) -> Coded | None:
     writer.signed(low)
     if len(seen) == 1:
         return Coded(Coder.CONSTANT, writer.finish(), b"")
-    table, least = FrequencyTable.fit((seen - seen[0]).astype(np.int64), counts[seen])
+    table = FrequencyTable.quick((seen - seen[0]).astype(np.int64), counts[seen])
     plan, bits = BytePlan.fit(table, counts[seen], low if x.dtype.itemsize == 1 else 0)
     packed = len(raw) * int(seen[-1] - seen[0]).bit_length()
+    least = counts_bits(counts[seen]) + 8.0 * len(seen)
     if bits > 1.002 * min(least, packed) or packed == 8 * len(raw) <= 1.002 * bits:
         return None
     plan.write(writer)
@@ -435,7 +436,7 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         width = reader.uint(6) + 1
         reader.finish()
         out = np.empty(count, dtype=dtype)
-        for part, offsets in iter_uints(coded.payload, count, width, what):
+        for part, offsets in iter_uints(bytes(coded.payload), count, width, what):
             out[part] = _restore(offsets, low, dtype, what)
         return out.reshape(shape)
     if coded.coder is Coder.STATIC:
@@ -443,11 +444,11 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         reader.finish()
         alphabet = _restore(table.offsets.astype(np.uint64), low, dtype, what)
         out = np.empty(count, dtype=dtype)
-        stream = AnsReader(coded.payload, what)
+        stream = AnsReader(bytes(coded.payload), what)
         for part, indices in stream.read(count, table.frequencies):
             out[part] = alphabet[indices]
         stream.finish()
         return out.reshape(shape)
     if coded.coder is Coder.BLOCKS:
         return _read_blocks(reader, low, coded.payload, slice(0, count), count, dtype, what, workers).reshape(shape)
-    return _restore(_read_split(reader, coded.payload, count, what), low, dtype, what).reshape(shape)
+    return _restore(_read_split(reader, bytes(coded.payload), count, what), low, dtype, what).reshape(shape)

@@ -143,14 +143,15 @@ def multiplies_pairs(level: Level) -> bool:
 
 
 @cache
-def multiplies_without_carry(level: Level) -> bool:
-    """Whether a level has carry-less products, which make checksums fast; the named levels go without.
+def multiplies_without_carry(level: Level, *, wide: bool = False) -> bool:
+    """Whether a level has carry-less products, or those of 512 bits; the named levels go without.
 
     Example:
         >>> multiplies_without_carry("generic")
         False
     """
-    return level == "native" and "pclmul" in _host_features()
+    needed = {"vpclmulqdq", "avx512f"} if wide else {"pclmul"}
+    return level == "native" and needed <= _host_features()
 
 
 @cache

@@ -14,7 +14,7 @@ from gossamer.coding.rans_model import PRECISION, ByteModel, byte_frequencies
 from gossamer.errors import FormatError
 from gossamer.jit.cpu import levels
 
-LANES = (1, 2, 4, 8, 16, 32, 64)
+LANES = (1, 2, 4, 8, 16, 32, 64, 128)
 LEVELS = st.sampled_from(levels())
 
 
@@ -30,7 +30,10 @@ def model_of(x: np.ndarray[Any, Any]) -> ByteModel:
 def reference(x: np.ndarray[Any, Any], model: ByteModel, lanes: int) -> bytes:
     """The definition in Python integers, symbol by symbol."""
     frequency = dict(zip(model.bytes.tolist(), model.frequencies.tolist(), strict=True))
-    start = dict(zip(model.bytes.tolist(), (np.cumsum(model.frequencies) - model.frequencies).tolist(), strict=True))
+    start, at = {}, 0
+    for byte in sorted(frequency, key=lambda byte: (-frequency[byte], byte)):
+        start[byte] = at
+        at += frequency[byte]
     states, words = [1 << 16] * lanes, []
     for i in reversed(range(len(x))):
         f, c, lane = frequency[int(x[i])], start[int(x[i])], i % lanes
