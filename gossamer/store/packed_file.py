@@ -30,7 +30,7 @@ from gossamer.store.packed_layout import (
     inflated,
     units_of,
 )
-from gossamer.store.packed_piece import decode_piece
+from gossamer.store.packed_piece import decode_part, decode_piece
 from gossamer.store.reference import Lookup, Reference
 from gossamer.store.safetensors_file import Array, Layout, open_layout, parse_header, parse_json
 
@@ -71,7 +71,8 @@ class PackedFile:
         DataError: no such file, or a reference that is another.
         FormatError: not a packed file, damaged, or of another version.
 
-    Cost: opening inflates header and index; a tensor costs its own pieces (at most 8 MiB each), a row one piece.
+    Cost: opening inflates header and index; a tensor costs its own pieces (at most 8 MiB
+    each), a row the blocks that hold it.
 
     Example:
         >>> import tempfile
@@ -193,9 +194,11 @@ class PackedFile:
         at = start
         while at < stop:
             piece = self.pieces[number]
-            dense = self.decode(piece)
             end = min(stop, piece.stop)
-            out[at - start : end - start] = dense[at - piece.start : end - piece.start]
+            part = self._part(piece, at, end) if (at, end) != (piece.start, piece.stop) else None
+            if part is None:
+                part = self.decode(piece)[at - piece.start : end - piece.start]
+            out[at - start : end - start] = part
             at, number = end, number + 1
         return out
 
@@ -206,15 +209,24 @@ class PackedFile:
             DataError: the reference is missing or another.
             FormatError: damaged.
         """
-        coded = bytes(self._whole[piece.at : piece.at + piece.entry.nbytes])
         base = None
         if piece.entry.difference is not Difference.NONE:
             if self._lookup is None:
                 names = ", ".join(str(record[0])[:80] for record in self.references) or "another file"
                 raise DataError(f"{self.path}: found differences to {names}, expected reference=")
             base = self._lookup.bytes_of(piece.unit, self._arrays, piece.start, piece.stop)
-        what = f"{self.path}: tensor {piece.unit.names[0]!r}"
-        return decode_piece(piece.entry, coded, piece.unit.dtype, piece.stop - piece.start, base, what)
+        nbytes = piece.stop - piece.start
+        return decode_piece(piece.entry, self._coded(piece), piece.unit.dtype, nbytes, base, self._name(piece))
+
+    def _part(self, piece: PackedPiece, first: int, last: int) -> U8 | None:
+        first, last, nbytes = first - piece.start, last - piece.start, piece.stop - piece.start
+        return decode_part(piece.entry, self._coded(piece), piece.unit.dtype, nbytes, first, last, self._name(piece))
+
+    def _coded(self, piece: PackedPiece) -> bytes:
+        return bytes(self._whole[piece.at : piece.at + piece.entry.nbytes])  # what is checked is what is decoded
+
+    def _name(self, piece: PackedPiece) -> str:
+        return f"{self.path}: tensor {piece.unit.names[0]!r}"
 
     def forget(self) -> None:
         """Let the system take back the memory of what was read; it is read again where needed."""

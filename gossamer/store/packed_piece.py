@@ -10,11 +10,13 @@ import numpy.typing as npt
 
 from gossamer.coding import Coded, Coder, decode_floats, decode_symbols, encode_floats, encode_symbols, order0_bits
 from gossamer.coding.difference import Difference, restore, take
+from gossamer.coding.floats import decode_floats_part
 from gossamer.coding.sums import checksum
+from gossamer.coding.symbols import decode_symbols_part
 from gossamer.errors import DataError, FormatError
 from gossamer.store.packed_layout import Entry
 
-__all__ = ["Items", "Piece", "decode_piece", "encode_piece", "items_of"]
+__all__ = ["Items", "Piece", "decode_part", "decode_piece", "encode_piece", "items_of"]
 
 U8 = npt.NDArray[np.uint8]
 
@@ -179,8 +181,7 @@ def decode_piece(entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | 
         FormatError: damaged.
         DataError: the reference is not the one that was packed with.
     """
-    if len(data) != entry.nbytes or checksum(data) != entry.coded_sum:
-        raise FormatError(f"{what}: found checksum {checksum(data):08x}, expected {entry.coded_sum:08x}")
+    _check_coded(entry, data, what)
     if entry.difference is Difference.NONE:
         raw = _decoded(entry, data, items_of(dtype, nbytes), nbytes, what)
     else:
@@ -202,8 +203,44 @@ def decode_piece(entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | 
     return raw
 
 
+def decode_part(entry: Entry, data: bytes, dtype: str, nbytes: int, first: int, last: int, what: str) -> U8 | None:
+    """Bytes ``first`` to ``last`` of a piece, where they can be had without the rest; None where not.
+
+    Args:
+        entry, data, dtype, nbytes, what: as for `decode_piece`. Of the sums that of ``data`` is checked.
+        first: byte of the piece.
+        last: the one behind the last.
+
+    Returns:
+        [last − first] uint8, or None: the piece is a difference, or not coded in blocks.
+
+    Raises:
+        FormatError: damaged.
+    """
+    items = items_of(dtype, nbytes)
+    in_blocks = entry.coder is (Coder.BLOCKS if entry.symbols else Coder.FLOAT_BLOCKS)
+    if entry.difference is not Difference.NONE or not in_blocks:
+        return None
+    _check_coded(entry, data, what)
+    coded = Coded(entry.coder, data[: entry.table], memoryview(data)[entry.table :])
+    count, start, stop = nbytes // items.size, first // items.size, -(-last // items.size)
+    try:
+        if entry.symbols:
+            part = decode_symbols_part(coded, start, stop, count, items.kind).view(np.uint8)
+        else:
+            part = decode_floats_part(coded, start, stop, count, items.size)
+    except FormatError as error:
+        raise FormatError(f"{what}: {error}") from error
+    return part[first - start * items.size : last - start * items.size]
+
+
+def _check_coded(entry: Entry, data: bytes, what: str) -> None:
+    if len(data) != entry.nbytes or checksum(data) != entry.coded_sum:
+        raise FormatError(f"{what}: found checksum {checksum(data):08x}, expected {entry.coded_sum:08x}")
+
+
 def _decoded(entry: Entry, data: bytes, items: Items, nbytes: int, what: str) -> U8:
-    coded = Coded(entry.coder, data[: entry.table], data[entry.table :])
+    coded = Coded(entry.coder, data[: entry.table], memoryview(data)[entry.table :])
     try:
         if entry.coder is Coder.RAW:
             if entry.table or entry.payload != nbytes:

@@ -15,7 +15,7 @@ from store.dense import as_bf16, awkward, random_bytes, weights, write_dense
 
 import gossamer as gs
 from gossamer.coding.difference import Difference, restore, take
-from gossamer.errors import DataError
+from gossamer.errors import DataError, FormatError
 from gossamer.store.dtypes import BITS
 from gossamer.store.packed_file import PackedFile
 from gossamer.store.packed_layout import POOL_BYTES, SMALL_BELOW
@@ -120,6 +120,29 @@ def test_rows_of_a_tensor_of_several_pieces_decode_only_those_that_hold_them(
         assert len(decoded) <= most
     with pytest.raises(DataError, match="rows 4 to 5001"):
         packed.rows("x", 4, 5001)
+
+
+@pytest.mark.parametrize("dtype", ["F64", "F32", "BF16", "F8_E5M2", "I8", "I16", "I64", "F4"])
+def test_any_range_of_rows_is_the_same_as_of_the_whole_and_damage_is_seen(dtype: str, tmp_path: Path) -> None:
+    x = weights(0, 2000, 500)
+    raw = {
+        "F64": lambda: x.astype(np.float64).tobytes(),
+        "F32": x.tobytes,
+        "BF16": lambda: as_bf16(x).tobytes(),
+        "I16": lambda: np.round(x * 500).astype(np.int16).tobytes(),
+        "I64": lambda: np.round(x * 500).astype(np.int64).tobytes(),
+    }.get(dtype, lambda: np.round(x * 500).astype(np.int8).tobytes())()
+    shape = (2000, 1000) if dtype == "F4" else (2000, 500)
+    write_dense(tmp_path / "a.safetensors", {"b": (dtype, shape, raw), "c": (dtype, shape, raw)})
+    packed = there_and_back(tmp_path, (tmp_path / "a.safetensors").read_bytes())
+    whole = packed.tensor("c").view(torch.uint8)
+    for first, last in ((0, 1), (1999, 2000), (523, 524), (524, 1100), (0, 2000), (3, 3)):
+        assert torch.equal(packed.rows("c", first, last).view(torch.uint8), whole[first:last]), (first, last)
+    damaged = bytearray((tmp_path / "a.packed").read_bytes())
+    damaged[packed.pieces[-1].at + packed.pieces[-1].entry.nbytes // 2] ^= 16
+    (tmp_path / "damaged.packed").write_bytes(damaged)
+    with pytest.raises(FormatError, match="tensor 'c'"):
+        PackedFile(tmp_path / "damaged.packed").rows("c", 1999, 2000)
 
 
 def test_small_neighbours_are_coded_together_and_read_alone(tmp_path: Path) -> None:
