@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import accumulate
 from typing import Final, final
 
 import numpy as np
@@ -145,14 +146,15 @@ class BitReader:
         kind, order = self.uint(2), self.uint(4)
         if kind > _EQUAL:
             raise FormatError(f"{self._what}: list of kind {kind}, expected 0, 1 or 2")
-        values: list[int] = []
-        for index in range(count):
-            value = values[0] if kind == _EQUAL and index else self.golomb(order)
-            if kind == _DELTA and index:
-                value = values[-1] + (-(value + 1) // 2 if value & 1 else value // 2)
+        coded = min(count, 1) if kind == _EQUAL else count
+        values = [self.golomb(order) for _ in range(coded)]
+        values = values * count if kind == _EQUAL else values
+        if kind == _DELTA:
+            steps = (-(value + 1) // 2 if value & 1 else value // 2 for value in values[1:])
+            values = list(accumulate(steps, initial=values[0])) if values else values
+        for value in (min(values, default=0), max(values, default=0)):
             if not 0 <= value <= limit:
                 raise FormatError(f"{self._what}: table entry {value}, expected 0 to {limit}")
-            values.append(value)
         return values
 
     def rest(self) -> bytes:

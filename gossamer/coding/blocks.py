@@ -70,7 +70,7 @@ def write_blocks(count: int, most: int, write: Callable[[int, U8], int], workers
             room[end : end + size] = room[start : start + size]
         end += size
     room[:head] = directory.view(np.uint8).reshape(-1)
-    return room[:end].data
+    return room[:end].data.toreadonly()
 
 
 @final

@@ -20,6 +20,7 @@ __all__ = ["WORTH", "BytePlan"]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
+_TABLE_BITS: Final = 10  # of a table, for each byte that occurs, about
 WORTH: Final = 1 << 15
 """Symbols from which on directory, states and shorter frequencies cost little."""
 
@@ -54,7 +55,7 @@ class BytePlan:
         log2 = block_log2(bits / total) if log2 is None else log2
         blocks = -(-total >> log2)
         lanes = lanes_for((bits / 8 + beside * total) * min(1.0, (1 << log2) / total))
-        overhead = 8 * blocks * (8 + 3 * lanes) + 8 * len(table_bytes(table))
+        overhead = 8 * blocks * (8 + 3 * lanes) + _TABLE_BITS * len(table.roots)
         return BytePlan(table, low, log2, lanes), bits + overhead
 
     @property
@@ -106,10 +107,3 @@ class BytePlan:
 
         for_each(last - first, one, workers)
         return out[part.start - begin : part.stop - begin]
-
-
-def table_bytes(table: FrequencyTable) -> bytes:
-    """A table as it is stored."""
-    writer = BitWriter()
-    table.write(writer)
-    return writer.finish()

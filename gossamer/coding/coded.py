@@ -30,6 +30,7 @@ class Coder(IntEnum):
     FLOAT_BLOCKS = 12  # byte planes in blocks, each coded so or raw
     FLOAT_DISTINCT = 13  # a list of distinct values and their indices as symbols
     FLOAT_SPARSE = 14  # a mask of what is not +0 and the floats that are not
+    FLOAT_COARSE = 15  # runs of floats that were once of fewer bits, and the others, each coded on its own
 
 
 @dataclass(frozen=True)

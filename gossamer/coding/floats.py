@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,12 +17,22 @@ from gossamer.coding.masks import decode_mask, encode_mask
 from gossamer.coding.symbols import decode_symbols, encode_symbols
 from gossamer.errors import DataError, FormatError
 
-__all__ = ["decode_floats", "decode_floats_part", "encode_floats"]
+__all__ = [
+    "coarse_floats",
+    "decode_floats",
+    "decode_floats_part",
+    "encode_floats",
+    "listed_floats",
+    "masked_floats",
+]
 
 U8 = npt.NDArray[np.uint8]
 
 _ITEMSIZES: Final = (1, 2, 4, 8)
 _FEW: Final = 256  # distinct values that are listed
+_RUN: Final = 128  # floats, of which rows are a multiple as a rule
+_FEW_RUNS: Final = 0.005  # share of runs, coarse or fine, that pay for telling them apart
+_LOW_BITS: Final = {4: 13, 8: 29}  # mantissa bits of a float32 beyond float16's, of a float64 beyond float32's
 _ZEROS: Final = 0.02  # share of zeros from which on a mask of them is tried
 
 
@@ -29,8 +40,8 @@ def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
     """Codes floats without losing a bit: sign and mantissa look random, exponents do not.
 
     Small leaves are taken apart into byte planes (`encode_planes`), those of 2^15 floats and more likewise in blocks
-    (`encode_float_blocks`); there, up to 256 distinct values are listed and their indices coded, and where there are
-    zeros a mask tells them, each where it takes fewer bytes.
+    (`encode_float_blocks`). There, up to 256 distinct values are listed and their indices coded; where there are zeros
+    a mask may tell them; and runs that once were of fewer bits may be coded apart: whatever takes fewest bytes.
 
     Args:
         raw: [nbytes] uint8, the floats as little-endian bytes; any bit pattern.
@@ -59,20 +70,75 @@ def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
     if len(raw) < WORTH * itemsize:
         return encode_planes(raw, itemsize)
     items = raw.view(f"<u{itemsize}")
-    listed = _listed(items, workers)
+    listed = listed_floats(items, workers)
     if listed is not None:
         return listed
-    whole = encode_float_blocks(raw, itemsize, workers) or Coded(Coder.RAW, b"", b"")
-    size = whole.nbytes if whole.coder is not Coder.RAW else len(raw)
+    candidates = [_blocks_or_raw(raw, itemsize, workers)]
     if float((sample_of(items) == 0).mean()) >= _ZEROS:
-        masked = _masked(items, workers)
-        if masked.nbytes < size:
-            return masked
-    return whole if size < len(raw) else Coded(Coder.RAW, b"", raw.tobytes())
+        candidates.append(masked_floats(items, workers))
+    else:
+        candidates += coarse_floats(items, workers)
+    return min(candidates, key=lambda coded: coded.nbytes)
 
 
-def _listed(items: npt.NDArray[Any], workers: int) -> Coded | None:
+def _blocks_or_raw(raw: U8, itemsize: int, workers: int) -> Coded:
+    """Planes, in blocks where there are enough, or the bytes as they are."""
+    if len(raw) < WORTH * itemsize:
+        return encode_planes(raw, itemsize)
+    coded = encode_float_blocks(raw, itemsize, workers)
+    return coded if coded is not None and coded.nbytes < len(raw) else Coded(Coder.RAW, b"", raw.tobytes())
+
+
+def coarse_floats(items: npt.NDArray[Any], workers: int) -> list[Coded]:
+    """Runs whose low bits are all zero, as those of rows that once were float16 or bfloat16, apart from the others.
+
+    None where there are few such runs, or few others, whose planes then tell it by themselves.
+    """
+    low = _LOW_BITS.get(items.itemsize)
+    runs = len(items) // _RUN
+    if low is None:
+        return []
+    whole = items[: runs * _RUN].reshape(runs, _RUN)
+    fine = (np.bitwise_or.reduce(whole, axis=1) & items.dtype.type((1 << low) - 1)) != 0
+    if not _FEW_RUNS * runs <= int(fine.sum()) <= (1 - _FEW_RUNS) * runs:
+        return []
+    mask = encode_mask(fine)
+    parts = [whole[~fine].reshape(-1), np.concatenate([whole[fine].reshape(-1), items[runs * _RUN :]])]
+    coded = [_blocks_or_raw(part.view(np.uint8), items.itemsize, workers) for part in parts]
+    return [_several(Coder.FLOAT_COARSE, [mask, *coded])]
+
+
+def _several(coder: Coder, parts: Sequence[Coded]) -> Coded:
+    """Parts one after the other: their headers, tables and payloads."""
+    writer = BitWriter()
+    for part in parts:
+        writer.golomb(int(part.coder), 4)
+        writer.golomb(len(part.table), 5)
+        writer.golomb(len(part.payload), 12)
+    table = b"".join([writer.finish(), *(part.table for part in parts)])
+    return Coded(coder, table, b"".join(part.payload for part in parts))
+
+
+def _parts(reader: BitReader, count: int, payload: bytes | memoryview, what: str) -> list[Coded]:
+    """The inverse of `_several`; nothing is left over."""
+    headers = [(reader.golomb(4), reader.golomb(5), reader.golomb(12)) for _ in range(count)]
+    tables, payloads, found = memoryview(reader.rest()), memoryview(payload), []
+    for coder, table, size in headers:
+        if table > len(tables) or size > len(payloads):
+            raise FormatError(f"{what}: a part of {str(table)[:20]} + {str(size)[:20]} bytes, expected fewer")
+        if coder not in tuple(Coder):
+            raise FormatError(f"{what}: unknown coder {str(coder)[:20]}")
+        found.append(Coded(Coder(coder), bytes(tables[:table]), payloads[:size]))
+        tables, payloads = tables[table:], payloads[size:]
+    if tables or payloads:
+        raise FormatError(f"{what}: {len(tables)} + {len(payloads)} bytes left over")
+    return found
+
+
+def listed_floats(items: npt.NDArray[Any], workers: int) -> Coded | None:
     """A list of distinct values and their indices; None where there are many, or only few for each."""
+    if len(set(items[: 4 * _FEW].tolist())) > _FEW:
+        return None
     values = np.unique(sample_of(items))
     if len(values) > _FEW:
         return None
@@ -85,47 +151,15 @@ def _listed(items: npt.NDArray[Any], workers: int) -> Coded | None:
         values = np.union1d(values, others)
         places = np.searchsorted(values, items)
     inner = encode_symbols(places.astype(np.uint8), workers=workers)
-    writer = BitWriter()
-    writer.uint(len(values) - 1, 8)
-    _write_header(writer, inner)
-    return Coded(Coder.FLOAT_DISTINCT, writer.finish() + values.tobytes() + inner.table, inner.payload)
+    listed = Coded(Coder.RAW, b"", values.tobytes())
+    return _several(Coder.FLOAT_DISTINCT, [listed, inner])
 
 
-def _masked(items: npt.NDArray[Any], workers: int) -> Coded:
+def masked_floats(items: npt.NDArray[Any], workers: int) -> Coded:
     """A mask of what is not zero, and that."""
     live = items != 0
-    mask = encode_mask(live)
     rest = np.ascontiguousarray(items[live]).view(np.uint8)
-    inner = encode_float_blocks(rest, items.itemsize, workers) if len(rest) >= WORTH * items.itemsize else None
-    if inner is None:
-        inner = encode_planes(rest, items.itemsize)
-    writer = BitWriter()
-    _write_header(writer, mask)
-    _write_header(writer, inner)
-    return Coded(
-        Coder.FLOAT_SPARSE, writer.finish() + mask.table + inner.table, b"".join((mask.payload, inner.payload))
-    )
-
-
-def _write_header(writer: BitWriter, inner: Coded) -> None:
-    writer.golomb(int(inner.coder), 4)
-    writer.golomb(len(inner.table), 5)
-    writer.golomb(len(inner.payload), 12)
-
-
-def _read_header(reader: BitReader) -> tuple[int, int, int]:
-    return reader.golomb(4), reader.golomb(5), reader.golomb(12)
-
-
-def _inner(
-    header: tuple[int, int, int], tables: bytes, payloads: bytes | memoryview, what: str
-) -> tuple[Coded, bytes, bytes | memoryview]:
-    """A coded part, and what follows it."""
-    coder, table, payload = header
-    if table > len(tables) or payload > len(payloads):
-        raise FormatError(f"{what}: a part of {str(table)[:20]} + {str(payload)[:20]} bytes, expected fewer")
-    inner = Coded.from_parts((coder, table, payload), b"".join((tables[:table], payloads[:payload])))
-    return inner, tables[table:], payloads[payload:]
+    return _several(Coder.FLOAT_SPARSE, [encode_mask(live), _blocks_or_raw(rest, items.itemsize, workers)])
 
 
 def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1) -> U8:
@@ -151,6 +185,8 @@ def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1)
         return _read_listed(coded, nbytes, itemsize, workers)
     if coded.coder is Coder.FLOAT_SPARSE:
         return _read_masked(coded, nbytes, itemsize, workers)
+    if coded.coder is Coder.FLOAT_COARSE:
+        return _read_coarse(coded, nbytes, itemsize, workers)
     return decode_planes(coded, nbytes, itemsize)
 
 
@@ -184,18 +220,19 @@ def decode_floats_part(coded: Coded, first: int, last: int, count: int, itemsize
     return decode_floats(coded, count * itemsize, itemsize)[first * itemsize : last * itemsize]
 
 
+def _read_blocks_or_raw(coded: Coded, nbytes: int, itemsize: int, workers: int) -> U8:
+    if coded.coder is Coder.FLOAT_BLOCKS:
+        return decode_float_blocks(coded, nbytes, itemsize, workers)
+    return decode_planes(coded, nbytes, itemsize)
+
+
 def _read_listed(coded: Coded, nbytes: int, itemsize: int, workers: int) -> U8:
     what = "float_distinct floats"
-    reader = BitReader(coded.table, what)
-    size = itemsize * (reader.uint(8) + 1)
-    header = _read_header(reader)
-    rest = reader.rest()
-    values = np.frombuffer(rest[: len(rest[:size]) // itemsize * itemsize], dtype=f"<u{itemsize}")
-    if values.nbytes != size:
-        raise FormatError(f"{what}: {values.nbytes} bytes of values, expected {size}")
-    inner, tables, payloads = _inner(header, rest[size:], coded.payload, what)
-    if tables or payloads:
-        raise FormatError(f"{what}: {len(tables)} + {len(payloads)} bytes left over")
+    listed, inner = _parts(BitReader(coded.table, what), 2, coded.payload, what)
+    most = _FEW * itemsize
+    if listed.coder is not Coder.RAW or listed.table or len(listed.payload) % itemsize or len(listed.payload) > most:
+        raise FormatError(f"{what}: values of {len(listed.payload)} bytes, expected at most {most}")
+    values = np.frombuffer(listed.payload, dtype=f"<u{itemsize}")
     places = decode_symbols(inner, (nbytes // itemsize,), np.dtype(np.uint8), workers=workers)
     if len(places) and int(places.max()) >= len(values):
         raise FormatError(f"{what}: index {int(places.max())}, expected less than {len(values)}")
@@ -204,18 +241,27 @@ def _read_listed(coded: Coded, nbytes: int, itemsize: int, workers: int) -> U8:
 
 def _read_masked(coded: Coded, nbytes: int, itemsize: int, workers: int) -> U8:
     what = "float_sparse floats"
-    reader = BitReader(coded.table, what)
-    headers = _read_header(reader), _read_header(reader)
-    mask, tables, payloads = _inner(headers[0], reader.rest(), coded.payload, what)
-    inner, tables, payloads = _inner(headers[1], tables, payloads, what)
-    if tables or payloads:
-        raise FormatError(f"{what}: {len(tables)} + {len(payloads)} bytes left over")
+    mask, inner = _parts(BitReader(coded.table, what), 2, coded.payload, what)
     live = decode_mask(mask, (nbytes // itemsize,))
-    size = int(live.sum()) * itemsize
-    if inner.coder is Coder.FLOAT_BLOCKS:
-        rest = decode_float_blocks(inner, size, itemsize, workers)
-    else:
-        rest = decode_planes(inner, size, itemsize)
     out = np.zeros(nbytes // itemsize, dtype=f"<u{itemsize}")
-    out[live] = rest.view(out.dtype)
+    out[live] = _read_blocks_or_raw(inner, int(live.sum()) * itemsize, itemsize, workers).view(out.dtype)
+    return out.view(np.uint8)
+
+
+def _read_coarse(coded: Coded, nbytes: int, itemsize: int, workers: int) -> U8:
+    what = "float_coarse floats"
+    mask, *inner = _parts(BitReader(coded.table, what), 3, coded.payload, what)
+    count = nbytes // itemsize
+    runs = count // _RUN
+    fine = decode_mask(mask, (runs,))
+    coarse = int((~fine).sum()) * _RUN
+    parts = [
+        _read_blocks_or_raw(part, size * itemsize, itemsize, workers).view(f"<u{itemsize}")
+        for part, size in zip(inner, (coarse, count - coarse), strict=True)
+    ]
+    out = np.empty(count, dtype=f"<u{itemsize}")
+    whole = out[: runs * _RUN].reshape(runs, _RUN)
+    whole[~fine] = parts[0].reshape(-1, _RUN)
+    whole[fine] = parts[1][: int(fine.sum()) * _RUN].reshape(-1, _RUN)
+    out[runs * _RUN :] = parts[1][int(fine.sum()) * _RUN :]
     return out.view(np.uint8)

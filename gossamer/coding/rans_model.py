@@ -86,22 +86,19 @@ class ByteModel:
 
     def __post_init__(self) -> None:
         k = len(self.bytes)
-        good = 2 <= k == len(self.frequencies) and len(np.unique(self.bytes)) == k
+        good = 2 <= k == len(self.frequencies) and len(set(self.bytes.tolist())) == k
         if not (good and int(self.frequencies.min()) > 0 and int(self.frequencies.sum()) == 1 << PRECISION):
             raise FormatError(
                 f"model of {k} bytes: found other frequencies than positive ones that sum to 2^{PRECISION}"
             )
 
     @cached_property
-    def _order(self) -> I64:
-        return np.lexsort((self.bytes, -self.frequencies))
-
-    @cached_property
     def _ordered(self) -> tuple[U8, I64, U32]:
         """Bytes, the slots behind each, and entries, frequency · 2^16 + first slot, in the order of slots."""
-        frequencies = self.frequencies[self._order]
+        order = np.argsort((1 << PRECISION) - self.frequencies << 8 | self.bytes)
+        frequencies = self.frequencies[order]
         ends = np.cumsum(frequencies)
-        return self.bytes[self._order], ends, (frequencies << 16 | ends - frequencies).astype(np.uint32)
+        return self.bytes[order], ends, (frequencies << 16 | ends - frequencies).astype(np.uint32)
 
     @cached_property
     def table(self) -> U32:
@@ -114,9 +111,10 @@ class ByteModel:
     @cached_property
     def slots(self) -> U8:
         """[2^14 + 3] uint8: the byte of each slot; words of 4 bytes can be read from each."""
-        return np.concatenate(
-            [np.repeat(self.bytes[self._order], self.frequencies[self._order]), np.zeros(3, np.uint8)]
-        )
+        bytes_, ends, entries = self._ordered
+        slots = np.zeros(int(ends[-1]) + 3, dtype=np.uint8)
+        slots[:-3] = np.repeat(bytes_, entries >> 16)
+        return slots
 
     @cached_property
     def heap(self) -> Heap | None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from gossamer.encoding.spec import TensorSpec
 from gossamer.store.dtypes import dtype_name
-from gossamer.store.layout import WITH_PARTNER, Json
+from gossamer.store.layout import LAST_CODER, WITH_PARTNER, Json
 from gossamer.store.pieces import Part, Piece
 
 __all__ = ["Book", "Entry"]
@@ -59,6 +59,12 @@ class Book:
         self._roots: dict[str, int] = {}
         self._shared: dict[str, int] = {}
         self._leaves = 0
+        self._last_coder = 0
+
+    @property
+    def version(self) -> int:
+        """The least version of containers that knows all coders so far."""
+        return next(version for version, last in LAST_CODER.items() if self._last_coder <= last)
 
     def add(self, piece: Piece) -> Entry:
         """Take a tensor in.
@@ -78,6 +84,7 @@ class Book:
                 continue
             handles.append(self._leaves)
             self._leaves += 1
+            self._last_coder = max(self._last_coder, part.entry[2])
             if part.shared:
                 self._shared[part.shared] = handles[-1]
             partner = len(part.entry) == WITH_PARTNER

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from gossamer.coding import Coded, Coder, decode_sparse_symbols
+from gossamer.coding.sums import checksum
 from gossamer.encoding.node import Category, Encoding, Leaf
 from gossamer.encoding.patterns import pack_bits
 from gossamer.encoding.serial import unflatten
@@ -26,7 +27,7 @@ from gossamer.encoding.weights import Ref
 from gossamer.errors import FormatError
 from gossamer.network.inspect import is_plain
 from gossamer.store.dtypes import from_bytes, named_dtype
-from gossamer.store.layout import BLANK_SUM, INDEX, JOINT, VERSION, WITH_PARTNER, Json
+from gossamer.store.layout import BLANK_SUM, FIRST_VERSION, INDEX, JOINT, LAST_CODER, VERSION, WITH_PARTNER, Json
 from gossamer.store.leaves import MASK, decode_leaf, entropy_bits, leaf_form, packed_length
 from gossamer.store.safetensors_file import Layout, open_layout, parse_json
 
@@ -112,12 +113,12 @@ def read_container(
 
 
 def _read(layout: Layout, whole: memoryview, expected: Sequence[TensorSpec] | None, measure_entropy: bool) -> Container:
-    index, packed_length_ = _index(layout, whole)
+    index, packed_length_, version = _index(layout, whole)
     specs, roots = _roots(index["roots"])
     _check_expected(specs, expected, layout.file_bytes)
     limits = {s.name: 2 * s.elements + 4096 for s in specs}
     most = max(limits.values(), default=0)
-    leaves = _Leaves(sum(limits.values()), most)
+    leaves = _Leaves(sum(limits.values()), most, LAST_CODER[version])
     _read_leaves(index["arrays"], layout, whole, leaves)
     tensors = leaves.all()
     trees = unflatten(index["kinds"], index["nodes"], roots, tensors, most=most)
@@ -135,13 +136,13 @@ def _read(layout: Layout, whole: memoryview, expected: Sequence[TensorSpec] | No
     return Container(specs, trees, records, packed_length_, header, layout.file_bytes, notes)
 
 
-def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int]:
+def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int, int]:
     """Check version and sums, inflate and parse the index."""
     seal = layout.metadata.get("gossamer", "").split(" ")
     if len(seal) != 3 or not all(len(s) == 8 for s in seal[1:]):
         raise FormatError("found no Gossamer seal in the metadata, expected a .gsm container")
-    if seal[0] != str(VERSION):
-        raise FormatError(f"found container version {seal[0][:12]!r}, expected {VERSION}")
+    if seal[0] not in map(str, LAST_CODER):
+        raise FormatError(f"found container version {seal[0][:12]!r}, expected {FIRST_VERSION} to {VERSION}")
     text = " ".join(seal)
     raw = bytes(whole[: layout.data_start])
     blank = raw.replace(text.encode(), (text[:-8] + BLANK_SUM).encode(), 1)
@@ -169,7 +170,7 @@ def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int]:
     reasons = notes.get("skipped", {}) if isinstance(notes, dict) else None
     if not (isinstance(reasons, dict) and all(isinstance(reason, str) for reason in reasons.values())):
         raise FormatError(f"{INDEX}: found notes {str(notes)[:60]}, expected an object with reasons as text")
-    return index, len(packed)
+    return index, len(packed), int(seal[0])
 
 
 def _roots(entries: Json) -> tuple[tuple[TensorSpec, ...], dict[str, int]]:
@@ -240,12 +241,14 @@ class _Leaves:
     Args:
         most: elements of all leaves together.
         most_each: elements of one leaf.
+        last_coder: of the file's version.
         found: decoded so far, by number; None: a mask that its symbols will tell.
         costs: (coder, table bytes, payload bytes) of each.
     """
 
     most: int
     most_each: int
+    last_coder: int
     found: list[Tensor | None] = field(default_factory=list)
     costs: list[tuple[str, int, int]] = field(default_factory=list)
     waiting: dict[int, tuple[int, ...]] = field(default_factory=dict)
@@ -264,7 +267,11 @@ class _Leaves:
             self.spent += packed_length(form, shape)
             if prod(shape) > self.most_each or self.spent > self.most:
                 raise FormatError(f"array {name!r}: found a leaf of shape {shape}, larger than its network needs")
-            data = bytes(raw[at : at + table + payload])
+            data = raw[at : at + table + payload]
+            if coder > self.last_coder:
+                raise FormatError(
+                    f"array {name!r}: found coder {coder}, expected one of this version, up to {self.last_coder}"
+                )
             at += table + payload
             number = len(self.found)
             if coder == JOINT:
@@ -312,14 +319,15 @@ def _read_leaves(arrays: Json, layout: Layout, whole: memoryview, leaves: _Leave
     for entry in arrays:
         if not (isinstance(entry, list) and len(entry) == 3 and isinstance(entry[0], str)):
             raise FormatError(f"{INDEX}: found array entry {str(entry)[:60]}, expected [name, sum, leaves]")
-        name, checksum, entries = entry
+        name, expected, entries = entry
         if name not in layout.arrays or name == INDEX or name in listed:
             raise FormatError(f"{INDEX}: found array {name[:80]!r}, which the file lacks or has listed before")
         listed.add(name)
         array = layout.arrays[name]
         raw = whole[layout.data_start + array.start : layout.data_start + array.stop]
-        if zlib.crc32(raw) != checksum:
-            raise FormatError(f"array {name!r}: found checksum {zlib.crc32(raw):08x}, expected {str(checksum)[:12]}")
+        found = checksum(raw)
+        if found != expected:
+            raise FormatError(f"array {name!r}: found checksum {found:08x}, expected {str(expected)[:12]}")
         if entries is None:
             leaves.plain(raw, array.dtype, array.shape)
         elif isinstance(entries, list) and array.dtype == "U8":

@@ -4,11 +4,29 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-__all__ = ["BLANK_SUM", "INDEX", "JOINT", "LARGE_FROM", "POOLED_BELOW", "SMALL", "VERSION", "WITH_PARTNER", "Json"]
+from gossamer.coding import Coder
+
+__all__ = [
+    "BLANK_SUM",
+    "FIRST_VERSION",
+    "INDEX",
+    "JOINT",
+    "LARGE_FROM",
+    "LAST_CODER",
+    "POOLED_BELOW",
+    "SMALL",
+    "VERSION",
+    "WITH_PARTNER",
+    "Json",
+]
 
 Json = Any
 
-VERSION: Final = 1
+VERSION: Final = 2
+"""The newest; a file has the least version that knows its coders, so that older readers read what they can."""
+FIRST_VERSION: Final = 1
+LAST_CODER: Final = {1: 10, 2: max(Coder)}
+"""The coders of each version: numbers up to this one."""
 INDEX: Final = "gsm.index"
 SMALL: Final = "gsm.small"
 POOLED_BELOW: Final = 4096  # bytes; a safetensors entry of its own costs about 70

@@ -47,8 +47,8 @@ def encode_leaf(leaf: Leaf) -> Coded:
     if leaf.codec is Codec.MASK:
         return encode_mask(grid_of(leaf))
     if leaf.tensor.is_floating_point():
-        return encode_floats(to_bytes(leaf.tensor), leaf.tensor.element_size())
-    return encode_symbols(leaf.tensor.numpy())
+        return encode_floats(to_bytes(leaf.tensor), leaf.tensor.element_size(), workers=torch.get_num_threads())
+    return encode_symbols(leaf.tensor.numpy(), workers=torch.get_num_threads())
 
 
 def decode_leaf(coded: Coded, form: str, shape: tuple[int, ...]) -> Tensor:
@@ -61,9 +61,10 @@ def decode_leaf(coded: Coded, form: str, shape: tuple[int, ...]) -> Tensor:
         return pack_bits(torch.from_numpy(decode_mask(coded, shape)))
     dtype = named_dtype(form)
     if dtype.is_floating_point:
-        raw = decode_floats(coded, prod(shape) * dtype.itemsize, dtype.itemsize)
+        raw = decode_floats(coded, prod(shape) * dtype.itemsize, dtype.itemsize, workers=torch.get_num_threads())
         return from_bytes(raw, dtype, shape)
-    return torch.from_numpy(decode_symbols(coded, shape, np.dtype(str(dtype).removeprefix("torch."))))
+    kind = np.dtype(str(dtype).removeprefix("torch."))
+    return torch.from_numpy(decode_symbols(coded, shape, kind, workers=torch.get_num_threads()))
 
 
 def entropy_bits(leaf: Leaf) -> float:

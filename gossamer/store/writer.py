@@ -117,15 +117,15 @@ def _compact(
         data.append(pooled)
         listed.append((SMALL, zlib.crc32(pooled), small, [h for e in small for h in e.handles]))
     packed = book.packed(specs, listed, notes)
-    yield _sealed_header(arrays, packed)
+    yield _sealed_header(arrays, packed, book.version)
     yield from data
     yield packed
 
 
-def _sealed_header(arrays: Arrays, packed: bytes, size: int = 0) -> bytes:
+def _sealed_header(arrays: Arrays, packed: bytes, version: int, size: int = 0) -> bytes:
     """Length field and header of at least ``size`` bytes, with the sums of the index and of itself."""
     arrays = {**arrays, INDEX: ("U8", (len(packed),), len(packed))}
-    seal = f"{VERSION} {zlib.crc32(packed):08x} "
+    seal = f"{version} {zlib.crc32(packed):08x} "
     header = header_bytes(arrays, {"gossamer": seal + BLANK_SUM}, size)
     total = f"{zlib.crc32(header):08x}".encode()
     return header.replace((seal + BLANK_SUM).encode(), seal.encode() + total, 1)
@@ -137,7 +137,7 @@ def reserved_bytes(specs: Sequence[TensorSpec]) -> int:
     arrays: Arrays = {s.name: ("U8", (most,), most) for s in specs}
     arrays[SMALL] = ("U8", (most,), most)
     wide = len(str(most)) + len(str(len(specs) + 2))  # offsets add up
-    return -(-(len(_sealed_header(arrays, b"")) + 3 * (wide + 1)) // 8) * 8
+    return -(-(len(_sealed_header(arrays, b"", VERSION)) + 3 * (wide + 1)) // 8) * 8
 
 
 @final
@@ -216,7 +216,7 @@ class PieceWriter:
         self.end += len(packed)
         self._file.truncate()
         self._file.flush()
-        header = _sealed_header(self._arrays, packed, self._reserved)
+        header = _sealed_header(self._arrays, packed, self._book.version, self._reserved)
         if len(header) != self._reserved:
             raise DataError(f"found a header of {len(header)} bytes, expected at most {self._reserved} as reserved")
         self._file.seek(0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from gossamer.coding import (
     encode_mask,
     encode_sparse_symbols,
     encode_symbols,
+    rans_kernels,
 )
 
 
@@ -89,6 +91,42 @@ GOLDEN = {
 }
 
 
+BITS = noise(6 << 15)
+SMALL_FLOATS = ((BITS[: 2 << 15] - 32768) / 700000).astype("<f4")
+LARGE = {
+    "blocks": np.minimum((BITS[: 3 << 15] * BITS[3 << 15 :]) >> 28, 9).astype(np.int8) - 4,
+    "float blocks": SMALL_FLOATS,
+    "distinct": np.round(SMALL_FLOATS * 60).astype("<f4"),
+    "zeros": np.where(BITS[2 << 15 : 4 << 15] < 20_000, SMALL_FLOATS, 0).astype("<f4"),
+    "coarse": np.where(np.arange(2 << 15) // 128 % 9, SMALL_FLOATS * np.float32(np.pi), SMALL_FLOATS.astype("<f2")),
+}
+# coder, bytes, and SHA-256 of table and payload
+LARGE_GOLDEN = {
+    "blocks": (Coder.BLOCKS, 38477, "8de978181d88f6a8"),
+    "float blocks": (Coder.FLOAT_BLOCKS, 215508, "3558d240d5107cba"),
+    "distinct": (Coder.FLOAT_DISTINCT, 23479, "6208c76a39d9feb1"),
+    "zeros": (Coder.FLOAT_SPARSE, 72382, "ea20de035ecc46d3"),
+    "coarse": (Coder.FLOAT_COARSE, 203858, "ad619a41c622cb70"),
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", LARGE)
+def test_golden_large_leaves_are_written_and_read_as_ever(
+    name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = LARGE[name]
+    if not compiled:
+        monkeypatch.setattr(rans_kernels, "kernels", lambda: None)
+        monkeypatch.setattr(rans_kernels, "checksum_kernel", lambda: None)
+    coded = encode_symbols(x) if x.dtype.kind == "i" else encode_floats(x.astype("<f4").view(np.uint8), 4)
+    assert (coded.coder, coded.nbytes, sha256(coded.data).hexdigest()[:16]) == LARGE_GOLDEN[name]
+    if x.dtype.kind == "i":
+        assert np.array_equal(decode_symbols(coded, x.shape, x.dtype), x)
+    else:
+        assert np.array_equal(decode_floats(coded, 4 * len(x), 4), x.astype("<f4").view(np.uint8))
+
+
 def golden(kind: str, name: str) -> Coded:
     coder, table, payload = GOLDEN[kind, name]
     return Coded(coder, bytes.fromhex(table), bytes.fromhex(payload))
@@ -107,11 +145,16 @@ def test_codes_of_coders_never_change() -> None:
         "MASK_CLASSES": 8,
         "SPARSE_ZERO_SYMBOL": 9,
         "FLOAT_PLANES": 10,
+        "BLOCKS": 11,
+        "FLOAT_BLOCKS": 12,
+        "FLOAT_DISTINCT": 13,
+        "FLOAT_SPARSE": 14,
+        "FLOAT_COARSE": 15,
     }
 
 
 def test_every_coder_has_golden_bytes() -> None:
-    assert {coder for coder, _, _ in GOLDEN.values()} == set(Coder)
+    assert {coder for coder, _, _ in GOLDEN.values()} | {coder for coder, _, _ in LARGE_GOLDEN.values()} == set(Coder)
 
 
 @pytest.mark.parametrize("name", SYMBOLS)

@@ -24,6 +24,10 @@ from gossamer.coding import (
     encode_symbols,
 )
 from gossamer.coding.bits import MAX_TABLE_BYTES, BitReader, BitWriter
+from gossamer.coding.byte_blocks import BytePlan
+from gossamer.coding.float_blocks import encode_float_blocks
+from gossamer.coding.floats import coarse_floats, listed_floats, masked_floats
+from gossamer.coding.table import FrequencyTable
 from gossamer.errors import FormatError
 
 Decode = Callable[[Coded], None]
@@ -101,7 +105,37 @@ def real_leaves() -> list[tuple[str, Coded, Decode]]:
         ("planes fp32", encode_floats(bias, 4), floats(240, 4)),
         ("planes fp16", encode_floats(half, 2), floats(120, 2)),
         ("raw", encode_floats(bias[:12], 4), floats(12, 4)),
+        *block_leaves(rng),
     ]
+
+
+def block_leaves(rng: np.random.Generator) -> list[tuple[str, Coded, Decode]]:
+    """Small leaves by the coders of large ones."""
+    q = rng.binomial(15, 0.3, 300).astype(np.uint8)
+    counts = np.bincount(q)
+    seen = np.flatnonzero(counts)
+    plan, _ = BytePlan.fit(FrequencyTable.quick(seen - seen[0], counts[seen]), counts[seen], 0)
+    writer = BitWriter()
+    writer.signed(int(seen[0]) - 100)
+    plan.write(writer)
+    blocks = Coded(Coder.BLOCKS, writer.finish(), plan.encode(q - q.min(), 1))
+    weights = rng.normal(0, 0.05, 400).astype("<f4")
+    few = np.round(weights * 20).view("<u4")
+    zeros = np.where(rng.random(400) < 0.5, weights, 0).astype("<f4").view("<u4")
+    runs = weights.copy()
+    runs[128:256] = runs[128:256].astype("<f2")
+    found = [
+        ("blocks", blocks, symbols((10, 30), "int16")),
+        ("float blocks", encode_float_blocks(weights.view(np.uint8), 4, 1), floats(1600, 4)),
+        ("half blocks", encode_float_blocks(weights.astype("<f2").view(np.uint8), 2, 1), floats(800, 2)),
+        ("distinct", listed_floats(few, 1), floats(1600, 4)),
+        ("zeros", masked_floats(zeros, 1), floats(1600, 4)),
+        ("coarse", coarse_floats(runs.view("<u4"), 1)[0], floats(1600, 4)),
+    ]
+    for name, coded, decode in found:
+        assert coded is not None, name
+        decode(coded)
+    return [leaf for leaf in found if leaf[1] is not None]  # type: ignore[misc]
 
 
 LEAVES = real_leaves()
@@ -125,7 +159,7 @@ def test_every_truncated_or_longer_table_is_refused_or_valid(coded: Coded, decod
     for size in range(len(coded.table)):
         refused_or_valid(decode, Coded(coded.coder, coded.table[:size], coded.payload))
     assert refused_or_valid(decode, Coded(coded.coder, coded.table + b"\0", coded.payload))
-    assert refused_or_valid(decode, Coded(coded.coder, coded.table, coded.payload + b"\0"))
+    assert refused_or_valid(decode, Coded(coded.coder, coded.table, bytes(coded.payload) + b"\0"))
 
 
 @leaves
@@ -154,7 +188,7 @@ def test_spliced_bytes_are_refused_or_valid(leaf: Any, new: bytes, at: int, more
     _, coded, decode = leaf
     table = coded.table[: at % (len(coded.table) + 1)] + new + coded.table[at % (len(coded.table) + 1) + len(new) :]
     cut = data.draw(st.integers(0, len(coded.payload)))
-    refused_or_valid(decode, Coded(coded.coder, table, coded.payload[:cut] + more))
+    refused_or_valid(decode, Coded(coded.coder, table, bytes(coded.payload[:cut]) + more))
 
 
 @settings(max_examples=100)
@@ -205,7 +239,7 @@ def test_floats_of_broken_items_are_refused() -> None:
         ([True, 2, 1], "three non-negative integers"),
         ([1, -1, 4], "three non-negative integers"),
         ([1, 10**5000, 1], "three non-negative integers"),
-        ([11, 2, 1], "unknown coder 11"),
+        ([99, 2, 1], "unknown coder 99"),
         ([1, 2, 2], "3 bytes, expected 2 of table and 2 of payload"),
     ],
 )

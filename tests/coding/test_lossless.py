@@ -25,6 +25,7 @@ from gossamer.coding import (
 )
 from gossamer.coding.ans import AnsReader, ans_encode, frequencies
 from gossamer.coding.bits import BitReader, BitWriter, golomb_bits, int_list_bits, pack_uints, unpack_uints
+from gossamer.coding.symbols import encode_plain_symbols
 from gossamer.errors import DataError
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
@@ -98,7 +99,8 @@ def test_one_rare_symbol_in_a_million_survives() -> None:
 
 def test_streams_longer_than_one_piece_survive() -> None:
     x = np.random.default_rng(2).binomial(3, 0.1, (1 << 20) + 5).astype(np.uint8)
-    assert symbols_survive(x).coder is Coder.STATIC
+    assert np.array_equal(decode_symbols(encode_plain_symbols(x), x.shape, x.dtype), x)
+    assert symbols_survive(x).coder is Coder.BLOCKS
     assert mask_survives(x > 0).coder is Coder.MASK_BERNOULLI
 
 
