@@ -66,6 +66,7 @@ class PackedFile:
         path: the packed file; nothing in it is trusted.
         reference: the checkpoint that it is a difference to, where it is one. Its sizes are compared here, its bytes
             through the sum of every piece that is read.
+        workers: threads that decode the blocks of a piece.
 
     Raises:
         DataError: no such file, or a reference that is another.
@@ -86,8 +87,8 @@ class PackedFile:
         (('w',), [[2.0, 3.0], [4.0, 5.0]])
     """
 
-    def __init__(self, path: str | Path, reference: str | Path | Reference | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: str | Path, reference: str | Path | Reference | None = None, *, workers: int = 1) -> None:
+        self.path, self._workers = Path(path), workers
         layout, whole = open_layout(self.path)
         self._whole = whole
         try:
@@ -216,7 +217,8 @@ class PackedFile:
                 raise DataError(f"{self.path}: found differences to {names}, expected reference=")
             base = self._lookup.bytes_of(piece.unit, self._arrays, piece.start, piece.stop)
         nbytes = piece.stop - piece.start
-        return decode_piece(piece.entry, self._coded(piece), piece.unit.dtype, nbytes, base, self._name(piece))
+        coded, what = self._coded(piece), self._name(piece)
+        return decode_piece(piece.entry, coded, piece.unit.dtype, nbytes, base, what, workers=self._workers)
 
     def _part(self, piece: PackedPiece, first: int, last: int) -> U8 | None:
         first, last, nbytes = first - piece.start, last - piece.start, piece.stop - piece.start

@@ -8,11 +8,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding import Coded, Coder, decode_floats, decode_symbols, encode_floats, encode_symbols, order0_bits
+from gossamer.coding import Coded, Coder, decode_floats, decode_symbols, encode_floats, encode_symbols
 from gossamer.coding.difference import Difference, restore, take
 from gossamer.coding.floats import decode_floats_part
-from gossamer.coding.sums import checksum
-from gossamer.coding.symbols import decode_symbols_part
+from gossamer.coding.sums import checksum, count_bytes
+from gossamer.coding.symbols import counts_bits, decode_symbols_part
 from gossamer.errors import DataError, FormatError
 from gossamer.store.packed_layout import Entry
 
@@ -24,10 +24,12 @@ _FLOATS: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "C64": 4}  # a comple
 _BYTE_FLOATS: Final = ("F8_E4M3", "F8_E5M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ")
 _INTEGERS: Final = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U64": "<u8", "U32": "<u4", "U16": "<u2"}
 
-_ALL_TRIED: Final = 1 << 14  # bytes up to which every way is tried rather than estimated
+_ALL_TRIED: Final = 1 << 12  # bytes up to which every way is tried rather than estimated
 _SAMPLES: Final = 16
 _SAMPLE: Final = 1 << 14  # items
 _SPAN: Final = 1 << 16  # of whole integers that are coded as symbols
+_FAST: Final = 256  # symbols up to this span are coded at the speed of planes
+_SLOW: Final = 0.05  # what a wider span must save to be worth a tenth of the speed
 _ENTRY_BITS: Final = 12.0  # of a code table, for each distinct symbol
 
 
@@ -94,9 +96,13 @@ class _Way:
         if not self.symbols:
             return share * _plane_bits(seen, size)
         x = seen.view(self.kind)
-        if int(x.max()) - int(x.min()) >= _SPAN:
+        low = int(x.min())
+        if int(x.max()) - low >= _SPAN:
             return float("inf")
-        return share * order0_bits(x) + _ENTRY_BITS * len(np.unique(x))
+        offsets = x - x.dtype.type(low)  # wraps to the right bits where the difference is of more than a signed item
+        counts = np.bincount(offsets.view(f"<u{x.itemsize}").astype(np.int64))
+        bits = share * counts_bits(counts) + _ENTRY_BITS * int(np.count_nonzero(counts))
+        return bits if len(counts) <= _FAST else (1 + _SLOW) * bits
 
     def coded(self) -> Coded:
         return (
@@ -109,7 +115,7 @@ def _plane_bits(x: U8, size: int) -> float:
     items = x.view(f"<u{size}")
     turned = (items << items.dtype.type(1)) | (items >> items.dtype.type(8 * size - 1))
     both = (x, turned.view(np.uint8)) if size > 1 else (x,)
-    return min(sum(order0_bits(np.ascontiguousarray(v[i::size])) for i in range(size)) for v in both)
+    return min(sum(counts_bits(count_bytes(np.ascontiguousarray(v[i::size]))) for i in range(size)) for v in both)
 
 
 def encode_piece(raw: U8, dtype: str, base: U8 | None = None) -> Piece:
@@ -163,7 +169,9 @@ def _span(x: npt.NDArray[Any]) -> int:
     return int(x.max()) - int(x.min()) if len(x) else 0
 
 
-def decode_piece(entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | None, what: str) -> U8:
+def decode_piece(
+    entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | None, what: str, *, workers: int = 1
+) -> U8:
     """The inverse of `encode_piece`; both sums are checked.
 
     Args:
@@ -173,6 +181,7 @@ def decode_piece(entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | 
         nbytes: of the result; trusted, it bounds time and memory.
         base: bytes of the reference, if the entry is a difference.
         what: the name that faults are reported under.
+        workers: threads.
 
     Returns:
         [nbytes] uint8.
@@ -183,7 +192,7 @@ def decode_piece(entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | 
     """
     _check_coded(entry, data, what)
     if entry.difference is Difference.NONE:
-        raw = _decoded(entry, data, items_of(dtype, nbytes), nbytes, what)
+        raw = _decoded(entry, data, items_of(dtype, nbytes), nbytes, what, workers)
     else:
         if base is None or len(base) != nbytes:
             raise FormatError(f"{what}: found a difference, expected none where the reference has no such tensor")
@@ -191,7 +200,7 @@ def decode_piece(entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | 
         if entry.difference is not Difference.SAME:
             items = items_of(dtype, nbytes)
             unsigned = Items(np.dtype(f"<u{items.size}"), items.floats)
-            kept = _decoded(entry, data, unsigned, nbytes, what)
+            kept = _decoded(entry, data, unsigned, nbytes, what, workers)
             raw = restore(kept, base, items.size, entry.difference, floats=items.floats)
         elif entry.nbytes:
             raise FormatError(f"{what}: found {entry.nbytes} bytes, expected none where nothing differs")
@@ -239,7 +248,7 @@ def _check_coded(entry: Entry, data: bytes, what: str) -> None:
         raise FormatError(f"{what}: found checksum {checksum(data):08x}, expected {entry.coded_sum:08x}")
 
 
-def _decoded(entry: Entry, data: bytes, items: Items, nbytes: int, what: str) -> U8:
+def _decoded(entry: Entry, data: bytes, items: Items, nbytes: int, what: str, workers: int) -> U8:
     coded = Coded(entry.coder, data[: entry.table], memoryview(data)[entry.table :])
     try:
         if entry.coder is Coder.RAW:
@@ -247,7 +256,7 @@ def _decoded(entry: Entry, data: bytes, items: Items, nbytes: int, what: str) ->
                 raise FormatError(f"found {entry.table} + {entry.payload} raw bytes, expected 0 + {nbytes}")
             return np.frombuffer(data, np.uint8)
         if entry.symbols:
-            return decode_symbols(coded, (nbytes // items.size,), items.kind).view(np.uint8)
-        return decode_floats(coded, nbytes, items.size)
+            return decode_symbols(coded, (nbytes // items.size,), items.kind, workers=workers).view(np.uint8)
+        return decode_floats(coded, nbytes, items.size, workers=workers)
     except FormatError as error:
         raise FormatError(f"{what}: {error}") from error

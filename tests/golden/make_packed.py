@@ -68,7 +68,9 @@ def fine_tuned(folder: Path) -> Path:
     moved = (floats.view("<i4") + np.arange(400, dtype="<i4") % 3).view("<f4")
     drift = many()
     drift[::1000] = np.nextafter(drift[::1000], np.float32(9), dtype="<f4")
-    flipped = (floats.astype("<f2").view("<u2") ^ (np.arange(400, dtype="<u2") % 7 == 0).astype("<u2") << 15).astype("<u2")
+    flipped = (floats.astype("<f2").view("<u2") ^ (np.arange(400, dtype="<u2") % 7 == 0).astype("<u2") << 15).astype(
+        "<u2"
+    )
     path = folder / "difference.safetensors"
     write_dense(
         path,
