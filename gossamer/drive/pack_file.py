@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from gossamer.coding.difference import Difference
 from gossamer.coding.sums import checksum
 from gossamer.drive.growing import growing, refuse_output
@@ -15,7 +18,6 @@ from gossamer.drive.progress import Progress
 from gossamer.drive.workers import Workers
 from gossamer.errors import DataError, PlanError
 from gossamer.store.byte_file import read_bytes
-from gossamer.store.dtypes import BITS
 from gossamer.store.packed_file import PackedFile, PackedPiece
 from gossamer.store.packed_layout import VERSION, Entry, Unit, units_of
 from gossamer.store.packed_piece import Piece, encode_piece
@@ -26,6 +28,7 @@ from gossamer.store.safetensors_file import Layout, open_layout
 __all__ = ["PackedUnit", "Source", "Tally", "pack_file", "unpack_file"]
 
 Json = Any
+U8 = npt.NDArray[np.uint8]
 
 IN_FLIGHT = 32 << 20  # bytes of pieces that are worked on at once; a coder takes some times as much
 _KEPT_EVERY = 1 << 24  # bytes of input between notes in the journal, each of which waits for the disk
@@ -95,12 +98,18 @@ class Source:
     def pieces(self) -> Iterator[tuple[Unit, int, int]]:
         """Unit, first and last byte of each piece, in order."""
         for unit in self.units:
-            for start, stop in unit.pieces(BITS.get(unit.dtype, 0)):
+            for start, stop in unit.pieces():
                 yield unit, start, stop
 
-    def read(self, start: int, stop: int) -> Any:
-        """Bytes, counted from the end of the header."""
-        return read_bytes(self.path, self.layout.data_start + start, stop - start)
+    def read(self, unit: Unit, start: int, stop: int) -> U8:
+        """Bytes of a unit."""
+        return _gathered(self.path, self.layout.data_start, unit, start, stop)
+
+
+def _gathered(path: Path, data_start: int, unit: Unit, start: int, stop: int) -> U8:
+    """Bytes of a unit from a dense file."""
+    parts = [read_bytes(path, data_start + first, last - first) for _, _, first, last in unit.within(start, stop)]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def pack_file(
@@ -143,7 +152,7 @@ def pack_file(
     def work(name: str) -> Piece:
         unit, first, stop = jobs[int(name)]
         base = lookup.bytes_of(unit, source.arrays, first, stop) if lookup.files else None
-        return encode_piece(source.read(first, stop), unit.dtype, base)
+        return encode_piece(source.read(unit, first, stop), unit.dtype, base)
 
     with growing(out, start, source.layout.file_bytes, resume=resume) as target, _threads(workers, sizes) as pool:
         writer = PackedWriter(target.file)
@@ -174,12 +183,12 @@ def _threads(workers: int, sizes: dict[str, int]) -> Workers:
 def _units(jobs: list[tuple[Unit, int, int]], entries: list[Entry]) -> list[PackedUnit]:
     by_unit: dict[int, tuple[Unit, list[Entry]]] = {}
     for (unit, _, _), entry in zip(jobs, entries, strict=True):
-        by_unit.setdefault(unit.start, (unit, []))[1].append(entry)
+        by_unit.setdefault(unit.places[0][0], (unit, []))[1].append(entry)
     return [
         PackedUnit(
             unit.names,
             unit.dtype,
-            unit.stop - unit.start,
+            unit.nbytes,
             sum(e.nbytes for e in mine),
             tuple(dict.fromkeys(e.coder.name for e in mine)),
             tuple(dict.fromkeys(e.difference.name.lower() for e in mine)),
@@ -224,17 +233,18 @@ def unpack_file(
     with growing(out, start, packed.dense_bytes, resume=resume) as target, _threads(workers, sizes) as pool:
         done = max((record["pieces"] for record in target.records), default=0)
         done = _right(target.path, packed.pieces[:done], len(head))
-        at = packed.pieces[done - 1].stop if done else 0
         target.file.seek(0)
         target.file.write(head)
-        target.file.truncate(len(head) + at)
-        target.file.seek(len(head) + at)
-        tally.add(at)
+        target.file.truncate(packed.dense_bytes)
+        tally.add(sum(sizes[name] for name in names[:done]))
         since = 0
         todo = names[done:]
         decoded = pool.map(lambda name: packed.decode(packed.pieces[int(name)]), todo)
         for number, (name, raw) in enumerate(zip(todo, decoded, strict=True), done + 1):
-            target.file.write(raw.data)
+            piece = packed.pieces[int(name)]
+            for at, _, first, last in piece.unit.within(piece.start, piece.stop):
+                target.file.seek(len(head) + first)
+                target.file.write(raw[at : at + last - first].data)
             since += sizes[name]
             if since >= _KEPT_EVERY:
                 packed.forget()
@@ -253,9 +263,10 @@ def _refuse_full_disk(out: Path, nbytes: int) -> None:
 
 def _right(path: Path, pieces: list[PackedPiece], first: int) -> int:
     """How many of the pieces lie in an unfinished file as they should."""
+    size = path.stat().st_size if pieces else 0
     for number, piece in enumerate(pieces):
-        if path.stat().st_size < first + piece.stop:
+        if any(first + last > size for _, _, _, last in piece.unit.within(piece.start, piece.stop)):
             return number
-        if checksum(read_bytes(path, first + piece.start, piece.stop - piece.start).data) != piece.entry.dense_sum:
+        if checksum(_gathered(path, first, piece.unit, piece.start, piece.stop).data) != piece.entry.dense_sum:
             return number
     return len(pieces)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import mmap
 import zlib
-from bisect import bisect_right
 from math import prod
 from pathlib import Path
 from typing import Any, final
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from gossamer.coding.difference import Difference
 from gossamer.errors import DataError, FormatError
-from gossamer.store.dtypes import BITS, EVERY_DTYPE
+from gossamer.store.dtypes import EVERY_DTYPE
 from gossamer.store.packed_layout import (
     BLANK_SUM,
     DATA,
@@ -46,7 +45,7 @@ class PackedPiece:
 
     Args:
         unit: what it is of.
-        start: first of its bytes, counted from the end of the dense file's header.
+        start: first of its bytes, counted within the unit.
         stop: one past the last.
         at: its first coded byte in the packed file.
         entry: how it is coded.
@@ -97,10 +96,10 @@ class PackedFile:
             self._dense = parse_header(self.header, None, every_dtype=True)
             self._arrays = dict(self._dense.arrays)
             self.references = _references(index)
+            self._homes: dict[str, tuple[int, int]] = {}  # tensor → first piece of its unit, first byte within it
             self.pieces = self._listed(index, layout)
         except FormatError as error:
             raise FormatError(f"{self.path}: {error}") from error
-        self._starts = [piece.start for piece in self.pieces]
         self._lookup: Lookup | None = None
         if reference is not None and self.references:
             known = reference if isinstance(reference, Reference) else Reference(reference)
@@ -173,33 +172,34 @@ class PackedFile:
         Raises:
             DataError: see `tensor`; or not rows of it.
         """
-        dtype, shape, array = self.dtype(name), self.shape(name), self.array(name)
+        dtype, shape = self.dtype(name), self.shape(name)
         if not shape or not 0 <= first <= last <= shape[0]:
             raise DataError(f"tensor {name!r}: found rows {first} to {last}, expected some of shape {shape}")
         row = prod(shape[1:]) * dtype.itemsize
-        raw = self.range(array.start + first * row, array.start + last * row)
-        return _as_tensor(raw, dtype, (last - first, *shape[1:]))
+        return _as_tensor(self._bytes(name, first * row, last * row), dtype, (last - first, *shape[1:]))
 
     def raw(self, name: str) -> U8:
         """The tensor's little-endian bytes, uint8 [nbytes], of every dtype."""
         array = self.array(name)
-        return self.range(array.start, array.stop)
+        return self._bytes(name, 0, array.stop - array.start)
 
-    def range(self, start: int, stop: int) -> U8:
-        """Bytes of the dense file, counted from the end of its header."""
+    def _bytes(self, name: str, start: int, stop: int) -> U8:
         try:
             out = np.empty(stop - start, dtype=np.uint8)
         except MemoryError as error:
             raise DataError(f"{self.path}: found {stop - start} bytes declared, more than memory has") from error
-        number = bisect_right(self._starts, start) - 1
-        at = start
-        while at < stop:
+        if start == stop:
+            return out
+        number, home = self._homes[name]
+        number += (home + start) // self.pieces[number].unit.step
+        at = home + start
+        while at < home + stop:
             piece = self.pieces[number]
-            end = min(stop, piece.stop)
+            end = min(home + stop, piece.stop)
             part = self._part(piece, at, end) if (at, end) != (piece.start, piece.stop) else None
             if part is None:
                 part = self.decode(piece)[at - piece.start : end - piece.start]
-            out[at - start : end - start] = part
+            out[at - home - start : end - home - start] = part
             at, number = end, number + 1
         return out
 
@@ -244,7 +244,11 @@ class PackedFile:
         end = layout.data_start + layout.arrays[DATA].stop
         listed: list[PackedPiece] = []
         for unit in units_of(self._arrays):
-            for start, stop in unit.pieces(BITS.get(unit.dtype, 0)):
+            home = 0
+            for name, (first, last) in zip(unit.names, unit.places, strict=True):
+                self._homes[name] = len(listed), home
+                home += last - first
+            for start, stop in unit.pieces():
                 if len(listed) == len(entries):
                     raise FormatError(f"{INDEX}: found {len(entries)} pieces, the header expected more")
                 entry = Entry.from_json(entries[len(listed)])

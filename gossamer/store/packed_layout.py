@@ -10,6 +10,7 @@ from typing import Any, Final
 from gossamer.coding import Coder
 from gossamer.coding.difference import Difference
 from gossamer.errors import FormatError
+from gossamer.store.dtypes import BITS
 from gossamer.store.safetensors_file import Array, header_bytes
 
 __all__ = [
@@ -52,48 +53,75 @@ _MOST_SMALLER: Final = 256  # bytes per deflated byte; entries have sums in them
 
 @dataclass(frozen=True)
 class Unit:
-    """Bytes of the dense file that are coded together: one tensor, or small neighbours of one dtype.
+    """Bytes of the dense file that are coded together: one tensor, or small ones of one dtype, one after the other.
 
     Args:
         dtype: safetensors name.
         names: of the tensors, in the order of their bytes.
-        start: first byte, counted from the end of the dense file's header.
-        stop: one past the last.
+        places: first byte of each, and one past its last, counted from the end of the dense file's header.
     """
 
     dtype: str
     names: tuple[str, ...]
-    start: int
-    stop: int
+    places: tuple[tuple[int, int], ...]
 
-    def pieces(self, bits: int) -> Iterator[tuple[int, int]]:
-        """Where the parts that are coded on their own begin and end; ``bits`` of an item, 0 where unknown."""
-        step = min(PIECE_BYTES, PIECE_ITEMS * max(8, bits) // 8)
-        return ((at, min(self.stop, at + step)) for at in range(self.start, self.stop, step))
+    @property
+    def nbytes(self) -> int:
+        """Of all of them."""
+        return sum(stop - start for start, stop in self.places)
+
+    @property
+    def step(self) -> int:
+        """Bytes of the pieces that it is cut into."""
+        return min(PIECE_BYTES, PIECE_ITEMS * max(8, BITS.get(self.dtype, 0)) // 8)
+
+    def pieces(self) -> Iterator[tuple[int, int]]:
+        """Where the parts that are coded on their own begin and end, counted within the unit."""
+        nbytes, step = self.nbytes, self.step
+        return ((at, min(nbytes, at + step)) for at in range(0, nbytes, step))
+
+    def within(self, start: int, stop: int) -> Iterator[tuple[int, str, int, int]]:
+        """Where some bytes of the unit lie.
+
+        Returns:
+            Of each tensor that has some: (the first of them, counted from ``start``; its name; their first byte in the
+            dense file, and one past their last).
+        """
+        at = 0
+        for name, (first, last) in zip(self.names, self.places, strict=True):
+            low, high = max(start, at), min(stop, at + last - first)
+            if low < high:
+                yield low - start, name, first + low - at, first + high - at
+            at += last - first
 
 
 def units_of(arrays: Mapping[str, Array]) -> list[Unit]:
-    """The arrays of a dense file, in the order of their bytes, cut into units; empty ones are in none.
+    """The arrays of a dense file, in the order of their bytes, gathered into units; empty ones are in none.
+
+    Small ones join the last unit of small ones of their dtype until that is large enough.
 
     Example:
-        >>> small, large = Array("F32", (9,), 0, 36), Array("F32", (1 << 20,), 40, (1 << 22) + 40)
-        >>> [u.names for u in units_of({"a": small, "b": Array("F32", (), 36, 40), "c": large})]
-        [('a', 'b'), ('c',)]
+        >>> arrays = {"a": Array("F32", (9,), 0, 36), "b": Array("F32", (1 << 20,), 36, (1 << 22) + 36)}
+        >>> arrays["c"] = Array("F32", (), (1 << 22) + 36, (1 << 22) + 40)
+        >>> [u.names for u in units_of(arrays)]
+        [('a', 'c'), ('b',)]
     """
-    units: list[Unit] = []
-    open_to_more = False
+    gathered: list[tuple[str, list[str], list[tuple[int, int]]]] = []
+    growing: dict[str, tuple[int, int]] = {}  # dtype → number of the unit that takes more, its bytes
     for name, array in arrays.items():
         size = array.stop - array.start
         if not size:
             continue
-        small = size < SMALL_BELOW
-        last = units[-1] if units else None
-        if small and open_to_more and last is not None and last.dtype == array.dtype:
-            units[-1] = Unit(last.dtype, (*last.names, name), last.start, array.stop)
-        else:
-            units.append(Unit(array.dtype, (name,), array.start, array.stop))
-        open_to_more = small and units[-1].stop - units[-1].start < POOL_BYTES
-    return units
+        number, before = growing.get(array.dtype, (len(gathered), 0)) if size < SMALL_BELOW else (len(gathered), 0)
+        if number == len(gathered):
+            gathered.append((array.dtype, [], []))
+        gathered[number][1].append(name)
+        gathered[number][2].append((array.start, array.stop))
+        if size < SMALL_BELOW:
+            growing[array.dtype] = number, before + size
+            if before + size >= POOL_BYTES:
+                del growing[array.dtype]
+    return [Unit(dtype, tuple(names), tuple(places)) for dtype, names, places in gathered]
 
 
 @dataclass(frozen=True)

@@ -68,17 +68,15 @@ class Lookup:
     def bytes_of(self, unit: Unit, arrays: dict[str, Array], start: int, stop: int) -> U8 | None:
         """The reference's bytes for a range of a unit, zeros for tensors that it lacks; None if it lacks them all."""
         base: U8 | None = None
-        for name in unit.names:
-            array = arrays[name]
-            first, last = max(start, array.start), min(stop, array.stop)
-            found = self.find(name, array) if first < last else None
+        for at, name, first, last in unit.within(start, stop):
+            found = self.find(name, arrays[name])
             if found is None:
                 continue
             if base is None:
                 base = np.zeros(stop - start, dtype=np.uint8)
             file, place = found
-            at = file.layout.data_start + place.start + first - array.start
-            base[first - start : last - start] = read_bytes(file.path, at, last - first)
+            there = file.layout.data_start + place.start + first - arrays[name].start
+            base[at : at + last - first] = read_bytes(file.path, there, last - first)
         return base
 
     def used_by(self, arrays: dict[str, Array]) -> Lookup:
