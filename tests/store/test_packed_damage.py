@@ -160,6 +160,42 @@ def test_forged_fields_are_refused(what: str, files: Path) -> None:
     assert "\n" not in str(refused.value)
 
 
+def test_random_forgeries_are_refused_or_change_nothing(files: Path) -> None:
+    path, dense = files / "a.packed", everything(files)
+    before = path.read_bytes()
+    chance = random.Random(0)
+
+    def change(index: dict[str, Any], header: bytearray, data: bytearray) -> None:
+        for _ in range(chance.randint(1, 3)):
+            kind = chance.randrange(4)
+            entry = chance.choice(index["pieces"])
+            if kind == 0:
+                entry[chance.randrange(6)] = chance.choice([0, 1, 2, 3, 7, 255, 4096, 1 << 31, 1 << 40])
+            elif kind == 1:  # a payload that is nobody's, under the right sum
+                data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+                at = 0
+                for listed in index["pieces"]:
+                    listed[4] = zlib.crc32(data[at : at + listed[2] + listed[3]])
+                    at += listed[2] + listed[3]
+            elif kind == 2:
+                header[chance.randrange(len(header))] = chance.randrange(32, 127)
+            else:
+                entry[2:4] = entry[3:1:-1]
+
+    refused = 0
+    for _ in range(600):
+        forge(path, change)
+        try:
+            found = everything(files)
+        except (FormatError, DataError):
+            refused += 1
+        else:
+            values = sorted(v for n, v in found.items() if n != "header")
+            assert values == sorted(v for n, v in dense.items() if n != "header")  # a name, or blanks, at most
+        path.write_bytes(before)
+    assert refused > 500
+
+
 def test_an_index_that_inflates_without_bound_is_refused(files: Path) -> None:
     packed = zlib.compressobj(9, zlib.DEFLATED, -15)
     bomb = packed.compress(b" " * (1 << 26)) + packed.flush()

@@ -145,13 +145,23 @@ def test_any_range_of_rows_is_the_same_as_of_the_whole_and_damage_is_seen(dtype:
         PackedFile(tmp_path / "damaged.packed").rows("c", 1999, 2000)
 
 
-def test_small_neighbours_are_coded_together_and_read_alone(tmp_path: Path) -> None:
-    many = {f"layer.{i}.norm": ("F32", (384,), weights(i, 384).tobytes()) for i in range(200)}
-    packed = there_and_back(tmp_path, write_dense(tmp_path / "a.safetensors", many))
-    assert 2 <= len(packed.pieces) <= 1 + 200 * 1536 // POOL_BYTES
-    assert packed.raw("layer.123.norm").tobytes() == many["layer.123.norm"][2]
-    alone = sum(encode_piece(np.frombuffer(raw, np.uint8), "F32").entry.nbytes for _, _, raw in many.values())
-    assert sum(piece.entry.nbytes for piece in packed.pieces) < alone
+def test_small_tensors_are_coded_together_wherever_they_lie_and_read_alone(tmp_path: Path) -> None:
+    tensors: dict[str, tuple[str, tuple[int, ...], bytes]] = {}
+    for i in range(200):
+        tensors[f"{i}.norm"] = ("F32", (384,), weights(i, 384).tobytes())
+        if i % 20 == 0:
+            tensors[f"{i}.weight"] = ("F32", (SMALL_BELOW // 4,), weights(i, SMALL_BELOW // 4).tobytes())
+            tensors[f"{i}.count"] = ("I64", (), i.to_bytes(8, "little"))
+    packed = there_and_back(tmp_path, write_dense(tmp_path / "a.safetensors", tensors))
+    pools = [piece for piece in packed.pieces if len(piece.unit.names) > 1]
+    assert [piece.unit.dtype for piece in pools] == ["F32", "I64", "F32"]
+    assert pools[0].stop >= POOL_BYTES > pools[0].stop - SMALL_BELOW
+    assert len(packed.pieces) == 3 + 10
+    for name, (_, _, raw) in tensors.items():
+        assert packed.raw(name).tobytes() == raw
+    some = [np.frombuffer(tensors[f"{i}.norm"][2], np.uint8) for i in range(0, 200, 20)]
+    alone = 20 * sum(encode_piece(raw, "F32").entry.nbytes for raw in some)
+    assert sum(piece.entry.nbytes for piece in pools) < alone
 
 
 def test_noise_and_its_neighbours_cost_no_more_than_their_bytes(tmp_path: Path) -> None:
