@@ -24,6 +24,7 @@ from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.measure.ledger import Ledger, ledger_of
 from gossamer.network.attach import attach, harvest, hold_statistics
+from gossamer.network.blank import blank
 from gossamer.network.inspect import refuse_live_only, specs
 from gossamer.network.rebuild import materialise
 from gossamer.store.container import read_container
@@ -67,12 +68,19 @@ class Compressed:
         self.skipped = dict(skipped or {})
         self._network = network
         self._path = path
+        self._spare: list[nn.Module] = []
 
     def _fresh(self) -> nn.Module:
         if self._network is None:
             raise DataError("found no network to put the weights into, expected load(path, into=…)")
-        made = copy.deepcopy(self._network) if isinstance(self._network, nn.Module) else self._network()
+        if self._spare:
+            return self._spare.pop().eval()
+        made = copy.deepcopy(self._network) if isinstance(self._network, nn.Module) else blank(self._network)
         return made.eval()
+
+    def keep(self, network: nn.Module) -> None:
+        """Keep a network just made by the factory, so that the first one asked for need not be made again."""
+        self._spare.append(network)
 
     def dense(self) -> nn.Module:
         """The network with ordinary dense weights, in eval mode; physically smaller where channels were removed.
@@ -216,9 +224,9 @@ def load(
         DataError: no such file, or a reference without the tensors that it is a difference to.
         FormatError: damaged, hostile, or for another network.
     """
-    expected = None
+    expected = made = None
     if into is not None:
-        made = into if isinstance(into, nn.Module) else into()
+        made = into if isinstance(into, nn.Module) else blank(into)
         if not isinstance(made, nn.Module):
             raise DataError(f"into: found {type(made).__name__}, expected a torch.nn.Module or a factory of one")
         expected = specs(made)
@@ -227,7 +235,10 @@ def load(
         known = reference if isinstance(reference, Mapping) else read_weights(reference)
         provide(container.trees, known)
     skipped = container.notes.get("skipped", {})
-    return Compressed(container.specs, container.trees, into, notes=container.notes, skipped=skipped, path=Path(path))
+    loaded = Compressed(container.specs, container.trees, into, notes=container.notes, skipped=skipped, path=Path(path))
+    if made is not None and made is not into:
+        loaded.keep(made)
+    return loaded
 
 
 def _check_same_width(dense: nn.Module, small: nn.Module, inputs: Tensor) -> None:

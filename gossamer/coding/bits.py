@@ -129,12 +129,21 @@ class BitReader:
 
     def golomb(self, order: int) -> int:
         """One exponential Golomb code, below 2^80."""
-        one = self._text.find("1", self._at, self._at + 65)
-        if one < 0:
-            raise FormatError(f"{self._what}: table has no number at bit {self._at}")
-        zeros, self._at = one - self._at, one
-        upper = self.uint(zeros + 1)
-        return ((upper - 1) << order) | self.uint(order)
+        return self._golombs(1, order)[0]
+
+    def _golombs(self, count: int, order: int) -> list[int]:
+        text, at, end, values = self._text, self._at, len(self._text), []
+        less = 1 << order
+        for _ in range(count):
+            one = text.find("1", at, at + 65)
+            if one < 0:
+                raise FormatError(f"{self._what}: table has no number at bit {at}")
+            at = 2 * one - at + 1 + order  # as many zeros before the one as bits behind it, then `order` bits
+            if at > end:
+                raise FormatError(f"{self._what}: table ends after {len(self._table)} bytes, more expected")
+            values.append(int(text[one:at], 2) - less)
+        self._at = at
+        return values
 
     def signed(self) -> int:
         """The inverse of `BitWriter.signed`."""
@@ -147,7 +156,7 @@ class BitReader:
         if kind > _EQUAL:
             raise FormatError(f"{self._what}: list of kind {kind}, expected 0, 1 or 2")
         coded = min(count, 1) if kind == _EQUAL else count
-        values = [self.golomb(order) for _ in range(coded)]
+        values = self._golombs(coded, order)
         values = values * count if kind == _EQUAL else values
         if kind == _DELTA:
             steps = (-(value + 1) // 2 if value & 1 else value // 2 for value in values[1:])

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
-from gossamer.coding.symbols import decode_symbols, encode_plain_symbols, order0_bits
+from gossamer.coding.symbols import counts_bits, decode_symbols, encode_plain_symbols, order0_bits
 from gossamer.errors import DataError, FormatError
 
 __all__ = ["decode_planes", "encode_planes"]
@@ -33,6 +33,12 @@ def _rotated(raw: U8, itemsize: int, left: bool) -> U8:
 def _planes(raw: U8, itemsize: int) -> Iterator[U8]:
     """Byte i of every item, for each i; one plane at a time."""
     return (np.ascontiguousarray(raw[i::itemsize]) for i in range(itemsize))
+
+
+def _looks_random(plane: U8) -> bool:
+    """Whether entropy and three bits of table for each byte that occurs take more than the bytes themselves."""
+    counts = np.bincount(plane, minlength=256)
+    return counts_bits(counts) + 3 * int((counts > 0).sum()) >= 8 * len(plane) > 0
 
 
 def encode_planes(raw: U8, itemsize: int) -> Coded:
@@ -75,8 +81,8 @@ def encode_planes(raw: U8, itemsize: int) -> Coded:
     tables: list[bytes] = []
     payloads: list[bytes | memoryview] = []
     for plane in _planes(chosen, itemsize):
-        coded = encode_plain_symbols(plane)
-        if coded.nbytes >= len(plane):
+        coded = None if _looks_random(plane) else encode_plain_symbols(plane)
+        if coded is None or coded.nbytes >= len(plane):
             coded = Coded(Coder.RAW, b"", plane.tobytes())
         writer.uint(int(coded.coder), 3)
         if coded.coder is not Coder.RAW:

@@ -7,8 +7,10 @@ one U8 array under its name; those of small tensors lie together in ``gsm.small`
 
 from __future__ import annotations
 
+import gc
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -107,9 +109,25 @@ def read_container(
     path = Path(path)
     layout, whole = open_layout(path)
     try:
-        return _read(layout, whole, expected, measure_entropy)
+        with _uncollected():
+            return _read(layout, whole, expected, measure_entropy)
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
+
+
+@contextmanager
+def _uncollected() -> Iterator[None]:
+    """No search for reference cycles meanwhile: thousands of objects come to stay, which would trigger several.
+
+    One such search through everything that PyTorch brought takes longer than reading a small network.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _read(layout: Layout, whole: memoryview, expected: Sequence[TensorSpec] | None, measure_entropy: bool) -> Container:
@@ -270,7 +288,7 @@ class _Leaves:
             data = raw[at : at + table + payload]
             if coder > self.last_coder:
                 raise FormatError(
-                    f"array {name!r}: found coder {coder}, expected one of this version, up to {self.last_coder}"
+                    f"array {name!r}: found unknown coder {coder}, this version knows those up to {self.last_coder}"
                 )
             at += table + payload
             number = len(self.found)

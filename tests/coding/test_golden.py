@@ -106,7 +106,7 @@ LARGE_GOLDEN = {
     "float blocks": (Coder.FLOAT_BLOCKS, 215508, "3558d240d5107cba"),
     "distinct": (Coder.FLOAT_DISTINCT, 23479, "6208c76a39d9feb1"),
     "zeros": (Coder.FLOAT_SPARSE, 72382, "ea20de035ecc46d3"),
-    "coarse": (Coder.FLOAT_COARSE, 203858, "ad619a41c622cb70"),
+    "coarse": (Coder.FLOAT_COARSE, 203922, "52929a73cf1cf6c4"),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import resource
 import tracemalloc
 import zlib
@@ -428,7 +429,7 @@ def test_an_index_that_is_no_proper_json_is_refused(
 
 def test_an_unknown_version_or_no_seal_is_refused(shared: Parts, tmp_path: Path) -> None:
     text = text_of(shared)
-    assert "version '2', expected 1" in refused(seal_text(shared, text, version="2"), tmp_path)
+    assert "version '3', expected 1 to 2" in refused(seal_text(shared, text, version="3"), tmp_path)
     assert "seal" in refused(seal_text(shared, text, version="1 2"), tmp_path)
     assert "damaged" in refused(seal_packed(shared, b"\xff\xfe\xfd"), tmp_path)
     packed = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -512,3 +513,16 @@ def test_a_tensor_train_that_blows_up_on_the_way_is_refused(tmp_path: Path) -> N
     write_container(tmp_path / "a.gsm", [spec], {"w": tree})
     with pytest.raises(FormatError, match=r"larger than|ranks"):
         read_container(tmp_path / "a.gsm", [spec])
+
+
+def test_coders_that_a_version_did_not_have_are_refused(tmp_path: Path) -> None:
+    large = {"w": Dense(torch.arange(1 << 16).view(256, 256) % 5)}
+    path = tmp_path / "large.gsm"
+    write_container(path, [TensorSpec("w", (256, 256), torch.int64, Kind.OTHER)], large)
+    data = path.read_bytes()
+    seal_of = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["gossamer"]
+    assert seal_of.startswith("2 ")
+    old = data.replace(seal_of.encode(), ("1" + seal_of[1:-8] + "0" * 8).encode(), 1)
+    head = old[: 8 + int.from_bytes(old[:8], "little")]
+    old = old.replace(("1" + seal_of[1:-8] + "0" * 8).encode(), f"1{seal_of[1:-8]}{zlib.crc32(head):08x}".encode(), 1)
+    assert "unknown coder 11, this version knows those up to 10" in refused(old, tmp_path, expected=False)
