@@ -224,8 +224,8 @@ class PackedFile:
         first, last, nbytes = first - piece.start, last - piece.start, piece.stop - piece.start
         return decode_part(piece.entry, self._coded(piece), piece.unit.dtype, nbytes, first, last, self._name(piece))
 
-    def _coded(self, piece: PackedPiece) -> bytes:
-        return bytes(self._whole[piece.at : piece.at + piece.entry.nbytes])  # what is checked is what is decoded
+    def _coded(self, piece: PackedPiece) -> memoryview:
+        return self._whole[piece.at : piece.at + piece.entry.nbytes]
 
     def _name(self, piece: PackedPiece) -> str:
         return f"{self.path}: tensor {piece.unit.names[0]!r}"

@@ -170,7 +170,7 @@ def _span(x: npt.NDArray[Any]) -> int:
 
 
 def decode_piece(
-    entry: Entry, data: bytes, dtype: str, nbytes: int, base: U8 | None, what: str, *, workers: int = 1
+    entry: Entry, data: bytes | memoryview, dtype: str, nbytes: int, base: U8 | None, what: str, *, workers: int = 1
 ) -> U8:
     """The inverse of `encode_piece`; both sums are checked.
 
@@ -212,7 +212,9 @@ def decode_piece(
     return raw
 
 
-def decode_part(entry: Entry, data: bytes, dtype: str, nbytes: int, first: int, last: int, what: str) -> U8 | None:
+def decode_part(
+    entry: Entry, data: bytes | memoryview, dtype: str, nbytes: int, first: int, last: int, what: str
+) -> U8 | None:
     """Bytes ``first`` to ``last`` of a piece, where they can be had without the rest; None where not.
 
     Args:
@@ -231,7 +233,7 @@ def decode_part(entry: Entry, data: bytes, dtype: str, nbytes: int, first: int, 
     if entry.difference is not Difference.NONE or not in_blocks:
         return None
     _check_coded(entry, data, what)
-    coded = Coded(entry.coder, data[: entry.table], memoryview(data)[entry.table :])
+    coded = Coded(entry.coder, bytes(data[: entry.table]), memoryview(data)[entry.table :])
     count, start, stop = nbytes // items.size, first // items.size, -(-last // items.size)
     try:
         if entry.symbols:
@@ -243,13 +245,13 @@ def decode_part(entry: Entry, data: bytes, dtype: str, nbytes: int, first: int, 
     return part[first - start * items.size : last - start * items.size]
 
 
-def _check_coded(entry: Entry, data: bytes, what: str) -> None:
+def _check_coded(entry: Entry, data: bytes | memoryview, what: str) -> None:
     if len(data) != entry.nbytes or checksum(data) != entry.coded_sum:
         raise FormatError(f"{what}: found checksum {checksum(data):08x}, expected {entry.coded_sum:08x}")
 
 
-def _decoded(entry: Entry, data: bytes, items: Items, nbytes: int, what: str, workers: int) -> U8:
-    coded = Coded(entry.coder, data[: entry.table], memoryview(data)[entry.table :])
+def _decoded(entry: Entry, data: bytes | memoryview, items: Items, nbytes: int, what: str, workers: int) -> U8:
+    coded = Coded(entry.coder, bytes(data[: entry.table]), memoryview(data)[entry.table :])
     try:
         if entry.coder is Coder.RAW:
             if entry.table or entry.payload != nbytes:
