@@ -134,7 +134,7 @@ class Entry:
         coder: which.
         table: bytes of its table.
         payload: bytes of its payload.
-        coded_sum: CRC-32 of table and payload.
+        coded_sum: CRC-32 of payload and table, as they lie in the file.
         dense_sum: CRC-32 of the bytes that it stands for.
     """
 

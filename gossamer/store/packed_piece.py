@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -69,10 +70,17 @@ def items_of(dtype: str, nbytes: int) -> Items:
 
 @dataclass(frozen=True)
 class Piece:
-    """A coded piece and what must be known to read it."""
+    """A coded piece and what must be known to read it.
+
+    Args:
+        entry: for the index.
+        payload: lies first in the file.
+        table: follows it.
+    """
 
     entry: Entry
-    data: bytes
+    payload: bytes | memoryview
+    table: bytes
 
 
 @dataclass(frozen=True)
@@ -137,7 +145,7 @@ def encode_piece(raw: U8, dtype: str, base: U8 | None = None) -> Piece:
     raw = np.ascontiguousarray(raw)
     dense_sum = checksum(raw.data)
     if base is not None and np.array_equal(raw, base):
-        return Piece(Entry(Difference.SAME, False, Coder.RAW, 0, 0, 0, dense_sum), b"")
+        return Piece(Entry(Difference.SAME, False, Coder.RAW, 0, 0, 0, dense_sum), b"", b"")
     items = items_of(dtype, len(raw))
     ways = _ways(raw, items, base)
     if len(ways) > 1 and len(raw) > _ALL_TRIED:
@@ -147,9 +155,11 @@ def encode_piece(raw: U8, dtype: str, base: U8 | None = None) -> Piece:
     if coded.nbytes >= len(raw) or (coded.coder is Coder.RAW and way.difference is not Difference.NONE):
         way, coded = ways[0], Coded(Coder.RAW, b"", raw.tobytes())
         way = _Way(Difference.NONE, False, raw, items.kind)
-    data = coded.data
+    coded_sum = zlib.crc32(coded.table, checksum(coded.payload))
     sizes = len(coded.table), len(coded.payload)
-    return Piece(Entry(way.difference, way.symbols, coded.coder, *sizes, checksum(data), dense_sum), data)
+    return Piece(
+        Entry(way.difference, way.symbols, coded.coder, *sizes, coded_sum, dense_sum), coded.payload, coded.table
+    )
 
 
 def _ways(raw: U8, items: Items, base: U8 | None) -> list[_Way]:
@@ -176,7 +186,7 @@ def decode_piece(
 
     Args:
         entry: not trusted, nor ``data``.
-        data: table and payload.
+        data: payload and table.
         dtype: safetensors name.
         nbytes: of the result; trusted, it bounds time and memory.
         base: bytes of the reference, if the entry is a difference.
@@ -233,7 +243,7 @@ def decode_part(
     if entry.difference is not Difference.NONE or not in_blocks:
         return None
     _check_coded(entry, data, what)
-    coded = Coded(entry.coder, bytes(data[: entry.table]), memoryview(data)[entry.table :])
+    coded = Coded(entry.coder, bytes(data[entry.payload :]), memoryview(data)[: entry.payload])
     count, start, stop = nbytes // items.size, first // items.size, -(-last // items.size)
     try:
         if entry.symbols:
@@ -251,7 +261,7 @@ def _check_coded(entry: Entry, data: bytes | memoryview, what: str) -> None:
 
 
 def _decoded(entry: Entry, data: bytes | memoryview, items: Items, nbytes: int, what: str, workers: int) -> U8:
-    coded = Coded(entry.coder, bytes(data[: entry.table]), memoryview(data)[entry.table :])
+    coded = Coded(entry.coder, bytes(data[entry.payload :]), memoryview(data)[: entry.payload])
     try:
         if entry.coder is Coder.RAW:
             if entry.table or entry.payload != nbytes:

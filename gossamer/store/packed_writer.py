@@ -41,7 +41,8 @@ class PackedWriter:
 
     def add(self, piece: Piece) -> None:
         """Write the next piece."""
-        self._file.write(piece.data)
+        self._file.write(piece.payload)
+        self._file.write(piece.table)
         self.entries.append(piece.entry)
         self.end += piece.entry.nbytes
 
