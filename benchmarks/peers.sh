@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Environments of the programs that `benchmarks.runtime` and `benchmarks.training` compare with: one folder each, never Gossamer's own.
+# Environments of the programs that `benchmarks.runtime`, `benchmarks.training` and `benchmarks.coding` compare with: one folder each, never Gossamer's own.
 #   benchmarks/peers.sh [FOLDER]      (.peers by default)
 # What cannot be installed is reported and left out. DeepSparse (Neural Magic licence) is run for evaluation only.
 set -u
@@ -52,6 +52,8 @@ peer onnxruntime "3.11 3.12 3.10 3.13" onnxruntime onnxruntime onnx numpy
 peer openvino "3.11 3.12 3.10 3.13" openvino openvino numpy
 # torch as Gossamer's own environment has it, so that both train with the same
 peer sparselab "3.11 3.12 3.13" sparselab "sparselab==0.2.2" "torch==${TORCH:-2.13.0}" numpy
+# nncodec needs torchvision to be importable; the benchmark puts a blank in its place, since none fits this torch
+peer coding "3.11 3.12" zipnn "zipnn==0.5.4" "nncodec==2.1.3" zstandard blosc2 constriction safetensors "torch==${TORCH:-2.13.0}" numpy
 peer deepsparse "3.11 3.10 3.9 3.8" deepsparse "deepsparse==1.8.0" "numpy<2"
 
 if [ ${#missing[@]} -gt 0 ]; then
