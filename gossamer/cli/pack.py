@@ -22,6 +22,7 @@ def pack_checkpoint(
     source: Path,
     out: Path,
     reference: Path | None,
+    verify: bool,
     resume: bool,
     threads: int,
     json_file: Path | None,
@@ -31,7 +32,9 @@ def pack_checkpoint(
     """A file or folder in, a packed one out."""
     _refuse_same(source, out, json_file)
     with TerminalProgress(enabled=False if quiet else None) as progress:
-        done = gs.pack(source, out, reference=reference, resume=resume, workers=threads, progress=progress)
+        done = gs.pack(
+            source, out, reference=reference, verify=verify, resume=resume, workers=threads, progress=progress
+        )
     again = f"; {done.resumed} pieces were finished before" if done.resumed else ""
     console.print(
         f"{escape(str(out))}: {size(done.packed_bytes)} bytes, {done.ratio:.3f}x smaller than "

@@ -20,7 +20,7 @@ from gossamer.errors import DataError, PlanError
 from gossamer.store.byte_file import read_bytes
 from gossamer.store.packed_file import PackedFile, PackedPiece
 from gossamer.store.packed_layout import VERSION, Entry, Unit, units_of
-from gossamer.store.packed_piece import Piece, encode_piece
+from gossamer.store.packed_piece import Piece, encode_piece, verified
 from gossamer.store.packed_writer import PackedWriter, check_written
 from gossamer.store.reference import Lookup, Reference
 from gossamer.store.safetensors_file import Layout, open_layout
@@ -118,6 +118,7 @@ def pack_file(
     *,
     reference: Reference | None,
     near: str,
+    verify: bool,
     resume: bool,
     workers: int,
     tally: Tally,
@@ -129,6 +130,7 @@ def pack_file(
         out: the packed file to write.
         reference: what differences are taken to.
         near: name of the reference's file in which tensors are looked for first.
+        verify: decode every piece and compare before it is written.
         resume: go on where an earlier run stopped.
         workers: threads.
         tally: of bytes read.
@@ -152,7 +154,9 @@ def pack_file(
     def work(name: str) -> Piece:
         unit, first, stop = jobs[int(name)]
         base = lookup.bytes_of(unit, source.arrays, first, stop) if lookup.files else None
-        return encode_piece(source.read(unit, first, stop), unit.dtype, base)
+        raw = source.read(unit, first, stop)
+        piece = encode_piece(raw, unit.dtype, base)
+        return verified(piece, raw, unit.dtype, base) if verify else piece
 
     with growing(out, start, source.layout.file_bytes, resume=resume) as target, _threads(workers, sizes) as pool:
         writer = PackedWriter(target.file)
@@ -170,6 +174,8 @@ def pack_file(
             tally.add(sizes[name])
         if source.identity() != before:
             raise DataError(f"{source.path}: found it changed while it was packed, expected it to stay as it was")
+        if reference is not None and reference.identity() != start["reference"]:
+            raise DataError(f"{reference.path}: found it changed while it was read, expected it to stay as it was")
         written = writer.finish(source.layout.header, [file.record() for file in lookup.files])
     return written, _units(jobs, writer.entries), len(earlier)
 

@@ -79,7 +79,14 @@ def _refuse(error: OSError) -> None:
 
 
 def pack_folder(
-    source: Path, out: Path, *, reference: Reference | None, resume: bool, workers: int, tally: Tally
+    source: Path,
+    out: Path,
+    *,
+    reference: Reference | None,
+    verify: bool,
+    resume: bool,
+    workers: int,
+    tally: Tally,
 ) -> tuple[int, int, dict[str, list[PackedUnit]], int]:
     """Pack every ``X.safetensors`` of a folder to ``X.safetensors.packed``, copy the rest.
 
@@ -123,7 +130,14 @@ def pack_folder(
                 to.unlink(missing_ok=True)  # complete perhaps, but nobody noted it
                 before = tally.done
                 _, told[name], finished = pack_file(
-                    sources[name], to, reference=reference, near=name, resume=True, workers=workers, tally=tally
+                    sources[name],
+                    to,
+                    reference=reference,
+                    near=name,
+                    verify=verify,
+                    resume=True,
+                    workers=workers,
+                    tally=tally,
                 )
                 again += finished
                 done.note(name)

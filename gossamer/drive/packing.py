@@ -67,6 +67,7 @@ def pack(
     out: str | Path,
     *,
     reference: str | Path | None = None,
+    verify: bool = True,
     resume: bool = False,
     workers: int = WORKERS,
     progress: Progress | None = None,
@@ -82,6 +83,7 @@ def pack(
         out: the packed file or folder; nothing may be there. From 16 MiB on it grows beside its place, with a journal.
         reference: the checkpoint that this one was made from, file or folder: tensors of the same name, dtype and shape
             may be told as differences to its, for which `unpack` then needs it.
+        verify: decode every piece and compare before it is written; one that came out wrong would be stored as it is.
         resume: go on where a killed run stopped; from the start if there was none.
         workers: threads.
         progress: where to report; None: nowhere.
@@ -114,14 +116,14 @@ def pack(
     tally = Tally("packing", 0, progress or NoProgress())
     if source.is_dir():
         before, after, told, again = pack_folder(
-            source, out, reference=base, resume=resume, workers=workers, tally=tally
+            source, out, reference=base, verify=verify, resume=resume, workers=workers, tally=tally
         )
         units = {name: tuple(mine) for name, mine in told.items()}
     else:
         dense = Source(source)
         before = tally.total = dense.layout.file_bytes
         after, mine, again = pack_file(
-            dense, out, reference=base, near=source.name, resume=resume, workers=workers, tally=tally
+            dense, out, reference=base, near=source.name, verify=verify, resume=resume, workers=workers, tally=tally
         )
         units = {source.name: tuple(mine)}
     return Packed(before, after, time.monotonic() - clock, units, again)

@@ -17,7 +17,7 @@ from gossamer.coding.symbols import counts_bits, decode_symbols_part
 from gossamer.errors import DataError, FormatError
 from gossamer.store.packed_layout import Entry
 
-__all__ = ["Items", "Piece", "decode_part", "decode_piece", "encode_piece", "items_of"]
+__all__ = ["Items", "Piece", "decode_part", "decode_piece", "encode_piece", "items_of", "verified"]
 
 U8 = npt.NDArray[np.uint8]
 
@@ -152,14 +152,38 @@ def encode_piece(raw: U8, dtype: str, base: U8 | None = None) -> Piece:
         ways = [min(ways, key=_Way.estimate)]
     tried = [(way, way.coded()) for way in ways]
     way, coded = min(tried, key=lambda t: t[1].nbytes)
-    if coded.nbytes >= len(raw) or (coded.coder is Coder.RAW and way.difference is not Difference.NONE):
-        way, coded = ways[0], Coded(Coder.RAW, b"", raw.tobytes())
-        way = _Way(Difference.NONE, False, raw, items.kind)
+    if coded.nbytes >= len(raw):
+        return _as_it_is(raw, dense_sum)
     coded_sum = zlib.crc32(coded.table, checksum(coded.payload))
     sizes = len(coded.table), len(coded.payload)
     return Piece(
         Entry(way.difference, way.symbols, coded.coder, *sizes, coded_sum, dense_sum), coded.payload, coded.table
     )
+
+
+def _as_it_is(raw: U8, dense_sum: int) -> Piece:
+    return Piece(Entry(Difference.NONE, False, Coder.RAW, 0, len(raw), dense_sum, dense_sum), raw.tobytes(), b"")
+
+
+def verified(piece: Piece, raw: U8, dtype: str, base: U8 | None = None) -> Piece:
+    """A piece that was decoded again and found right; if ever it were not, its bytes as they are.
+
+    Args:
+        piece: coded.
+        raw, dtype, base: what it was coded from.
+
+    Returns:
+        ``piece``, or one with `Coder.RAW`.
+
+    Cost: that of decoding.
+    """
+    data = b"".join((piece.payload, piece.table))
+    try:
+        if np.array_equal(decode_piece(piece.entry, data, dtype, len(raw), base, "a new piece"), raw):
+            return piece
+    except (DataError, FormatError):
+        pass
+    return _as_it_is(raw, checksum(raw.data))
 
 
 def _ways(raw: U8, items: Items, base: U8 | None) -> list[_Way]:

@@ -315,3 +315,26 @@ def test_real_networks_come_back_to_the_byte_and_smaller(tmp_path: Path) -> None
             assert (tmp_path / "back").read_bytes() == dense.read_bytes()
             out.unlink()
             (tmp_path / "back").unlink()
+
+
+def test_a_piece_that_does_not_come_back_is_stored_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gossamer.store import packed_piece
+
+    encode = packed_piece.encode_floats
+
+    def wrong(raw: np.ndarray, size: int) -> object:
+        bad = raw.copy()
+        bad[100] ^= 1
+        return encode(bad, size)
+
+    x = weights(0, 200, 200)
+    whole = write_dense(tmp_path / "a.safetensors", {"w": ("F32", x.shape, x.tobytes())})
+    with monkeypatch.context() as patch:
+        patch.setattr(packed_piece, "encode_floats", wrong)
+        done = gs.pack(tmp_path / "a.safetensors", tmp_path / "a.packed")
+        gs.pack(tmp_path / "a.safetensors", tmp_path / "unverified.packed", verify=False)
+    assert [unit.coders for unit in done.units["a.safetensors"]] == [("RAW",)]
+    gs.unpack(tmp_path / "a.packed", tmp_path / "b.safetensors")
+    assert (tmp_path / "b.safetensors").read_bytes() == whole
+    with pytest.raises(FormatError, match="checksum"):
+        gs.unpack(tmp_path / "unverified.packed", tmp_path / "c.safetensors")
