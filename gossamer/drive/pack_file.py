@@ -176,6 +176,7 @@ def pack_file(
             raise DataError(f"{source.path}: found it changed while it was packed, expected it to stay as it was")
         if reference is not None and reference.identity() != start["reference"]:
             raise DataError(f"{reference.path}: found it changed while it was read, expected it to stay as it was")
+        tally.add(source.layout.data_start)
         written = writer.finish(source.layout.header, [file.record() for file in lookup.files])
     return written, _units(jobs, writer.entries), len(earlier)
 
@@ -242,7 +243,7 @@ def unpack_file(
         target.file.seek(0)
         target.file.write(head)
         target.file.truncate(packed.dense_bytes)
-        tally.add(sum(sizes[name] for name in names[:done]))
+        tally.add(len(head) + sum(sizes[name] for name in names[:done]))
         since = 0
         todo = names[done:]
         decoded = pool.map(lambda name: packed.decode(packed.pieces[int(name)]), todo)

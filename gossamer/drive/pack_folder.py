@@ -128,7 +128,6 @@ def pack_folder(
                 tally.add(sources[name].layout.file_bytes)
             else:
                 to.unlink(missing_ok=True)  # complete perhaps, but nobody noted it
-                before = tally.done
                 _, told[name], finished = pack_file(
                     sources[name],
                     to,
@@ -141,7 +140,6 @@ def pack_folder(
                 )
                 again += finished
                 done.note(name)
-                tally.add(sources[name].layout.file_bytes - (tally.done - before))
         for name in tree.empty:
             (part / name).mkdir(parents=True, exist_ok=True)
         if tree.identity() != start["folder"]:
@@ -206,11 +204,9 @@ class PackedFolder:
                     tally.add(self._files[name].dense_bytes)
                 else:
                     to.unlink(missing_ok=True)
-                    before = tally.done
                     file = self._files[name]
                     unpack_file(file, to, reference=self._reference, resume=True, workers=workers, tally=tally)
                     done.note(name)
-                    tally.add(file.dense_bytes - (tally.done - before))
             for name in self._empty:
                 (part / name).mkdir(parents=True, exist_ok=True)
         return self.dense_bytes

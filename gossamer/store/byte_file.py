@@ -17,8 +17,14 @@ _MOST_AT_ONCE = 1 << 30  # one read call gives at most 2 GiB
 _SUM_PIECE = 1 << 24
 
 
-def read_bytes(path: Path, at: int, size: int) -> npt.NDArray[np.uint8]:
+def read_bytes(path: Path, at: int, size: int, what: str = "its data") -> npt.NDArray[np.uint8]:
     """So many bytes from an offset on. A mapped file would be an accident where it shrinks meanwhile.
+
+    Args:
+        path: the file.
+        at: offset.
+        size: how many.
+        what: the name that an early end is reported under.
 
     Returns:
         [size] uint8.
@@ -35,7 +41,7 @@ def read_bytes(path: Path, at: int, size: int) -> npt.NDArray[np.uint8]:
             while done < size:
                 got = os.preadv(file, [view[done : done + _MOST_AT_ONCE]], at + done)
                 if got == 0:
-                    raise FormatError(f"{path}: found its end after {at + done} bytes, expected {at + size}")
+                    raise FormatError(f"{path}: found its end inside {what}, expected no change")
                 done += got
         finally:
             os.close(file)

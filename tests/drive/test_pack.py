@@ -340,3 +340,22 @@ def test_a_file_that_changes_while_it_is_packed_is_refused(
     with pytest.raises(DataError, match="changed while"):
         gs.pack(shard, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+class Seen:
+    def __init__(self) -> None:
+        self.told: list[tuple[str, int, int]] = []
+
+    def update(self, text: str, done: int, total: int) -> None:
+        self.told.append((text, done, total))
+
+
+def test_progress_goes_up_to_all_of_it(model: Path, tmp_path: Path) -> None:
+    for source, packed in ((model, tmp_path / "p"), (model / "vae" / "v.safetensors", tmp_path / "q")):
+        seen = Seen()
+        done = gs.pack(source, packed, progress=seen)
+        assert seen.told[-1] == ("packing", done.dense_bytes, done.dense_bytes)
+        gs.unpack(packed, tmp_path / f"{packed.name}.again", progress=seen)
+        assert seen.told[-1] == ("unpacking", done.dense_bytes, done.dense_bytes)
+        counts = [count for text, count, _ in seen.told if text == "unpacking"]
+        assert counts == sorted(counts)
