@@ -72,10 +72,8 @@ LOSSLESS = (
     Lossless("minilm", torch.float16),
     Lossless("minilm", torch.float32),
     Lossless("smollm2-rotated", torch.bfloat16),
-    Lossless("whisper", torch.bfloat16),
     Lossless("whisper", torch.float16),
     Lossless("lite0", torch.float32),
-    Lossless("lite0", torch.bfloat16),
 )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from typing import Final, final
 
@@ -93,6 +93,17 @@ class BitWriter:
         coded = values[:1] if kind == _EQUAL else _steps(values) if kind == _DELTA else values
         for value in coded.tolist():
             self.golomb(value, order)
+
+    def likely_list(self, values: Sequence[int]) -> None:
+        """As `int_list`, by value, in the order of Golomb codes that suits the mean: some bits longer, much quicker."""
+        mean = sum(values) // len(values)
+        order = min(_ORDERS - 1, max(0, mean.bit_length() - 1))
+        less = (1 << order) - 1
+        self.uint(_DIRECT, 2)
+        self.uint(order, 4)
+        for value in values:
+            text = format(value + less + 1, "b")  # the upper bits, by one larger, and the lower ones
+            self._parts.append("0" * (len(text) - order - 1) + text)
 
     def finish(self) -> bytes:
         """All bits so far, padded with zeros to whole bytes."""

@@ -67,7 +67,7 @@ class BytePlan:
         """Appends everything but the first byte."""
         writer.uint(self.log2, 5)
         writer.uint(self.lanes.bit_length() - 1, 3)
-        self.table.write(writer)
+        self.table.write(writer, quick=True)
 
     @staticmethod
     def read(reader: BitReader, low: int, what: str) -> BytePlan:

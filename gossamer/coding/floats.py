@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
-from gossamer.coding.byte_blocks import WORTH
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.float_blocks import decode_float_blocks, decode_float_part, encode_float_blocks, sample_of
 from gossamer.coding.float_planes import decode_planes, encode_planes
@@ -29,6 +28,7 @@ __all__ = [
 U8 = npt.NDArray[np.uint8]
 
 _ITEMSIZES: Final = (1, 2, 4, 8)
+_WORTH: Final = 1 << 14  # bytes from which on directory, states and shorter frequencies cost little
 _FEW: Final = 256  # distinct values that are listed
 _RUN: Final = 128  # floats, of which rows are a multiple as a rule
 _FEW_RUNS: Final = 0.005  # share of runs, coarse or fine, that pay for telling them apart
@@ -39,7 +39,7 @@ _ZEROS: Final = 0.02  # share of zeros from which on a mask of them is tried
 def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
     """Codes floats without losing a bit: sign and mantissa look random, exponents do not.
 
-    Small leaves are taken apart into byte planes (`encode_planes`), those of 2^15 floats and more likewise in blocks
+    Small leaves are taken apart into byte planes (`encode_planes`), those of 2^14 bytes and more likewise in blocks
     (`encode_float_blocks`). There, up to 256 distinct values are listed and their indices coded; where there are zeros
     a mask may tell them; and runs that once were of fewer bits may be coded apart: whatever takes fewest bytes.
 
@@ -67,7 +67,7 @@ def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
     if itemsize not in _ITEMSIZES or len(raw) % itemsize:
         raise DataError(f"{len(raw)} bytes of floats of {itemsize} bytes, expected whole items of 1, 2, 4 or 8 bytes")
     raw = np.ascontiguousarray(raw)
-    if len(raw) < WORTH * itemsize:
+    if len(raw) < _WORTH:
         return encode_planes(raw, itemsize)
     items = raw.view(f"<u{itemsize}")
     listed = listed_floats(items, workers)
@@ -83,7 +83,7 @@ def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
 
 def _blocks_or_raw(raw: U8, itemsize: int, workers: int) -> Coded:
     """Planes, in blocks where there are enough, or the bytes as they are."""
-    if len(raw) < WORTH * itemsize:
+    if len(raw) < _WORTH:
         return encode_planes(raw, itemsize)
     coded = encode_float_blocks(raw, itemsize, workers)
     return coded if coded is not None and coded.nbytes < len(raw) else Coded(Coder.RAW, b"", raw.tobytes())
@@ -137,7 +137,7 @@ def _parts(reader: BitReader, count: int, payload: bytes | memoryview, what: str
 
 def listed_floats(items: npt.NDArray[Any], workers: int) -> Coded | None:
     """A list of distinct values and their indices; None where there are many, or only few for each."""
-    if len(set(items[: 4 * _FEW].tolist())) > _FEW:
+    if len(set(items[: 2 * _FEW].tolist())) > _FEW:
         return None
     values = np.unique(sample_of(items))
     if len(values) > _FEW:
@@ -162,7 +162,7 @@ def masked_floats(items: npt.NDArray[Any], workers: int) -> Coded:
     return _several(Coder.FLOAT_SPARSE, [encode_mask(live), _blocks_or_raw(rest, items.itemsize, workers)])
 
 
-def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1) -> U8:
+def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1, out: U8 | None = None) -> U8:
     """The inverse of `encode_floats`.
 
     Args:
@@ -170,6 +170,8 @@ def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1)
         nbytes: trusted: it bounds time and memory.
         itemsize: bytes of one float: 1, 2, 4 or 8.
         workers: threads, for blocks.
+        out: [nbytes] uint8, contiguous, to be filled: memory that was used before takes no page faults, which can
+            take as long as decoding. None: a new array.
 
     Returns:
         [nbytes] uint8, the floats as little-endian bytes.
@@ -180,14 +182,19 @@ def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1)
     if itemsize not in _ITEMSIZES or nbytes < 0 or nbytes % itemsize:
         raise FormatError(f"floats: {nbytes} bytes of items of {itemsize} bytes, expected whole items of 1, 2, 4 or 8")
     if coded.coder is Coder.FLOAT_BLOCKS:
-        return decode_float_blocks(coded, nbytes, itemsize, workers)
+        return decode_float_blocks(coded, nbytes, itemsize, workers, out)
     if coded.coder is Coder.FLOAT_DISTINCT:
-        return _read_listed(coded, nbytes, itemsize, workers)
-    if coded.coder is Coder.FLOAT_SPARSE:
-        return _read_masked(coded, nbytes, itemsize, workers)
-    if coded.coder is Coder.FLOAT_COARSE:
-        return _read_coarse(coded, nbytes, itemsize, workers)
-    return decode_planes(coded, nbytes, itemsize)
+        found = _read_listed(coded, nbytes, itemsize, workers)
+    elif coded.coder is Coder.FLOAT_SPARSE:
+        found = _read_masked(coded, nbytes, itemsize, workers)
+    elif coded.coder is Coder.FLOAT_COARSE:
+        found = _read_coarse(coded, nbytes, itemsize, workers)
+    else:
+        found = decode_planes(coded, nbytes, itemsize)
+    if out is None:
+        return found
+    out[:] = found
+    return out
 
 
 def decode_floats_part(coded: Coded, first: int, last: int, count: int, itemsize: int) -> U8:

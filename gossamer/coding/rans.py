@@ -81,7 +81,8 @@ def _encoded(x: U8, model: ByteModel, lanes: int, compiled: bool) -> U8:
     states = np.full(lanes, LEAST, dtype=np.uint32)
     wrote = np.zeros(1, dtype=np.int64)
     end = room.ctypes.data + room.nbytes
-    made.encode(x.ctypes.data, len(x), end, states.ctypes.data, lanes, model.table.ctypes.data, wrote.ctypes.data)
+    tables = model.table.ctypes.data, wrote.ctypes.data, model.window.ctypes.data
+    made.encode(x.ctypes.data, len(x), end, states.ctypes.data, lanes, *tables)
     first = len(room) - int(wrote[0]) - 2 * lanes
     room[first : first + 2 * lanes] = states.astype("<u4").view("<u2")
     return room[first:].view(np.uint8)

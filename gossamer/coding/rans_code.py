@@ -43,8 +43,9 @@ def add_rans(module: ir.Module, lanes: int) -> None:
     [1] on, of the ends of the first bytes' slots, in [0] the end of all that are found by search; then bytes,
     frequencies and first slots, at the places that the search ends at, modulo 32 or 64. For registers of 512 bits only.
 
-    ``encode(bytes, count, end, states, lanes, table, wrote)``: words are written downwards from ``end``,
-    ``wrote`` int64 becomes their number, at most ``count``.
+    ``encode(bytes, count, end, states, lanes, table, wrote, window)``: words are written downwards from ``end``,
+    ``wrote`` int64 becomes their number, at most ``count``. Window uint16 [65]: frequencies and first slots of 32 bytes
+    that follow each other, and the first of these: what lies outside takes longer. For registers of 512 bits only.
 
     Args:
         module: gets them.
@@ -85,7 +86,7 @@ class _Vectors:
 
     def together(self, low: Node, high: Node) -> Node:
         """Two vectors as one of 16-bit integers, four of each at a time."""
-        return self._call("llvm.x86.avx512.packusdw.512", self.halves, [low, high])
+        return self.call("llvm.x86.avx512.packusdw.512", self.halves, [low, high])
 
     def apart(self, both: Node) -> tuple[Node, Node]:
         """The inverse of `together`."""
@@ -104,26 +105,31 @@ class _Vectors:
     def chosen(self, tables: Sequence[Node], index: Node) -> Node:
         """The 16-bit element that the low bits of an index say, of a table in 1 or 2 registers."""
         if len(tables) == 1:
-            return self._call("llvm.x86.avx512.permvar.hi.512", self.halves, [tables[0], index])
-        return self._call("llvm.x86.avx512.vpermi2var.hi.512", self.halves, [tables[0], index, tables[1]])
+            return self.call("llvm.x86.avx512.permvar.hi.512", self.halves, [tables[0], index])
+        return self.call("llvm.x86.avx512.vpermi2var.hi.512", self.halves, [tables[0], index, tables[1]])
 
     def spread(self, packed: Node, hits: Node) -> Node:
         """The first elements brought to the lanes that are hit, in order; zeros elsewhere."""
-        return self._call("llvm.x86.avx512.mask.expand.v16i32", self.kind, [packed, self.constant(0), hits])
+        return self.call("llvm.x86.avx512.mask.expand.v16i32", self.kind, [packed, self.constant(0), hits])
 
     def gathered(self, base: Node, index: Node, kind: Node) -> Node:
         """``base[index]`` as 32-bit integers."""
         every = ir.Constant(ir.VectorType(_BIT, WIDE), [1] * WIDE)
         scale = ir.Constant(I32, kind.width // 8)
         arguments = [self.constant(0), base, index, every, scale]
-        return self._call("llvm.x86.avx512.mask.gather.dpi.512", self.kind, arguments)
+        return self.call("llvm.x86.avx512.mask.gather.dpi.512", self.kind, arguments)
 
     def count(self, hits: Node) -> Node:
         """How many lanes are hit, as 64 bits."""
         bits = self.e.at.zext(self.e.at.bitcast(hits, I16), I64)
-        return self._call("llvm.ctpop.i64", I64, [bits])
+        return self.call("llvm.ctpop.i64", I64, [bits])
 
-    def _call(self, name: str, result: Node, arguments: Sequence[Node]) -> Node:
+    def in_order(self, both: Node) -> list[Node]:
+        """Both halves of a vector of 16-bit integers, one after the other, as they are."""
+        return [self.e.shuffle(both, both, range(WIDE * part, WIDE * (part + 1))) for part in range(2)]
+
+    def call(self, name: str, result: Node, arguments: Sequence[Node]) -> Node:
+        """An intrinsic function."""
         known = self.e.made.module.globals.get(name)
         if known is None:
             known = ir.Function(self.e.made.module, ir.FunctionType(result, [a.type for a in arguments]), name)
@@ -161,6 +167,29 @@ class _Search:
             node = at.select(more, at.add(node, one), node)
             size *= 2
         return [v.chosen(part, node) for part in self._parts[1:]]
+
+
+class _Window:
+    """Frequencies and first slots of 32 bytes that follow each other, from registers."""
+
+    def __init__(self, e: Emitter, v: _Vectors, table: Node) -> None:
+        self._e, self._v = e, v
+        at = [e.element(table, 2 * WIDE * part, I16) for part in range(2)]
+        self._parts = [e.at.load(place, align=2, typ=v.halves) for place in at]
+        first = e.read(table, 4 * WIDE, I16)
+        one = e.at.insert_element(ir.Constant(v.halves, ir.Undefined), first, ir.Constant(I32, 0))
+        self._first = e.shuffle(one, one, [0] * 2 * WIDE)
+
+    def result(self, bytes_: Node, otherwise: Callable[[], list[Node]]) -> list[Node]:
+        """Frequencies of both vectors, then first slots; otherwise where a byte lies outside."""
+        place = self._e.at.sub(bytes_, self._first)
+        outside = self._e.at.icmp_unsigned(">=", place, ir.Constant(self._v.halves, [2 * WIDE] * 2 * WIDE))
+        some = self._e.at.icmp_unsigned("!=", self._e.at.bitcast(outside, I32), ir.Constant(I32, 0))
+        return self._e.choose(some, otherwise, lambda: self._inside(place))
+
+    def _inside(self, place: Node) -> list[Node]:
+        found = [half for part in self._parts for half in self._v.in_order(self._v.chosen([part], place))]
+        return [self._e.at.zext(half, self._v.kind) for half in found]
 
 
 def _words(e: Emitter, first: Node, last: Node) -> Node:
@@ -298,27 +327,43 @@ def _by_lanes(
     return way(least)
 
 
-def _quotient(e: Emitter, x: Node, frequency: Node, kind: Node) -> tuple[Node, Node]:
-    """(⌊x/f⌋, x mod f): a quotient below 2^18 in floats is at most one beside the true one, which the rest shows."""
-    floats = ir.VectorType(F32, WIDE) if isinstance(kind, ir.VectorType) else F32
+def _advanced(e: Emitter, x: Node, frequency: Node, start: Node) -> Node:
+    """⌊x/f⌋·2^14 + x mod f + c = x + ⌊x/f⌋·(2^14 − f) + c.
 
-    def number(value: int) -> Node:
-        return ir.Constant(kind, [value] * WIDE if isinstance(kind, ir.VectorType) else value)
+    The quotient, below 2^18, is found in floats a little too small, at most by one, which the rest shows.
+    """
+    kind = x.type
+    wide = isinstance(kind, ir.VectorType)
+    floats = ir.VectorType(F32, WIDE) if wide else F32
 
-    q = e.at.fptoui(e.at.fdiv(e.at.uitofp(x, floats), e.at.uitofp(frequency, floats)), kind)
+    def whole(value: int) -> Node:
+        return ir.Constant(kind, [value] * WIDE if wide else value)
+
+    def number(value: float) -> Node:
+        return ir.Constant(floats, [value] * WIDE if wide else value)
+
+    divisor = e.at.sitofp(frequency, floats)
+    if wide:
+        known = e.made.module.globals.get("llvm.x86.avx512.rcp14.ps.512")
+        if known is None:
+            kinds = ir.FunctionType(floats, [floats, floats, ir.IntType(16)])
+            known = ir.Function(e.made.module, kinds, "llvm.x86.avx512.rcp14.ps.512")
+        near = e.at.call(known, [divisor, number(0.0), ir.Constant(ir.IntType(16), 0xFFFF)])  # to 14 bits
+        inverse = e.at.fmul(near, e.fma(e.at.fneg(divisor), near, number(2.0)))  # to 23
+    else:
+        inverse = e.at.fdiv(number(1.0), divisor)
+    less = e.at.fmul(inverse, number(1.0 - 2.0**-20))  # more than all roundings together
+    q = e.at.fptosi(e.at.fmul(e.at.uitofp(x, floats), less), kind)
     rest = e.at.sub(x, e.at.mul(q, frequency))
-    over = e.at.icmp_signed("<", rest, number(0))
-    q, rest = e.at.select(over, e.at.sub(q, number(1)), q), e.at.select(over, e.at.add(rest, frequency), rest)
-    under = e.at.icmp_signed(">=", rest, frequency)
-    q, rest = e.at.select(under, e.at.add(q, number(1)), q), e.at.select(under, e.at.sub(rest, frequency), rest)
-    return q, rest
+    q = e.at.select(e.at.icmp_signed(">=", rest, frequency), e.at.add(q, whole(1)), q)
+    return e.at.add(e.at.add(x, start), e.at.mul(q, e.at.sub(whole(1 << PRECISION), frequency)))
 
 
 def _encode(module: ir.Module, *, wide: bool) -> None:
-    made = function(module, "encode", [PTR, I64, PTR, PTR, I64, PTR, PTR], exported=True)
-    source, count, end, states, lanes, table, wrote = made.args
+    made = function(module, "encode", [PTR, I64, PTR, PTR, I64, PTR, PTR, PTR], exported=True)
+    source, count, end, states, lanes, table, wrote, window = made.args
     e = Emitter(made, WIDE)
-    bits, upper = ir.Constant(I32, PRECISION), ir.Constant(I32, 32 - PRECISION)
+    upper = ir.Constant(I32, 32 - PRECISION)
 
     def scalar(i: Node, p: Node) -> Node:
         lane = e.at.and_(i, e.sub(lanes, 1))
@@ -329,8 +374,7 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
         with e.at.if_then(full):
             e.write(e.at.trunc(x, I16), end, e.sub(-1, p))
         x = e.at.select(full, e.at.lshr(x, ir.Constant(I32, 16)), x)
-        q, rest = _quotient(e, x, frequency, I32)
-        e.write(e.at.add(e.at.add(e.at.shl(q, bits), rest), start), states, lane)
+        e.write(_advanced(e, x, frequency, start), states, lane)
         return e.add(p, e.at.zext(full, I64))
 
     def backwards(first: Node, last: Node, p: Node) -> Node:
@@ -340,35 +384,43 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
 
     if wide:
         v = _Vectors(e)
-        byte_kind, word_kind = ir.VectorType(I8, WIDE), ir.VectorType(I16, WIDE)
-        wide_bits, wide_upper = v.constant(PRECISION), v.constant(32 - PRECISION)
-        compress, mask_kind = "llvm.x86.avx512.mask.compress.v16i32", ir.VectorType(_BIT, WIDE)
+        wide_upper, mask_kind = v.constant(32 - PRECISION), ir.VectorType(_BIT, WIDE)
+        near = _Window(e, v, window)
+
+        def give(x: Node, full: Node, p: Node) -> Node:
+            """Stores the low words of the lanes that are full, downwards."""
+            hits = v.count(full)
+            p = e.add(p, hits)
+            packed = v.call("llvm.x86.avx512.mask.compress.v16i32", v.kind, [x, v.constant(0), full])
+            some = e.at.bitcast(e.at.trunc(e.sub(e.at.shl(e.constant(1), hits), 1), I16), mask_kind)
+            name = "llvm.masked.store.v16i16.p0"
+            known = module.globals.get(name)
+            if known is None:
+                known = ir.Function(module, ir.FunctionType(ir.VoidType(), [v.words, PTR, I32, mask_kind]), name)
+            where = e.element(end, e.sub(0, p), I16)
+            e.at.call(known, [e.at.trunc(packed, v.words), where, ir.Constant(I32, 1), some])
+            return p
+
+        def gathered(bytes_: Node) -> list[Node]:
+            """Frequencies of both vectors, then first slots, from memory."""
+            found = [v.gathered(table, e.at.zext(half, v.kind), I32) for half in v.in_order(bytes_)]
+            return [e.at.lshr(f, v.constant(16)) for f in found] + [e.at.and_(f, v.constant(0xFFFF)) for f in found]
 
         def step(k: Node, values: list[Node], steps: Node) -> list[Node]:
             p, *xs = values
             first = e.mul(e.sub(e.sub(steps, 1), k), WIDE * len(xs))
             after = list(xs)
-            for i in reversed(range(len(xs))):
-                x = xs[i]
-                bytes_ = e.at.load(e.element(source, e.add(first, WIDE * i), I8), align=1, typ=byte_kind)
-                entry = v.gathered(table, e.at.zext(bytes_, v.kind), I32)
-                frequency, start = e.at.lshr(entry, v.constant(16)), e.at.and_(entry, v.constant(0xFFFF))
-                full = e.at.icmp_unsigned(">=", e.at.lshr(x, wide_upper), frequency)
-                hits = v.count(full)
-                p = e.add(p, hits)
-                packed = v._call(compress, v.kind, [x, v.constant(0), full])
-                some = e.at.trunc(e.sub(e.at.shl(e.constant(1), hits), 1), I16)
-                where = e.element(end, e.sub(0, p), I16)
-                name = "llvm.masked.store.v16i16.p0"
-                known = module.globals.get(name)
-                if known is None:
-                    known = ir.Function(module, ir.FunctionType(ir.VoidType(), [word_kind, PTR, I32, mask_kind]), name)
-                e.at.call(
-                    known, [e.at.trunc(packed, word_kind), where, ir.Constant(I32, 1), e.at.bitcast(some, mask_kind)]
-                )
-                x = e.at.select(full, e.at.lshr(x, v.constant(16)), x)
-                q, rest = _quotient(e, x, frequency, v.kind)
-                after[i] = e.at.add(e.at.add(e.at.shl(q, wide_bits), rest), start)
+            for i in reversed(range(0, len(xs), 2)):
+                octets = ir.VectorType(I8, 2 * WIDE)
+                loaded = e.at.load(e.element(source, e.add(first, WIDE * i), I8), align=1, typ=octets)
+                bytes_ = e.at.zext(loaded, v.halves)
+                found = near.result(bytes_, lambda b=bytes_: gathered(b))  # type: ignore[misc]
+                for j in (1, 0):
+                    x, frequency, start = xs[i + j], found[j], found[2 + j]
+                    full = e.at.icmp_unsigned(">=", e.at.lshr(x, wide_upper), frequency)
+                    p = give(x, full, p)
+                    x = e.at.select(full, e.at.lshr(x, v.constant(16)), x)
+                    after[i + j] = _advanced(e, x, frequency, start)
             return [p, *after]
 
         def vectorised(vectors: int) -> list[Node]:
@@ -380,7 +432,7 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
                 v.store(x, states, WIDE * i)
             return [p]
 
-        (p,) = _by_lanes(e, lanes, 1, vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))])
+        (p,) = _by_lanes(e, lanes, 2, vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))])
     else:
         p = backwards(e.constant(0), count, e.constant(0))
     e.write(p, wrote, 0)

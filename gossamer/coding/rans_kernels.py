@@ -44,7 +44,7 @@ class RansKernels:
     def __init__(self, object_code: bytes, processor: Processor) -> None:
         self._engine = engine = Engine(object_code, processor)  # its functions live no longer than it does
         self.decode = engine.function("decode", 9)
-        self.encode = engine.function("encode", 7)
+        self.encode = engine.function("encode", 8)
         sizes = rans_model.HEAPS if processor.lanes == rans_code.WIDE else ()
         self.decode_few = {size: engine.function(f"decode_{size}", 10) for size in sizes}
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}
@@ -55,16 +55,11 @@ class RansKernels:
 
 def kernels() -> RansKernels | None:
     """Coders for this processor: from memory, else from disk, else compiled now, in a fifth of a second."""
-    return _kernels(_surroundings())
-
-
-def _surroundings() -> tuple[str | None, ...]:
-    # What the level and the directory depend on: asked at every call, so it should be quick.
-    return tuple(map(os.environ.get, ("GOSSAMER_ISA", "GOSSAMER_CACHE", "XDG_CACHE_HOME", "HOME")))
+    return _kernels(os.environ.get("GOSSAMER_ISA"))  # asked at every call, so it should be quick
 
 
 @cache
-def _kernels(_: tuple[str | None, ...]) -> RansKernels | None:
+def _kernels(_: str | None) -> RansKernels | None:
     level = wanted_level()
     if unavailable() is not None:
         return None
@@ -83,11 +78,11 @@ class ChecksumKernel:
 
 def checksum_kernel() -> ChecksumKernel | None:
     """Checksums for this processor, None where it has no carry-less products."""
-    return _checksum_kernel(_surroundings())
+    return _checksum_kernel(os.environ.get("GOSSAMER_ISA"))
 
 
 @cache
-def _checksum_kernel(_: tuple[str | None, ...]) -> ChecksumKernel | None:
+def _checksum_kernel(_: str | None) -> ChecksumKernel | None:
     level = wanted_level()
     if unavailable() is not None or not multiplies_without_carry(level):
         return None

@@ -140,6 +140,14 @@ class ByteModel:
             row[first : first + few] = values[:few]
         return Heap(size, table)
 
+    @cached_property
+    def window(self) -> npt.NDArray[np.uint16]:
+        """uint16 [65], see `rans_code`: frequencies and first slots of the 32 neighbours that are most frequent."""
+        sums = np.cumsum(np.concatenate([[0], self.table >> 16]))
+        first = int((sums[_HALVES:] - sums[:-_HALVES]).argmax())
+        entries = self.table[first : first + _HALVES]
+        return np.concatenate([entries >> 16, entries & 0xFFFF, [first]]).astype(np.uint16)
+
     def bits(self, counts: npt.NDArray[Any]) -> float:
         """Bits that so many of each byte take: `Σ n·(14 − log₂ f)`."""
         return float((counts * (PRECISION - np.log2(self.frequencies))).sum())

@@ -104,8 +104,11 @@ class FrequencyTable:
             return int_list_bits(np.diff(self.offsets) - 1)
         return int_list_bits(spread) - int_list_bits(self.roots)
 
-    def write(self, writer: BitWriter) -> None:
-        """Appends the table."""
+    def write(self, writer: BitWriter, *, quick: bool = False) -> None:
+        """Appends the table; quickly, with the likely choices, or in the fewest bits."""
+        if quick:
+            self._write_quickly(writer)
+            return
         spread = self._spread()
         writer.uint(0 if spread is not None else 1, 1)
         if spread is not None:
@@ -115,6 +118,20 @@ class FrequencyTable:
             writer.golomb(len(self.offsets) - 2, 3)
             writer.int_list(np.diff(self.offsets) - 1)
             writer.int_list(self.roots)
+
+    def _write_quickly(self, writer: BitWriter) -> None:
+        span = int(self.offsets[-1]) + 1
+        listed = span > min(MAX_ALPHABET, 2 * len(self.offsets))
+        writer.uint(int(listed), 1)
+        if listed:
+            writer.golomb(len(self.offsets) - 2, 3)
+            writer.likely_list((np.diff(self.offsets) - 1).tolist())
+            writer.likely_list(self.roots.tolist())
+        else:
+            spread = np.zeros(span, dtype=np.int64)
+            spread[self.offsets] = self.roots
+            writer.golomb(span - 2, 3)
+            writer.likely_list(spread.tolist())
 
     @staticmethod
     def read(reader: BitReader, what: str) -> FrequencyTable:

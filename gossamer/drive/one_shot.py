@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar
 
 from torch import Tensor
 
+from gossamer.drive.file_frame import frame_of
 from gossamer.drive.source import Source
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import skeleton_of
@@ -122,6 +123,8 @@ def plan_method(
 
         return {key: found for some in each(of_tensor, tuple(by_name)) for key, found in some.items()}
 
+    if plan is None and method.budgets_file:
+        method = method.framed(frame_of(method, source, sites, same))
     result = settled(method, sites, observe) if plan is None else plan
     if not result.steps:
         why = next((f": {k}: {r}" for k, r in {**result.skipped, **skipped}.items()), "")

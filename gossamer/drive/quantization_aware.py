@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from math import prod
 from typing import final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.drive.one_shot import Planned, apply_plan, plan_method
+from gossamer.drive.rate_control import RateLoss, blanked
 from gossamer.drive.recipe import Stage, State, example_for, plan_json, run_method
 from gossamer.drive.source import TreeSource
 from gossamer.drive.tune import Tune, batches_of, train
@@ -17,7 +19,8 @@ from gossamer.encoding.node import Encoding, Role, Value
 from gossamer.encoding.values import Constant, Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, Method, Site
+from gossamer.methods.base import DENSE, FileFrame, Method, Site
+from gossamer.methods.quantize.rate_budget import wanted_bytes
 from gossamer.methods.straight import straight_through
 from gossamer.network.attach import Attached, attach, attached
 from gossamer.network.rebuild import small_tree
@@ -41,6 +44,10 @@ class QuantizationAware(Stage):
         tune: the training run.
         refresh: steps between fits, ≥ 1. Fits cost about a tenth of a step for rounding and ternary weights, several
             steps for k-means.
+        rate: λ, price of the mean weight's bits in units of the loss, for methods that say bits (`LearnedRate`); or
+        target: size of the whole file, "100x" or bytes, from which λ follows during training. The file is that large
+            up to a few per cent, as the coder finds more or less than −log2 of the symbols' shares.
+        ramp: share of the run in which λ rises to ``rate``, or the bits fall to the target, 0 to 1.
 
     Source: Jacob et al. 2018, arXiv 1712.05877, section 3; Bengio et al. 2013, arXiv 1308.3432, section 4.
     """
@@ -48,6 +55,9 @@ class QuantizationAware(Stage):
     methods: tuple[Method, ...]
     tune: Tune = field(default_factory=Tune)
     refresh: int = 1
+    rate: float | None = None
+    target: str | int | None = None
+    ramp: float = 0.6
 
     def __post_init__(self) -> None:
         given: object = self.methods
@@ -62,6 +72,22 @@ class QuantizationAware(Stage):
             raise PlanError(
                 f"QuantizationAware: found {found}, expected at least one method and a refresh of 1 or more"
             )
+
+        self._check_rate()
+
+    def _check_rate(self) -> None:
+        if self.rate is None and self.target is None:
+            return
+        if self.rate is not None and (self.target is not None or not 0 < self.rate < float("inf")):
+            found = f"rate {self.rate}, target {self.target}"
+            raise PlanError(f"QuantizationAware: found {found}, expected one of them, rate a number above 0")
+        if self.target is not None:
+            wanted_bytes("QuantizationAware", self.target, FileFrame(1, 0, 0, 0))
+        if not 0 <= self.ramp <= 1:
+            raise PlanError(f"QuantizationAware: ramp: found {self.ramp}, expected 0 to 1")
+        if not any(type(m).symbol_bits is not Method.symbol_bits for m in self.methods):
+            names = ", ".join(type(m).__name__ for m in self.methods)
+            raise PlanError(f"QuantizationAware: found a price of bits beside {names}, expected one like LearnedRate")
 
     @property
     def needs_data(self) -> bool:
@@ -81,10 +107,15 @@ class QuantizationAware(Stage):
         data = batches_of(state.data, "quantization-aware training")
         latents = Latents(self.methods, state)
 
+        priced = self.rate is not None or self.target is not None
+        rate = latents.rate_loss(self.rate, self.target, self.ramp) if priced else None
+
         def before_step(step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
-            del steps, optimizer
+            del optimizer
             if step:
                 latents.moved(refresh=step % self.refresh == 0)
+            if rate is not None:
+                rate.begin_step(step, steps)
 
         train(
             latents.network,
@@ -95,6 +126,7 @@ class QuantizationAware(Stage):
             progress=state.progress,
             title="quantization-aware training",
             before_step=before_step,
+            penalty=rate,
         )
         latents.settle(refresh=self.tune.epochs * len(data) % self.refresh == 0)
         state.take(latents.network)
@@ -160,7 +192,9 @@ class _Quantizer(nn.Module):
         """Quantize one more site."""
         if slot.method.learns:
             # In training steps are float32 whatever they are at rest: they change by less than half precision holds.
-            wide = slot.grid.map_leaves(lambda f: f.tensor.float() if f.role is Role.TRAINABLE else f.tensor)
+            wide = slot.method.opened(slot.grid).map_leaves(
+                lambda f: f.tensor.float() if f.role is Role.TRAINABLE else f.tensor
+            )
             slot.learned = Attached(wide, torch.float32, {})
             self.learned.append(slot.learned)
         self.slots[slot.site.path] = slot
@@ -202,6 +236,7 @@ class Latents:
                 through.add(_Slot(planned.method, site, made[site.spec.name].at(site.path)))
             trees |= made  # so that the next method finds only what is left
             self.planned.append(planned)
+        self._made = trees
         self.network = attach(copy.deepcopy(state.model), state.specs, state.trees, self._through)
 
     def moved(self, *, refresh: bool) -> None:
@@ -235,6 +270,30 @@ class Latents:
                     alias.through = None
                     alias.replace(quantized)
 
+    def rate_loss(self, price: float | None, target: str | int | None, ramp: float) -> RateLoss:
+        """The bits of all methods that say them, as a term of the loss, see `RateLoss`."""
+        saying = [p for p in self.planned if type(p.method).symbol_bits is not Method.symbol_bits]
+        sites = [(p.method, s) for p in saying for s in p.sites.values()]
+        names = {s.spec.name for _, s in sites}
+        blanks = blanked(self._made, sites)
+        weights = sum(prod(s.shape) for _, s in sites)
+
+        def quantized() -> dict[str, Encoding]:
+            return {n: self._through[n].quantized(h.tree) for n, h in self._holders().items() if n in names}
+
+        return RateLoss(
+            self.bits, quantized, weights, price=price, target=target, ramp=ramp, blanks=blanks, specs=self._specs
+        )
+
+    def bits(self) -> Tensor:
+        """Of the symbols that the weights stand for now, differentiable."""
+        total = torch.zeros(())
+        for name, holder in self._holders().items():
+            for path, slot in self._through[name].slots.items():
+                found = slot.method.symbol_bits(slot.site, holder.tree.at(path), slot.current())
+                total = total if found is None else total + found
+        return total
+
     def _holders(self) -> dict[str, Attached]:
         found = attached(self.network)
         return {name: found[name] for name in self._through}
@@ -262,5 +321,5 @@ class Latents:
             trees[name] = holder.tree
             for path, slot in self._through[name].slots.items():
                 if slot.method is not planned.method:
-                    trees[name] = trees[name].put(path, slot.current())
+                    trees[name] = trees[name].put(path, slot.grid)
         return trees

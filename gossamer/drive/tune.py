@@ -178,6 +178,7 @@ def train(
     title: str = "fine-tuning",
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None = None,
     after_backward: Callable[[], None] | None = None,
+    penalty: Callable[[], Tensor] | None = None,
 ) -> None:
     """Train ``model`` in place; it is left in eval mode.
 
@@ -191,6 +192,7 @@ def train(
         title: what to say.
         before_step: called with (step, steps, optimiser) before every step; may change the network's topology.
         after_backward: called when a step's gradients are there, before they are clipped and used.
+        penalty: another term of the loss, computed at every step; not of the loss on ``tune.held_out``.
 
     Raises:
         DataError: a batch that is not (inputs, targets), or a loss that is not finite.
@@ -208,7 +210,19 @@ def train(
             if projections:
                 optimizer.add_param_group({"params": projections})
         _epochs(
-            model, data, held_out, tune, teacher, heard, loss, optimizer, progress, title, before_step, after_backward
+            model,
+            data,
+            held_out,
+            tune,
+            teacher,
+            heard,
+            loss,
+            optimizer,
+            progress,
+            title,
+            before_step,
+            after_backward,
+            penalty,
         )
     model.eval()
 
@@ -226,6 +240,7 @@ def _epochs(
     title: str,
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None,
     after_backward: Callable[[], None] | None,
+    penalty: Callable[[], Tensor] | None,
 ) -> None:
     steps, step = tune.epochs * len(data), 0
     best, best_state, worse = math.inf, None, 0
@@ -236,6 +251,8 @@ def _epochs(
             for group in optimizer.param_groups:
                 group["lr"] = tune.rate(step, steps)
             value = _loss(model, batch, tune, teacher, heard, loss)
+            if penalty is not None:
+                value = value + penalty()
             if not math.isfinite(float(value.detach())):
                 raise DataError(f"{title}: found loss {float(value.detach())} at step {step}, expected a finite one")
             optimizer.zero_grad(set_to_none=True)

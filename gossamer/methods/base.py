@@ -37,6 +37,7 @@ __all__ = [
     "Ask",
     "Entry",
     "Evidence",
+    "FileFrame",
     "Found",
     "Method",
     "Plan",
@@ -115,6 +116,32 @@ class Ask:
     """A request to observe every site once more, knowing this."""
 
     state: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class FileFrame:
+    """What a file takes beside the leaves that a method makes: for budgets that mean the whole file.
+
+    Args:
+        dense_bytes: of all tensors as they came.
+        fixed_bytes: of tensors that the method does not touch, as coded, and of trees and headers.
+        apart_from: bytes of a site from which on its data lie in an array of their own.
+        apart_bytes: that such an array costs.
+    """
+
+    dense_bytes: int
+    fixed_bytes: int
+    apart_from: int
+    apart_bytes: int
+
+    def total(self, sizes: Sequence[float]) -> float:
+        """Bytes of the file whose sites take so many each.
+
+        Example:
+            >>> FileFrame(9000, 100, 4096, 90).total([50, 5000])
+            5240
+        """
+        return self.fixed_bytes + sum(s + self.apart_bytes * (s >= self.apart_from) for s in sizes)
 
 
 @dataclass(frozen=True)
@@ -249,6 +276,21 @@ class Method(ABC):
         return ""
 
     @property
+    def budgets_file(self) -> bool:
+        """Whether `plan` must know what else is in the file; drivers then call `framed` before it."""
+        return False
+
+    def framed(self, frame: FileFrame) -> Method:
+        """The method with what else is in the file."""
+        del frame
+        return self
+
+    def blank(self, site: Site, weight: Encoding) -> Encoding:
+        """An encoding of the kind that `apply` will make, with nothing in it: what its place in a file costs."""
+        del site
+        return weight
+
+    @property
     def observes(self) -> bool:
         """Whether `plan` needs summaries at all."""
         return False
@@ -324,6 +366,21 @@ class Method(ABC):
         Source: Bengio et al. 2013, arXiv 1308.3432, section 4.
         """
         return straight_through(weight, self.assign(site, weight, grid) or grid)
+
+    def opened(self, grid: Encoding) -> Encoding:
+        """What a method that ``learns`` made, its leaves as they train: `surrogate` and `assign` are given that."""
+        return grid
+
+    def symbol_bits(self, site: Site, weight: Encoding, grid: Encoding) -> Tensor | None:
+        """What the symbols of ``weight`` would take at rest, differentiable; None: the method does not say.
+
+        Args:
+            site: as in `encode`.
+            weight: the values as they are now, with the leaves that train.
+            grid: as in `surrogate`.
+        """
+        del site, weight, grid
+        return None
 
     def at(self, progress: float) -> Method:
         """This method part of the way, for schedules.

@@ -9,7 +9,7 @@ as arrays of wider dtypes could not be aligned.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, final
 
@@ -24,7 +24,7 @@ from gossamer.store.layout import BLANK_SUM, INDEX, LARGE_FROM, POOLED_BELOW, SM
 from gossamer.store.pieces import Piece, code_tensor, shared_leaves
 from gossamer.store.safetensors_file import header_bytes
 
-__all__ = ["PieceWriter", "is_large", "write_container", "write_pieces"]
+__all__ = ["PieceWriter", "container_bytes", "is_large", "write_container", "write_pieces"]
 
 Arrays = dict[str, tuple[str, tuple[int, ...], int]]
 
@@ -79,6 +79,24 @@ def write_pieces(
     """
     refuse_names(specs)
     return write_atomically(Path(path), _compact(specs, pieces, notes))
+
+
+def container_bytes(specs: Sequence[TensorSpec], pieces: Iterable[Piece]) -> int:
+    """Size of the container of these pieces; nothing is written.
+
+    Args:
+        specs: the tensors, in order.
+        pieces: one for each, taken one at a time where the container is a large one.
+    """
+    if not is_large(specs):
+        return sum(len(part) for part in _compact(specs, list(pieces), None))
+    book, total = Book(), reserved_bytes(specs)
+    listed: list[tuple[str, int, list[Entry] | None, list[int]]] = []
+    for piece in pieces:
+        entry = _without_data(book.add(piece))
+        total += entry.nbytes
+        listed.append((entry.name, 0, [entry], entry.handles))
+    return total + len(book.packed(specs, listed, None))
 
 
 def refuse_names(specs: Sequence[TensorSpec]) -> None:

@@ -179,17 +179,18 @@ def test_floats_of_any_bytes_survive(itemsize: int, count: int, data: st.DataObj
     assert same(decode_floats(through(encode_floats(raw, itemsize)), len(raw), itemsize), raw)
 
 
+@pytest.mark.parametrize(("count", "coder"), [(1500, Coder.FLOAT_PLANES), (40_000, Coder.FLOAT_BLOCKS)])
 @pytest.mark.parametrize("dtype", ["<f2", "<f4", "<f8"])
-def test_special_floats_survive_bit_for_bit(dtype: str) -> None:
+def test_special_floats_survive_bit_for_bit(dtype: str, count: int, coder: Coder) -> None:
     rng = np.random.default_rng(4)
-    x = rng.normal(size=4000).astype(dtype)
+    x = rng.normal(size=count).astype(dtype)
     info = np.finfo(dtype)
     x[:8] = [np.nan, -np.nan, np.inf, -np.inf, -0.0, 0.0, info.smallest_subnormal, -info.smallest_subnormal]
     raw = x.view(np.uint8).copy()
     raw.reshape(-1, x.itemsize)[8:10, :] = 0xFF  # NaN with a full payload
     raw.reshape(-1, x.itemsize)[10, -2:] = [0xF8, 0x7F]
     coded = encode_floats(raw, x.itemsize)
-    assert coded.coder is Coder.FLOAT_PLANES
+    assert coded.coder is coder
     assert same(decode_floats(through(coded), len(raw), x.itemsize), raw)
 
 

@@ -29,10 +29,12 @@ from gossamer.methods.prune import Magnitude
 from gossamer.methods.quantize import (
     Cast,
     FoldBatchNorm,
+    LearnedRate,
     LearnedStep,
     MixedBits,
     NormalFloat,
     PowerOfTwo,
+    RateDistortion,
     RoundToNearest,
     Ternary,
 )
@@ -50,6 +52,9 @@ QUANTIZERS: Mapping[str, Method] = {
     "normal": NormalFloat(bits=3, group=4),
     "lsq": LearnedStep(bits=2),
     "lsq-half": LearnedStep(bits=3, scale_dtype="float16", group=4),
+    "learned-rate": LearnedRate(levels=3),
+    "learned-rate-levels": LearnedRate(levels=5, zeros="level", group=4, scale_dtype="float32"),
+    "rate-distortion": RateDistortion(rate=1e-4),
     "mixed": MixedBits(average_bits=3.0),
     "float8": Cast(dtype="float8_e4m3fn"),
     "kmeans": KMeans(bits=2),

@@ -26,6 +26,7 @@ from gossamer.encoding import Kind
 from gossamer.errors import CompositionError, DataError, FormatError, GossamerError, PlanError
 from gossamer.methods.factorize import SVD
 from gossamer.methods.prune import Magnitude
+from gossamer.methods.quantize import RateDistortion
 from gossamer.methods.share import KMeans
 from gossamer.methods.shrink import Channels
 from gossamer.store import read_container
@@ -86,9 +87,10 @@ def test_a_large_checkpoint_gives_the_bytes_of_the_run_in_memory(large: tuple[nn
         RECIPE,
         (KMeans(bits=3, network_wide=True),),
         (Channels(sparsity=0.5), Magnitude(sparsity=0.5, scope="lamp")),
+        (RateDistortion(target=2600),),
         (SVD(rank=4), Magnitude(sparsity=0.5, scope="global"), KMeans(bits=2)),
     ],
-    ids=["prune-share", "one-codebook", "channels-prune", "factors-prune-share"],
+    ids=["prune-share", "one-codebook", "channels-prune", "one-price", "factors-prune-share"],
 )
 def test_a_small_checkpoint_gives_the_bytes_of_the_run_in_memory(recipe: Recipe, tmp_path: Path) -> None:
     torch.manual_seed(0)

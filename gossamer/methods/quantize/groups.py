@@ -13,13 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gossamer.encoding.node import Encoding, Value
+from gossamer.encoding.patterns import Mask
 from gossamer.encoding.skeleton import Skeleton
-from gossamer.encoding.values import Grouping, whole
+from gossamer.encoding.values import Affine, Dense, Grouping, whole
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
 from gossamer.methods.base import DENSE, MASKED, Method, Rule, Site, live_values
 
-__all__ = ["Group", "Groups", "PerGroup", "ScaleType", "check_bits", "stored_scale"]
+__all__ = ["Group", "Groups", "PerGroup", "ScaleType", "blank_grid", "check_bits", "stored_scale"]
 
 Group = Literal["tensor", "channel"] | int
 ScaleType = Literal["float32", "bfloat16", "float16"]
@@ -191,6 +192,21 @@ class PerGroup(Method):
         if isinstance(weight, Masked):
             return Masked(weight.where, self.place(values, groups, grid, tuple(values.shape)))
         return self.place(values, groups, grid, site.shape)
+
+
+def blank_grid(site: Site, weight: Encoding, group: Group, dtype: ScaleType, *, sparse: bool) -> Encoding:
+    """A grid on which every weight is the same symbol, under a mask if ``sparse`` or if the weight has one."""
+    sparse = sparse or isinstance(weight, Masked)
+    q = torch.zeros(0 if sparse else site.shape, dtype=torch.uint8)
+    grouping = grouping_of(group, site.shape)
+    scale = Dense(torch.zeros(grouping.count(prod(site.shape)), dtype=getattr(torch, dtype)))
+    value = Affine(grouping.columns, grouping.size, q, scale, 8, 4)
+    return Masked(no_mask(site.shape), value) if sparse else value
+
+
+def no_mask(shape: tuple[int, ...]) -> Mask:
+    """A mask of which nothing lives."""
+    return Mask(torch.zeros((prod(shape) + 7) // 8, dtype=torch.uint8), shape)
 
 
 def check_bits(method: Method, bits: int, least: int, most: int) -> None:
