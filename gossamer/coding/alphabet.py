@@ -43,11 +43,12 @@ class Alphabet:
 
     @staticmethod
     def of(x: Array) -> tuple[Alphabet, U8] | None:
-        """The alphabet of integers or bool, not empty, and their numbers, flat; None for more than 256 or a span of 2^16."""
+        """The alphabet of integers or bool, not empty, and their numbers, flat; None beyond 256 or a span of 2^16."""
         low = int(x.min())
         if int(x.max()) - low >= _SPAN:
             return None
-        flat = x.reshape(-1).view(np.uint8) if x.dtype == np.bool_ else x.reshape(-1)
+        flat = x.reshape(-1).astype(x.dtype.newbyteorder("="), copy=False)
+        flat = flat.view(np.uint8) if flat.dtype == np.bool_ else flat
         # a difference modulo 2^bits is the true one, which is not negative and has no more bits
         offsets = (flat - flat.dtype.type(low)).view(f"u{flat.dtype.itemsize}")
         present = np.bincount(offsets) > 0

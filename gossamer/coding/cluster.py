@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["MAX_CLASSES", "MAX_TABLES", "MOST_BINS", "Clustering", "bins_of", "cluster", "span_count", "table_bits"]
+__all__ = ["MAX_CLASSES", "MAX_TABLES", "MOST_BINS", "Clustering", "bins_of", "cluster", "span_count"]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -23,6 +23,7 @@ _ROUNDS: Final = 4
 _MOVES: Final = 8
 _PRIOR: Final = 0.5
 _PIECE: Final = 1 << 18  # symbols counted at a time
+_LARGE: Final = 1 << 18
 _UNITS: Final = 1 << 14  # units that first classes are found from, where there are more
 _CLASS_BITS: Final = 5.0  # what naming one more class costs in the tables
 
@@ -34,7 +35,7 @@ def span_count(columns: int, size: int) -> int:
 
 @dataclass(frozen=True)
 class Clustering:
-    """Which table each place of a grid [rows, columns] is coded under: `tables[spans[row, column // size], columns[column]]`.
+    """The table of each place of a grid: `tables[spans[row, column // size], columns[column]]`.
 
     Args:
         size: columns of one span.
@@ -51,17 +52,16 @@ class Clustering:
     bits: float
 
 
-def entropy_bits(counts: F64) -> F64:
-    """`Σ c·log₂(n/c)` along the last axis."""
-    total = counts.sum(axis=-1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        bits: F64 = np.where(counts > 0, counts * np.log2(total / counts), 0.0).sum(axis=-1)
-    return bits
+def _coded_bits(counts: F64) -> F64:
+    """About what symbols take that occur so often, with their table: `Σ c·log₂(n/c) + Σ (½·log₂ c + 1.2)`.
 
-
-def table_bits(counts: F64) -> F64:
-    """About what a table for so many occurrences costs: `Σ ½·log₂(c + 1) + 1` over the symbols that occur."""
-    return np.asarray(np.where(counts > 0, 0.5 * np.log2(counts + 1.0) + 1.0, 0.3).sum(axis=-1) + 8.0)
+    Args:
+        counts: [..., k] integers; a symbol that does not occur costs the table 0.3 bits.
+    """
+    total = counts.sum(axis=-1)
+    logs = np.log2(np.maximum(counts, 1.0))
+    bits = total * np.log2(np.maximum(total, 1.0)) - ((counts - 0.5) * logs).sum(axis=-1)
+    return np.asarray(bits + 0.9 * np.count_nonzero(counts, axis=-1) + (0.3 * counts.shape[-1] + 8.0))
 
 
 def _tight(classes: I64) -> I64:
@@ -71,7 +71,10 @@ def _tight(classes: I64) -> I64:
 
 def _naming(classes: I64) -> float:
     counts = np.bincount(classes.ravel()).astype(np.float64)
-    return float(entropy_bits(counts)) + (_CLASS_BITS * len(counts) if len(counts) > 1 else 0.0)
+    if len(counts) < 2:
+        return 0.0
+    seen = counts[counts > 0]
+    return float((seen * np.log2(seen.sum() / seen)).sum()) + _CLASS_BITS * len(counts)
 
 
 def _log_costs(counts: F64) -> F64:
@@ -104,7 +107,7 @@ def _moved(profiles: F64, costs: F64, members: I64) -> I64:
     return np.asarray(total.argmin(axis=1), dtype=np.int64)
 
 
-def _merged(cells: F64, most: int, extra: F64 | None = None) -> I64:
+def _merged(cells: F64, most: int, extra: I64 | None = None) -> I64:
     """Groups of cells [m, k] that share a table, merged while that saves bits or more than `most` are left.
 
     Args:
@@ -116,38 +119,35 @@ def _merged(cells: F64, most: int, extra: F64 | None = None) -> I64:
         [m] int64, the group of each cell, without gaps.
     """
     sums, group = cells.copy(), np.arange(len(cells))
-    sizes = None if extra is None else extra.astype(np.float64)
-    alone = entropy_bits(sums) + table_bits(sums)
-    alive = np.ones(len(cells), dtype=bool)
+    sizes = np.zeros(len(cells)) if extra is None else extra.astype(np.float64)
+    alone, alive = _coded_bits(sums), np.ones(len(cells), dtype=bool)
 
-    def gains(i: int) -> F64:
-        joint = sums + sums[i]
-        gain = alone + alone[i] - entropy_bits(joint) - table_bits(joint)
-        if sizes is not None:
-            both = sizes + sizes[i]
-            with np.errstate(divide="ignore", invalid="ignore"):
-                apart = np.where(sizes > 0, sizes * np.log2(both / np.maximum(sizes, 1e-9)), 0.0)
-                apart += np.where(sizes[i] > 0, sizes[i] * np.log2(both / max(sizes[i], 1e-9)), 0.0)
-            gain += apart + _CLASS_BITS
-        gain[~alive] = -np.inf
-        gain[i] = -np.inf
+    def gains(i: int, others: I64) -> F64:
+        """Bits saved by joining cell i with others."""
+        gain = alone[others] + alone[i] - _coded_bits(sums[others] + sums[i])
+        if extra is not None:  # classes have names: the more members, the shorter
+            mine, theirs = sizes[i], sizes[others]
+            gain += mine * np.log2(1.0 + theirs / mine) + theirs * np.log2(1.0 + mine / theirs) + _CLASS_BITS
         return np.asarray(gain)
 
-    table = np.stack([gains(i) for i in range(len(cells))]) if len(cells) else np.zeros((0, 0))
-    while int(alive.sum()) > 1:
+    table = np.full((len(cells), len(cells)), -np.inf)
+    for i in range(len(cells) - 1):
+        table[i, i + 1 :] = gains(i, np.arange(i + 1, len(cells)))
+    left = len(cells)
+    while left > 1:
         i, j = divmod(int(table.argmax()), len(cells))
-        if table[i, j] <= 0 and int(alive.sum()) <= most:
+        if table[i, j] <= 0 and left <= most:
             break
         sums[i] += sums[j]
-        if sizes is not None:
-            sizes[i] += sizes[j]
+        sizes[i] += sizes[j]
         group[group == j] = i
-        alive[j] = False
-        alone[i] = float(entropy_bits(sums[i]) + table_bits(sums[i]))
+        alive[j], left = False, left - 1
+        alone[i] = float(_coded_bits(sums[i]))
         table[j, :] = table[:, j] = -np.inf
-        row = gains(i)
-        table[i, :] = row
-        table[:, i] = row
+        others = np.flatnonzero(alive)
+        others = others[others != i]
+        row = gains(i, others)
+        table[np.minimum(i, others), np.maximum(i, others)] = row
     return _tight(group)
 
 
@@ -242,7 +242,7 @@ def _tables(cells: F64) -> tuple[I64, F64, float]:
     """Cells [m, k] that share tables: the table of each, the tables' sums, and their bits and those of the symbols."""
     group = _merged(cells, MAX_TABLES)
     shared = _summed(cells, group, int(group.max()) + 1)
-    return group, shared, float((entropy_bits(shared) + table_bits(shared)).sum()) + 2.0 * len(cells)
+    return group, shared, float(_coded_bits(shared).sum()) + 2.0 * len(cells)
 
 
 def _improved(grid: _Grid, spans: I64, columns: I64) -> tuple[I64, I64, float]:
@@ -264,10 +264,8 @@ def _improved(grid: _Grid, spans: I64, columns: I64) -> tuple[I64, I64, float]:
             spans = grid.moved_spans(costs, columns, np.bincount(spans.ravel(), minlength=high))
             high = int(spans.max()) + 1
             profiles = grid.by_column(spans)
-            cells = _summed(profiles, columns, wide).reshape(wide, high, grid.bins).swapaxes(0, 1)
-            group, shared, _ = _tables(cells.reshape(high * wide, grid.bins))
         if wide > 1:
-            costs = _log_costs(shared)[group].reshape(high, wide, grid.bins).swapaxes(0, 1)
+            costs = _log_costs(_summed(profiles, columns, wide).reshape(wide, high, grid.bins))
             members = np.bincount(columns, minlength=wide)
             columns = _tight(_moved(profiles, costs.reshape(wide, high * grid.bins), members))
     assert best is not None
@@ -285,14 +283,18 @@ def cluster(binned: Array, bins: int, sizes: Sequence[int]) -> Clustering:
     one_column = np.zeros(binned.shape[1], dtype=np.int64)
     columns = one_column
     if len(one_column) > 1 and len(binned) > 1:
-        columns = _first_classes(_Grid(binned, bins, binned.shape[1]).by_column(np.zeros((len(binned), 1), dtype=np.int64)))
+        columns = _first_classes(
+            _Grid(binned, bins, binned.shape[1]).by_column(np.zeros((len(binned), 1), dtype=np.int64))
+        )
     best: tuple[int, I64, I64, float] | None = None
     for size in sizes:
         grid = _Grid(binned, bins, size)
         one_span = np.zeros(grid.shape, dtype=np.int64)
         # the spans of one column would be the grid itself
         spans = grid.first_spans() if size > 1 else one_span
-        for some_spans, some_columns in ((True, False), (False, True), (True, True)):
+        # where there is much to tell classes from, those that say nothing have been joined already
+        ways = ((True, True),) if binned.size >= _LARGE else ((True, True), (True, False), (False, True))
+        for some_spans, some_columns in ways:
             found = _improved(grid, spans if some_spans else one_span, columns if some_columns else one_column)
             if best is None or found[2] < best[3]:
                 best = (size, *found)

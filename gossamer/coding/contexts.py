@@ -66,16 +66,17 @@ class _Places:
         first, last = start // width, -(-stop // width)
         padded = np.zeros(each * self.size, dtype=np.uint8)
         padded[:width] = self.columns
-        # [span classes, spans of a row, columns of a span]: what each span looks like under each class
-        looks = self.tables[:, padded].reshape(len(self.tables), each, self.size)
-        rows = looks[self.spans[first:last], np.arange(each)].reshape(last - first, each * self.size)[:, :width]
+        # [span classes · spans of a row, columns of a span]: what each span looks like under each class
+        looks = self.tables[:, padded].reshape(len(self.tables) * each, self.size)
+        places = self.spans[first:last].astype(np.intp) * each + np.arange(each)
+        rows = looks.take(places.reshape(-1), axis=0).reshape(last - first, each * self.size)[:, :width]
         return np.ascontiguousarray(rows).reshape(-1)[start - first * width : stop - first * width]
 
 
 def encode_numbers(
     writer: BitWriter, numbers: U8, count: int, spans: Sequence[int], workers: int
 ) -> tuple[bytes, bytes] | None:
-    """Table and payload of a grid of numbers, None where it is too small or too wide.
+    """Table and payload of a grid of numbers, None where rows are too wide.
 
     Args:
         writer: what the table begins with.
@@ -88,7 +89,7 @@ def encode_numbers(
     cross-associations", KDD 2004, of more than two symbols, from classes by spread and mean instead of random ones.
     """
     width = numbers.shape[1]
-    if numbers.size < WORTH_CONTEXTS or count < 2 or width > _WIDEST:
+    if not numbers.size or count < 2 or width > _WIDEST:
         return None
     flat = numbers.reshape(-1)
     counts = np.bincount(flat, minlength=count)

@@ -157,8 +157,9 @@ def encode_mask(bits: Bits, *, workers: int = 1) -> Coded:
     best = min(coded, key=lambda c: c.nbytes)
     if flat.size >= WORTH_CONTEXTS and best.coder not in (Coder.MASK_BITMAP, Coder.MASK_GAPS):
         made = encode_numbers(BitWriter(), grid.view(np.uint8), 2, (), workers)
-        # tables in blocks are decoded several times as fast
-        if made is not None and len(made[0]) + len(made[1]) <= 1.002 * best.nbytes:
+        # tables in blocks are decoded several times as fast, which is worth a little where there is much
+        most = best.nbytes * (1.002 if flat.size >= _LARGE else 1.0)
+        if made is not None and len(made[0]) + len(made[1]) < most:
             return Coded(Coder.MASK_TABLES, *made)
     return best
 

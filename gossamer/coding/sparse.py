@@ -30,7 +30,7 @@ def encode_sparse_symbols(mask: Bits, symbols: Array, *, workers: int = 1) -> Co
 
     By the chain rule a static model takes `n·H(mask) + live·H(symbols)` bits, as coding the two apart with one
     probability for the mask; one table and one stream are cheaper for small leaves. Larger ones have tables by classes
-    of rows and columns, as in `encode_grid`, where that takes fewer bytes: densities and symbols differ by the same rows.
+    of rows and columns, as in `encode_grid`, where that takes fewer bytes: densities and symbols differ by row alike.
 
     Args:
         mask: any shape, bool, True = kept.

@@ -1,4 +1,4 @@
-"""Blocks of small numbers by interleaved ANS, each number under one of several static tables that is known before it."""
+"""Blocks of small numbers by interleaved ANS, each number under one of several static tables known before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import numpy.typing as npt
 
 from gossamer.coding.rans import open_block
 from gossamer.coding.rans_model import LEAST, PRECISION, byte_frequencies
-from gossamer.errors import FormatError
 
 if TYPE_CHECKING:
     from gossamer.coding.rans_kernels import RansKernels
@@ -30,8 +29,8 @@ class TabledModel:
     """Several static tables over the numbers below k.
 
     Args:
-        weights: [T, k] int64, 1 ≤ k ≤ 256, from 0 to 2^48: frequencies are these, scaled so that each table's sum to 2^14;
-            0: a number that does not occur under the table. No table is all zeros.
+        weights: [T, k] int64, 1 ≤ k ≤ 256, from 0 to 2^48: frequencies are these, scaled so that each table's sum to
+            2^14; 0: a number that does not occur under the table. No table is all zeros.
 
     Example:
         >>> model = TabledModel(np.array([[1, 1], [0, 5]]))

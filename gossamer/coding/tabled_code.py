@@ -28,8 +28,8 @@ def add_tabled(module: ir.Module, lanes: int) -> None:
     before and after; slots uint8 [T · 2^14 + 3]; table uint32 [T, symbols]: f·2^16 + c. ``read`` int64 becomes the
     number of words read, or −1 where more would have been needed.
 
-    ``encode_tabled(numbers, which, count, end, states, lanes, table, symbols, wrote)``: words are written downwards from
-    ``end``, ``wrote`` int64 becomes their number, at most ``count``.
+    ``encode_tabled(numbers, which, count, end, states, lanes, table, symbols, wrote)``: words are written downwards
+    from ``end``, ``wrote`` int64 becomes their number, at most ``count``.
 
     Args:
         module: gets them.
@@ -40,9 +40,7 @@ def add_tabled(module: ir.Module, lanes: int) -> None:
 
 
 def _decode(module: ir.Module, *, wide: bool) -> None:
-    made = function(
-        module, "decode_tabled", [PTR, PTR, I64, PTR, PTR, PTR, I64, PTR, PTR, I64, PTR], exported=True
-    )
+    made = function(module, "decode_tabled", [PTR, PTR, I64, PTR, PTR, PTR, I64, PTR, PTR, I64, PTR], exported=True)
     out, which, count, words, end, states, lanes, slots, table, symbols, read = made.args
     e = Emitter(made, WIDE)
     available = _words(e, words, end)

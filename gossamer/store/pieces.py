@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.coding import encode_sparse_symbols
 from gossamer.encoding.levels import NormalLevels, PowerLevels
-from gossamer.encoding.node import Encoding, Leaf
+from gossamer.encoding.node import Encoding
 from gossamer.encoding.patterns import Mask
 from gossamer.encoding.serial import KINDS, Flat, flatten
 from gossamer.encoding.values import Affine, Codebook, Dense
