@@ -28,7 +28,7 @@ _INTEGERS: Final = {"I64": "<i8", "I32": "<i4", "I16": "<i2", "I8": "|i1", "U64"
 
 _ALL_TRIED: Final = 1 << 12  # bytes up to which every way is tried rather than estimated
 _SAMPLES: Final = 16
-_SAMPLE: Final = 1 << 14  # items
+_SAMPLE: Final = 1 << 12  # items
 _BLOCKS_FROM: Final = 1 << 15  # items
 _SPAN: Final = 1 << 16  # of whole integers that are coded as symbols
 _FAST: Final = 256  # symbols up to this span are coded at the speed of planes
@@ -163,7 +163,7 @@ def encode_piece(raw: U8, dtype: str, base: U8 | None = None) -> Piece:
     Returns:
         The piece. Exact for every bit pattern; never larger than ``raw``.
 
-    Cost: that of the coder, and with a reference of estimates on samples of 2^18 items.
+    Cost: that of the coder, and with a reference of estimates on samples of 2^16 items.
     """
     raw = np.ascontiguousarray(raw)
     dense_sum = checksum(raw.data)
