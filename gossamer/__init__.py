@@ -14,6 +14,7 @@ from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.packing import pack, unpack
 from gossamer.drive.quantization_aware import QuantizationAware
+from gossamer.drive.relative_entropy import RelativeEntropy
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
 from gossamer.errors import CompositionError, DataError, FormatError, PlanError
@@ -31,6 +32,7 @@ __all__ = [
     "PlanError",
     "QuantizationAware",
     "ReestimateNorms",
+    "RelativeEntropy",
     "Tune",
     "allocate",
     "code",
