@@ -44,7 +44,8 @@ def cheapest(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> 
         points: float64 [k], ascending.
         lengths: float64 [k], at least one finite.
 
-    Cost: one price: O(n · log k), thresholds from the lower envelope of k lines. A price for each: O(n · k).
+    Cost: one price: O(n · log k), thresholds from the lower envelope of k lines. A price for each: O(n · k), or where
+    bits are cheap beside the distance of points O(n · m), m the points near enough to a value to be worth it.
 
     Example:
         >>> points = torch.tensor([0.0, 1.0]).double()
@@ -59,17 +60,37 @@ def cheapest(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> 
         kept, edges = _envelope(points[known].tolist(), (price * lengths[known]).tolist())
         return known[torch.tensor(kept)[torch.bucketize(values, torch.tensor(edges, dtype=torch.float64))]]
     found = torch.empty(len(values), dtype=torch.int64)
+    near, bits = points[known], lengths[known]
     for start in range(0, len(values), _PIECE):
         part = slice(start, start + _PIECE)
-        here, dear = values[part], price[part]
-        least = torch.full_like(here, torch.inf)
-        best = torch.zeros(len(here), dtype=torch.int64)
-        for k in known.tolist():
-            cost = (here - points[k]).square_().add_(dear, alpha=float(lengths[k]))
+        found[part] = _cheapest_of(values[part], price[part], near, bits)
+    return known[found]
+
+
+def _cheapest_of(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> Tensor:
+    """The same for a price each and finite lengths."""
+    nearest = torch.bucketize(values, (points[1:] + points[:-1]) / 2)
+    within = values.clamp(float(points[0]), float(points[-1]))
+    off = (within - points[nearest]).abs()
+    # What is better than the nearest point lies at most so far from it: (d − off)² ≤ off² + what its bits cost more.
+    more = price * (lengths[nearest] - lengths.min())
+    farthest = float((off + (off.square() + more).sqrt()).max()) if len(values) else 0.0
+    gap = float(points.diff().min()) if len(points) > 1 else 0.0
+    reach = len(points) if gap <= 0 else min(len(points), int(farthest / gap * (1 + 1e-9)))
+    least = torch.full_like(values, torch.inf)
+    best = torch.zeros(len(values), dtype=torch.int64)
+    if 3 * (2 * reach + 1) >= len(points):  # picking points one by one takes three times as long
+        for k in range(len(points)):
+            cost = (values - points[k]).square_().add_(price, alpha=float(lengths[k]))
             better = cost < least
             least, best = torch.where(better, cost, least), best.masked_fill_(better, k)
-        found[part] = best
-    return found
+        return best
+    for step in range(-reach, reach + 1):
+        index = (nearest + step).clamp_(0, len(points) - 1)
+        cost = (values - points[index]).square_().addcmul_(price, lengths[index])
+        better = cost < least
+        least, best = torch.where(better, cost, least), torch.where(better, index, best)
+    return best
 
 
 def _envelope(points: list[float], fees: list[float]) -> tuple[list[int], list[float]]:
