@@ -23,7 +23,8 @@ _ROUNDS: Final = 4
 _MOVES: Final = 8
 _PRIOR: Final = 0.5
 _PIECE: Final = 1 << 18  # symbols counted at a time
-_LARGE: Final = 1 << 18
+_LARGE: Final = 1 << 17  # symbols that tell classes surely enough for one attempt
+_SAMPLE: Final = 1 << 18  # symbols whose rows tell what classes there are, where a grid has more
 _UNITS: Final = 1 << 14  # units that first classes are found from, where there are more
 _CLASS_BITS: Final = 5.0  # what naming one more class costs in the tables
 
@@ -222,7 +223,7 @@ class _Grid:
     def moved_spans(self, costs: F64, columns: I64, members: I64) -> I64:
         """The class of each span under which it takes the fewest bits; costs [span classes, column classes · bins]."""
         found = [_moved(self.by_span(part, columns), costs, members) for part in self.parts()]
-        return _tight(np.concatenate(found).reshape(self.shape))
+        return np.concatenate(found).reshape(self.shape)
 
     def first_spans(self) -> I64:
         """Classes of spans from their histograms alone."""
@@ -261,7 +262,7 @@ def _improved(grid: _Grid, spans: I64, columns: I64) -> tuple[I64, I64, float]:
             break
         if high > 1:
             costs = _log_costs(shared)[group].reshape(high, wide * grid.bins)
-            spans = grid.moved_spans(costs, columns, np.bincount(spans.ravel(), minlength=high))
+            spans = _tight(grid.moved_spans(costs, columns, np.bincount(spans.ravel(), minlength=high)))
             high = int(spans.max()) + 1
             profiles = grid.by_column(spans)
         if wide > 1:
@@ -280,6 +281,7 @@ def cluster(binned: Array, bins: int, sizes: Sequence[int]) -> Clustering:
         bins: of `bins_of`.
         sizes: columns of one span to try; the number of columns makes a span of each row.
     """
+    everything, binned = binned, binned[:: max(1, binned.size // _SAMPLE)]
     one_column = np.zeros(binned.shape[1], dtype=np.int64)
     columns = one_column
     if len(one_column) > 1 and len(binned) > 1:
@@ -300,8 +302,14 @@ def cluster(binned: Array, bins: int, sizes: Sequence[int]) -> Clustering:
                 best = (size, *found)
     assert best is not None
     size, spans, columns, bits = best
-    grid = _Grid(binned, bins, size)
     high, wide = int(spans.max()) + 1, int(columns.max()) + 1
-    cells = _summed(grid.by_column(spans), columns, wide).reshape(wide, high, bins).swapaxes(0, 1)
-    tables = _tables(cells.reshape(high * wide, bins))[0].reshape(high, wide)
+    cells = _summed(_Grid(binned, bins, size).by_column(spans), columns, wide).reshape(wide, high, bins).swapaxes(0, 1)
+    group, shared, _ = _tables(cells.reshape(high * wide, bins))
+    tables = group.reshape(high, wide)
+    if len(binned) < len(everything):  # the spans of other rows, by the classes that some rows have shown
+        costs = _log_costs(shared)[group].reshape(high, wide * bins)
+        spans = _Grid(everything, bins, size).moved_spans(costs, columns, np.bincount(spans.ravel()))
+        used, spans = np.unique(spans, return_inverse=True)
+        spans, tables = spans.reshape(len(everything), -1), _tight(tables[used])
+        bits *= len(everything) / len(binned)
     return Clustering(size, spans.astype(np.uint8), columns.astype(np.uint8), tables.astype(np.uint8), bits)

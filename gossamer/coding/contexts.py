@@ -220,7 +220,13 @@ class _Tables:
 
 
 def decode_numbers(
-    reader: BitReader, payload: bytes | memoryview, shape: tuple[int, int], count: int, what: str, workers: int
+    reader: BitReader,
+    payload: bytes | memoryview,
+    shape: tuple[int, int],
+    count: int,
+    what: str,
+    workers: int,
+    part: slice | None = None,
 ) -> U8:
     """The inverse of `encode_numbers`.
 
@@ -231,9 +237,10 @@ def decode_numbers(
         count: k, at most 256.
         what: the name that faults are reported under.
         workers: threads.
+        part: of the numbers in row-major order, from the blocks that hold them alone; None: all of them.
 
     Returns:
-        [rows · columns] uint8, below `count`.
+        [rows · columns], or as many as the part has, uint8, below `count`.
 
     Raises:
         FormatError: anything that `encode_numbers` does not write.
@@ -276,12 +283,16 @@ def decode_numbers(
             raise FormatError(f"{what}: class {int(parts[-1].max())} of {classes}")
     places = _Places(size, parts[0], parts[1], np.array(numbers, dtype=np.uint8).reshape(high, wide))
     blocks = Blocks(memoryview(payload)[at:], height * width, log2, what)
-    out = np.empty(height * width, dtype=np.uint8)
+    part = slice(0, height * width) if part is None else part
+    first, last = part.start >> log2, -(-part.stop >> log2)
+    begin = first << log2
+    out = np.empty(max(0, min(height * width, last << log2) - begin), dtype=np.uint8)
 
     def read(number: int) -> None:
-        span = blocks.span(number)
+        span = blocks.span(first + number)
+        piece = out[span.start - begin : span.stop - begin]
         which = places.which(span.start, span.stop)
-        decode_tabled(blocks.block(number), out[span], which, model, lanes, f"{what}: block {number}")
+        decode_tabled(blocks.block(first + number), piece, which, model, lanes, f"{what}: block {first + number}")
 
-    for_each(len(blocks), read, workers)
-    return out
+    for_each(last - first, read, workers)
+    return out[part.start - begin : part.stop - begin]

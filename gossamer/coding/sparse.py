@@ -118,7 +118,10 @@ def decode_sparse_symbols(
             raise FormatError(f"{what}: {len(alphabet)} symbols leave no number for dead positions")
         numbers = decode_numbers(reader, coded.payload, sides(shape), len(alphabet) + 1, what, workers)
         alive = numbers != 0
-        return alive.reshape(shape), alphabet.restored(numbers[alive] - np.uint8(1), dtype, what)
+        # positions first: many times as fast as by mask
+        live = numbers[np.flatnonzero(alive)]
+        live -= np.uint8(1)
+        return alive.reshape(shape), alphabet.restored(live, dtype, what)
     if coded.coder is not Coder.SPARSE_ZERO_SYMBOL:
         raise FormatError(f"{what}: {coded.coder.name.lower()} is not their coder")
     if dtype.kind not in "iub":

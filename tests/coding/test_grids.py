@@ -26,6 +26,7 @@ from gossamer.coding import (
 from gossamer.coding.alphabet import Alphabet
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.contexts import decode_numbers, encode_numbers
+from gossamer.coding.grids import decode_grid_rows
 from gossamer.coding.tabled import TabledModel, decode_tabled, encode_tabled
 from gossamer.errors import DataError, FormatError
 
@@ -121,6 +122,21 @@ def test_rows_of_many_blocks_survive() -> None:
     assert grid_survives(x, 100).coder is Coder.TABLES
     assert grid_survives(uneven(7, 65_536)).nbytes
     assert grid_survives(np.tile(x, (8, 1))).coder is Coder.TABLES
+
+
+@pytest.mark.parametrize("even", [False, True])
+def test_rows_are_read_from_their_blocks_alone(even: bool) -> None:
+    x = np.random.default_rng(0).binomial(15, 0.4, (5000, 500)).astype(np.int16) if even else uneven(5000, 500)
+    coded = encode_grid(x)
+    assert coded.coder is (Coder.BLOCKS if even else Coder.TABLES)
+    for first, last in ((0, 0), (0, 1), (3, 140), (4999, 5000), (5000, 5000), (0, 5000)):
+        assert np.array_equal(decode_grid_rows(coded, first, last, x.shape, x.dtype), x[first:last])
+    damaged = Coded(coded.coder, coded.table, bytes(coded.payload[:-1]) + bytes([coded.payload[-1] ^ 1]))
+    assert np.array_equal(decode_grid_rows(damaged, 0, 5, x.shape, x.dtype), x[:5])
+    with pytest.raises(FormatError, match="checksum"):
+        decode_grid_rows(damaged, 4990, 5000, x.shape, x.dtype)
+    with pytest.raises(FormatError, match="rows 5 to 5001"):
+        decode_grid_rows(coded, 5, 5001, x.shape, x.dtype)
 
 
 @pytest.mark.parametrize("lanes", [1, 4, 16, 32, 64, 128])
