@@ -35,6 +35,8 @@ def load_row(checkpoint: Path, folder: Path, threads: int, repeats: int = 15) ->
     network in eval mode.
     """
     torch.set_num_threads(threads)
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, range(threads))
     small = folder / "minilm.gsm"
     recipe = [gs.quantize.RoundToNearest(bits=4, group=64, scale_dtype="float16", only="*.weight", skip="*LayerNorm*")]
     gs.compress(load_minilm(checkpoint), recipe).save(small)
@@ -56,6 +58,8 @@ def load_row(checkpoint: Path, folder: Path, threads: int, repeats: int = 15) ->
             if turn:
                 times[name].append(time.perf_counter() - start)
             del made
+    os.sched_setaffinity(0, cores)
+    torch.set_num_threads(1)
     row: dict[str, Any] = {"source": "minilm rtn 4-bit g64", "threads": threads, "file_bytes": small.stat().st_size}
     row["dense_bytes"] = checkpoint.stat().st_size
     for name, found in times.items():

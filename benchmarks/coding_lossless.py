@@ -17,6 +17,7 @@ from gossamer.coding import decode_floats, encode_floats
 __all__ = ["lossless_rows"]
 
 _SMALL = 1 << 16  # bytes; smaller tensors are coded together, as `gossamer pack` has them
+_PATIENCE = 1 << 28  # bytes that byte shuffle + zstd-19 is given, at 2 to 5 MB/s
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
@@ -26,7 +27,9 @@ def _units(weights: Mapping[str, Tensor]) -> list[np.ndarray[Any, Any]]:
     return [part for part in raw if len(part) >= _SMALL] + ([np.concatenate(small)] if small else [])
 
 
-def lossless_rows(source: str, weights: Mapping[str, Tensor], peer: CodingPeer | None, folder: Path) -> dict[str, Any]:
+def lossless_rows(
+    source: str, weights: Mapping[str, Tensor], peer: CodingPeer | None, folder: Path, *, slow: bool
+) -> dict[str, Any]:
     """Rows of one source, in one run on one thread; ZipNN tensor by tensor and all in one, as its users do both.
 
     Args:
@@ -34,6 +37,7 @@ def lossless_rows(source: str, weights: Mapping[str, Tensor], peer: CodingPeer |
         weights: float tensors.
         peer: None: ours alone.
         folder: where arrays are exchanged.
+        slow: also zstd-19 and blosc2, once.
 
     Returns:
         {"rows", "failed"}.
@@ -55,7 +59,7 @@ def lossless_rows(source: str, weights: Mapping[str, Tensor], peer: CodingPeer |
         return {"bytes": sum(part.nbytes for part in coded), "encode_s": middle - start, "decode_s": end - middle}
 
     quick = {"gossamer": ours}
-    slow = {}
+    once = {}
     if peer is not None:
         file = f"{source.replace(' ', '_')}.npz"
         arrays = [tensor.reshape(-1).view(torch.uint8).numpy() for tensor in weights.values()]
@@ -63,10 +67,10 @@ def lossless_rows(source: str, weights: Mapping[str, Tensor], peer: CodingPeer |
         known = {"do": "lossless", "file": file, "itemsize": size, "dtype": _NAMES[dtype]}
         for name, whole in (("zipnn", False), ("zipnn-whole", True)):
             quick[name] = lambda whole=whole: peer.ask(coder="zipnn", whole=whole, **known)  # type: ignore[misc]
-        for name in ("zstd-19", "blosc2"):
-            slow[name] = lambda name=name: peer.ask(coder=name, whole=False, **known)  # type: ignore[misc]
+        for name in ("zstd-19", "blosc2") if slow else ():
+            once[name] = lambda name=name: peer.ask(coder=name, whole=False, **known)  # type: ignore[misc]
     rows, failed = in_turns(quick, 7)
-    for name, run in slow.items():
+    for name, run in once.items():
         more, broken = in_turns({name: run}, 1) if original < _PATIENCE else ({}, {name: "too slow for so many bytes"})
         rows |= more
         failed |= broken
@@ -91,6 +95,3 @@ def lossless_rows(source: str, weights: Mapping[str, Tensor], peer: CodingPeer |
             flush=True,
         )
     return {"rows": made, "failed": failed}
-
-
-_PATIENCE = 1 << 28  # bytes that byte shuffle + zstd-19 is given, at 2 to 5 MB/s

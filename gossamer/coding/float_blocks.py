@@ -117,7 +117,7 @@ def _counts(items: npt.NDArray[Any], rotated: bool, promise: list[bool]) -> list
     return counts
 
 
-def encode_float_blocks(raw: U8, itemsize: int, workers: int) -> Coded | None:
+def encode_float_blocks(raw: U8, itemsize: int, workers: int, sample: npt.NDArray[Any] | None = None) -> Coded | None:
     """Codes floats by byte plane, in blocks of 2^20 floats.
 
     Each block holds the raw planes, the uint32 sizes of the coded ones, and these, each in order of planes.
@@ -126,6 +126,7 @@ def encode_float_blocks(raw: U8, itemsize: int, workers: int) -> Coded | None:
         raw: [nbytes] uint8, little-endian; contiguous.
         itemsize: bytes of one float: 1, 2, 4 or 8.
         workers: threads.
+        sample: of the items, where there is one already.
 
     Returns:
         The coded leaf; None where no plane gains anything.
@@ -133,7 +134,7 @@ def encode_float_blocks(raw: U8, itemsize: int, workers: int) -> Coded | None:
     Cost: 0.8 ns a byte for bfloat16 on one thread. Always exact.
     """
     items = raw.view(f"<u{itemsize}")
-    rotated, promise = _planes_for(sample_of(items))
+    rotated, promise = _planes_for(sample_of(items) if sample is None else sample)
     if not any(promise):
         return None
     counts = _counts(items, rotated, promise)

@@ -28,7 +28,7 @@ __all__ = [
 U8 = npt.NDArray[np.uint8]
 
 _ITEMSIZES: Final = (1, 2, 4, 8)
-_WORTH: Final = 1 << 14  # bytes from which on directory, states and shorter frequencies cost little
+_WORTH: Final = 1 << 12  # bytes from which on directory, states and shorter frequencies cost little
 _FEW: Final = 256  # distinct values that are listed
 _RUN: Final = 128  # floats, of which rows are a multiple as a rule
 _FEW_RUNS: Final = 0.005  # share of runs, coarse or fine, that pay for telling them apart
@@ -39,7 +39,7 @@ _ZEROS: Final = 0.02  # share of zeros from which on a mask of them is tried
 def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
     """Codes floats without losing a bit: sign and mantissa look random, exponents do not.
 
-    Small leaves are taken apart into byte planes (`encode_planes`), those of 2^14 bytes and more likewise in blocks
+    Small leaves are taken apart into byte planes (`encode_planes`), those of 2^12 bytes and more likewise in blocks
     (`encode_float_blocks`). There, up to 256 distinct values are listed and their indices coded; where there are zeros
     a mask may tell them; and runs that once were of fewer bits may be coded apart: whatever takes fewest bytes.
 
@@ -73,19 +73,20 @@ def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
     listed = listed_floats(items, workers)
     if listed is not None:
         return listed
-    candidates = [_blocks_or_raw(raw, itemsize, workers)]
-    if float((sample_of(items) == 0).mean()) >= _ZEROS:
+    sample = sample_of(items)
+    candidates = [_blocks_or_raw(raw, itemsize, workers, sample)]
+    if np.count_nonzero(sample) <= (1 - _ZEROS) * len(sample):
         candidates.append(masked_floats(items, workers))
     else:
         candidates += coarse_floats(items, workers)
     return min(candidates, key=lambda coded: coded.nbytes)
 
 
-def _blocks_or_raw(raw: U8, itemsize: int, workers: int) -> Coded:
+def _blocks_or_raw(raw: U8, itemsize: int, workers: int, sample: npt.NDArray[Any] | None = None) -> Coded:
     """Planes, in blocks where there are enough, or the bytes as they are."""
     if len(raw) < _WORTH:
         return encode_planes(raw, itemsize)
-    coded = encode_float_blocks(raw, itemsize, workers)
+    coded = encode_float_blocks(raw, itemsize, workers, sample)
     return coded if coded is not None and coded.nbytes < len(raw) else Coded(Coder.RAW, b"", raw.tobytes())
 
 
