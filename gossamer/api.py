@@ -28,7 +28,7 @@ from gossamer.network.attach import attach, harvest, hold_statistics
 from gossamer.network.blank import blank
 from gossamer.network.inspect import refuse_live_only, specs
 from gossamer.network.rebuild import materialise
-from gossamer.store.container import read_container
+from gossamer.store.container import announce, read_container
 from gossamer.store.weights import read_weights
 from gossamer.store.writer import write_container
 
@@ -228,6 +228,7 @@ def load(
         FormatError: damaged, hostile, or for another network.
     """
     expected = made = None
+    announce(path)
     if into is not None:
         made = into if isinstance(into, nn.Module) else blank(into)
         if not isinstance(made, nn.Module):

@@ -8,9 +8,10 @@ one U8 array under its name; those of small tensors lie together in ``gsm.small`
 from __future__ import annotations
 
 import gc
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
@@ -33,7 +34,7 @@ from gossamer.store.layout import BLANK_SUM, FIRST_VERSION, INDEX, JOINT, LAST_C
 from gossamer.store.leaves import MASK, decode_leaf, entropy_bits, leaf_form, packed_length
 from gossamer.store.safetensors_file import Layout, open_layout, parse_json
 
-__all__ = ["Container", "Record", "read_container"]
+__all__ = ["Container", "Record", "announce", "read_container"]
 
 _MAX_INDEX = 1 << 26
 _INDEX_LIMIT = 128  # bytes per byte of its deflated form; trees of ten thousand equal layers reach about 30
@@ -86,6 +87,18 @@ class Container:
     header_bytes: int
     file_bytes: int
     notes: Mapping[str, Json] = field(default_factory=dict)
+
+
+def announce(path: str | Path) -> None:
+    """Lets the system read a file ahead, where it can, while something else is done first."""
+    if not hasattr(os, "posix_fadvise"):
+        return
+    with suppress(OSError):  # whoever reads the file says what is wrong with it
+        file = os.open(path, os.O_RDONLY)
+        try:
+            os.posix_fadvise(file, 0, 0, os.POSIX_FADV_WILLNEED)
+        finally:
+            os.close(file)
 
 
 def read_container(
