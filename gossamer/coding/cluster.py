@@ -25,6 +25,8 @@ _PRIOR: Final = 0.5
 _PIECE: Final = 1 << 18  # symbols counted at a time
 _LARGE: Final = 1 << 17  # symbols that tell classes surely enough for one attempt
 _SAMPLE: Final = 1 << 18  # symbols whose rows tell what classes there are, where a grid has more
+_FEWEST_ROWS: Final = 64
+_GOLDEN: Final = 2654435769  # 2^32 over the golden ratio
 _UNITS: Final = 1 << 14  # units that first classes are found from, where there are more
 _CLASS_BITS: Final = 5.0  # what naming one more class costs in the tables
 
@@ -273,6 +275,15 @@ def _improved(grid: _Grid, spans: I64, columns: I64) -> tuple[I64, I64, float]:
     return best
 
 
+def _some_rows(binned: Array) -> Array:
+    """Rows with about 2^18 symbols, in steps of the golden section, which meet every period of the rows evenly."""
+    count = len(binned) // max(1, binned.size // _SAMPLE)
+    if count == len(binned) or count < _FEWEST_ROWS:
+        return binned
+    turns = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) & np.uint64((1 << 32) - 1)
+    return np.asarray(binned[np.unique(turns * np.uint64(len(binned)) >> np.uint64(32)).astype(np.intp)])
+
+
 def cluster(binned: Array, bins: int, sizes: Sequence[int]) -> Clustering:
     """The classes of spans and columns, and the tables, that code a grid in the fewest estimated bits.
 
@@ -281,7 +292,7 @@ def cluster(binned: Array, bins: int, sizes: Sequence[int]) -> Clustering:
         bins: of `bins_of`.
         sizes: columns of one span to try; the number of columns makes a span of each row.
     """
-    everything, binned = binned, binned[:: max(1, binned.size // _SAMPLE)]
+    everything, binned = binned, _some_rows(binned)
     one_column = np.zeros(binned.shape[1], dtype=np.int64)
     columns = one_column
     if len(one_column) > 1 and len(binned) > 1:

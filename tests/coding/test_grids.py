@@ -256,3 +256,12 @@ def test_everything_works_where_nothing_can_be_compiled(monkeypatch: pytest.Monk
     monkeypatch.setattr(rans_kernels, "kernels", lambda: None)
     assert encode_grid(x, span=30) == compiled
     assert np.array_equal(decode_grid(compiled, x.shape, x.dtype), x)
+
+
+@pytest.mark.parametrize("period", [2, 3, 4, 8, 64])
+def test_classes_of_large_grids_are_found_whatever_the_period_of_their_rows(period: int) -> None:
+    rng = np.random.default_rng(period)
+    narrow = (np.arange(4096) % period == 0)[:, None]
+    x = np.where(narrow, rng.binomial(3, 0.5, (4096, 512)), rng.binomial(15, 0.5, (4096, 512))).astype(np.uint8)
+    ideal = order0_bits(x[narrow[:, 0]]) + order0_bits(x[~narrow[:, 0]]) + order0_bits(narrow)
+    assert encode_grid(x).nbytes <= 1.005 * ideal / 8
