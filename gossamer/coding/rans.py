@@ -28,7 +28,7 @@ def lanes_for(payload: float) -> int:
 
     Example:
         >>> [lanes_for(size) for size in (100, 10_000, 1_000_000)]
-        [1, 2, 64]
+        [1, 4, 128]
     """
     most = max(1.0, payload / _PER_LANE)
     return min(MOST_LANES, 1 << int(log2(most)))
