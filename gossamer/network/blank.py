@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final, final
 
+import numpy as np
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
@@ -20,22 +21,27 @@ _DRAWS: Final = frozenset(
 )
 
 
+_ZEROS: Final = {torch.float16: np.float16, torch.float32: np.float32, torch.float64: np.float64}
+
+
 @final
 class _Undrawn(TorchFunctionMode):
-    """Leaves parameters as they are where they would be filled with random numbers; everything else runs."""
+    """Fills parameters with zeros instead of random numbers; everything else runs."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         given = kwargs or {}
         filled = given.get("tensor", args[0] if args else None)
-        if func in _DRAWS and isinstance(filled, nn.Parameter):
+        if func in _DRAWS and isinstance(filled, nn.Parameter) and filled.dtype in _ZEROS and filled.is_cpu:
+            # Zeros, should the constructor compute with them. Memory that the system hands out as zeros costs nothing.
+            filled.data = torch.from_numpy(np.zeros(tuple(filled.shape), _ZEROS[filled.dtype]))
             return filled
         return func(*args, **given)
 
 
 def blank(factory: Callable[[], nn.Module]) -> nn.Module:
-    """What a factory makes, its parameters undefined where they would be random.
+    """What a factory makes, its parameters zeros where they would be random.
 
     Buffers are as the constructor fills them, also at random. No random numbers are drawn for parameters.
 
