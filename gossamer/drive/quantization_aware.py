@@ -95,6 +95,7 @@ class QuantizationAware(Stage):
             progress=state.progress,
             title="quantization-aware training",
             before_step=before_step,
+            live=state.live,
         )
         latents.settle(refresh=self.tune.epochs * len(data) % self.refresh == 0)
         state.take(latents.network)

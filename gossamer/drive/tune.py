@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, cast, final, runtime_checkable
 
@@ -21,9 +21,11 @@ from gossamer.drive.frozen import frozen
 from gossamer.drive.progress import Progress
 from gossamer.errors import DataError, PlanError
 
-__all__ = ["Batches", "Loss", "Tune", "batches_of", "train"]
+__all__ = ["Batches", "Loss", "Products", "Tune", "batches_of", "train"]
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+Products = Callable[[nn.Module], AbstractContextManager[None]]
+"""Within the context, a network's products go another way."""
 
 
 @runtime_checkable
@@ -62,6 +64,10 @@ class Tune:
         precision: of the arithmetic of forward and backward passes. With "bfloat16" matrix products round their factors
             to 8 bits (autocast); weights, the optimiser's moments, and outputs for the loss (tensors, tuples, lists and
             dicts of them) are float32. On processors with instructions for it, products take half the time or less.
+        products: of forward and backward passes. With "live" Linear layers of which at most about a third of the
+            weights are live multiply by these alone, on compiled kernels in float32; others, what kernels do not know,
+            and weights that are quantized on their way stay as they are. From about 80% sparsity on this takes less
+            time than dense products, even in bfloat16, and the dense weights are never made.
         hidden: module of the network → module of the teacher whose outputs it should have. Where the widths differ, a
             linear projection is trained along and thrown away.
         hidden_weight: of each pair of hidden states.
@@ -86,6 +92,7 @@ class Tune:
     clip: float | None = None
     skip: str | tuple[str, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
+    products: Literal["dense", "live"] = "dense"
     hidden: Mapping[str, str] = field(default_factory=dict)
     hidden_weight: float = 1.0
     attention: Mapping[str, str] = field(default_factory=dict)
@@ -107,6 +114,8 @@ class Tune:
         object.__setattr__(self, "skip", self.skip if isinstance(self.skip, str) else tuple(self.skip))
         if self.precision not in ("float32", "bfloat16"):
             raise PlanError(f"Tune: precision: found {self.precision!r}, expected 'float32' or 'bfloat16'")
+        if self.products not in ("dense", "live"):
+            raise PlanError(f"Tune: products: found {self.products!r}, expected 'dense' or 'live'")
         if self.hidden_weight < 0 or self.attention_weight < 0:
             raise PlanError(
                 f"Tune: found hidden_weight {self.hidden_weight}, attention_weight {self.attention_weight}, "
@@ -178,6 +187,7 @@ def train(
     title: str = "fine-tuning",
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None = None,
     after_backward: Callable[[], None] | None = None,
+    live: Products | None = None,
 ) -> None:
     """Train ``model`` in place; it is left in eval mode.
 
@@ -191,6 +201,7 @@ def train(
         title: what to say.
         before_step: called with (step, steps, optimiser) before every step; may change the network's topology.
         after_backward: called when a step's gradients are there, before they are clipped and used.
+        live: what makes a network multiply by its live values, for ``tune.products``.
 
     Raises:
         DataError: a batch that is not (inputs, targets), or a loss that is not finite.
@@ -200,7 +211,10 @@ def train(
         raise PlanError("Tune: found a teacher's loss without a dense network to learn from")
     data, held_out = _held_out(data, tune.held_out)
     heard = Heard(model, teacher, tune.hidden, tune.attention) if teacher is not None and tune.taught else None
-    with frozen(model, tune.skip), nullcontext() if heard is None else heard:
+    if tune.products == "live" and live is None:
+        raise PlanError("Tune: products: found 'live' without kernels at hand, expected it in a recipe of compress")
+    faster = live(model) if live is not None and tune.products == "live" else nullcontext()
+    with frozen(model, tune.skip), nullcontext() if heard is None else heard, faster:
         model.train()
         optimizer = tune.make_optimizer(model)
         if heard is not None and (tune.hidden or tune.attention):
