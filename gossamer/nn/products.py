@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from math import prod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -57,20 +57,21 @@ def live_products(network: nn.Module) -> Iterator[None]:
         for name, holder in attached(network).items():
             owner, _, key = name.rpartition(".")
             module = network.get_submodule(owner)
-            plain = isinstance(module, nn.Linear) and _forward_of(module) is nn.Linear.forward
-            if key == "weight" and plain and holder.through is None and "forward" not in module.__dict__:
-                assert isinstance(module, nn.Linear)
-                module.forward = _Product(module, holder)  # type: ignore[method-assign]
+            if isinstance(module, nn.Linear) and key == "weight" and holder.through is None and _plain(module):
+                module.__dict__["forward"] = _Product(module, holder)
                 changed.append(module)
     try:
         yield
     finally:
         for module in changed:
-            del module.forward
+            del module.__dict__["forward"]
 
 
-def _forward_of(module: nn.Module) -> Callable[..., Tensor]:
-    return type(module).forward
+def _plain(module: nn.Linear) -> bool:
+    """Whether nobody else has a hand in its product: another forward pass, a second parametrization of the weight."""
+    parametrizations: Any = module.parametrizations
+    own = type(module).forward is nn.Linear.forward and "forward" not in module.__dict__
+    return own and len(parametrizations["weight"]) == 1
 
 
 @final
@@ -87,7 +88,7 @@ class _Product:
         if not (isinstance(tree, Masked) and isinstance(tree.value, Dense) and _suits(x, tree.value.array)):
             return F.linear(x, module.weight, module.bias)
         values = tree.value.array
-        if values.numel() > _WORTH * prod(tree.dense_shape()) or module.parametrizations.keys() != {"weight"}:
+        if values.numel() > _WORTH * prod(tree.dense_shape()):
             return F.linear(x, module.weight, module.bias)
         matrix = self._matrix(tree.where)
         with torch.autocast(x.device.type, enabled=False):

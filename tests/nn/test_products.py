@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils import parametrize
 
 import gossamer as gs
 from gossamer.drive import Tune, run
@@ -106,6 +107,24 @@ def test_a_layer_with_a_forward_of_its_own_is_left_alone(monkeypatch: pytest.Mon
 
     model, calls = nn.Sequential(Doubled(32, 32)), counted(monkeypatch)
     network = gs.compress(model, [gs.prune.Magnitude(sparsity=0.9)]).trainable()
+    x = torch.ones(4, 32)
+    expected = network(x)
+    with live_products(network):
+        assert torch.equal(network(x), expected)
+    assert not calls
+
+
+@kernels
+def test_a_weight_with_a_second_parametrization_keeps_the_dense_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Twice(nn.Module):
+        def forward(self, weight: Tensor) -> Tensor:
+            return 2 * weight
+
+    network, calls = (
+        gs.compress(nn.Linear(32, 32), [gs.prune.Magnitude(sparsity=0.9)]).trainable(),
+        counted(monkeypatch),
+    )
+    parametrize.register_parametrization(network, "weight", Twice())
     x = torch.ones(4, 32)
     expected = network(x)
     with live_products(network):
