@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from gossamer.errors import DataError
 
-__all__ = ["Mails", "Packed", "embed", "load_mails", "load_passages", "probe_accuracy"]
+__all__ = ["LONGEST", "Mails", "Packed", "embed", "load_mails", "load_passages", "pieces", "probe_accuracy"]
 
 LONGEST = 128
 _PASSAGE = 450
@@ -105,6 +105,30 @@ def load_passages(folder: Path, tokenizer: Path, kept: Path, begin: int) -> Tens
         random.Random(1).shuffle(texts)
         _keep({"tokens": _padded(texts, tokenizer)}, kept)
     return load_file(kept)["tokens"]
+
+
+def pieces(tokens: Tensor, length: int, seed: int) -> Tensor:
+    """Short stretches of texts, drawn at random, between the tokens that begin and end each text.
+
+    Attention over short ones costs less, and a batch of as many tokens comes from more places.
+
+    Args:
+        tokens: int32 [n, 2, t], ids and mask.
+        length: of the pieces, both tokens included; t / length of them come from each text.
+        seed: of the draw.
+
+    Returns:
+        int32 [n · (t // length), 2, length].
+    """
+    generator, each = torch.Generator().manual_seed(seed), tokens.shape[2] // length
+    made = torch.zeros(len(tokens), each, 2, length, dtype=tokens.dtype)
+    for row, out in zip(tokens, made, strict=True):
+        ids = row[0, : int(row[1].sum())]
+        starts = torch.randint(max(1, len(ids) - length + 1), (each,), generator=generator).tolist()
+        for piece, start in zip(out, starts, strict=True):
+            found = torch.cat([ids[:1], ids[1:-1][start : start + length - 2], ids[-1:]])
+            piece[0, : len(found)], piece[1, : len(found)] = found, 1
+    return made.flatten(0, 1)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -57,6 +57,9 @@ class Tune:
         warmup: share of the steps in which the rate rises from zero, 0 to 1.
         distil: share of the teacher in the loss, 0 to 1. With 1 targets are not used.
         temperature: T.
+        taught_by: what the teacher's share is. "classes": the divergence of softened classes, as above. "outputs": the
+            recipe's own loss(outputs, the teacher's outputs), for networks whose outputs are no classes, such as
+            embeddings: with distil 1 nothing has to be computed before, and batches are inputs.
         clip: largest gradient norm, or None.
         skip: glob patterns of tensor names that do not train; methods beside it change them all the same, and
             statistics of normalisations go on. Adam moves what rarely has a gradient, such as the embedding of a rare
@@ -89,6 +92,7 @@ class Tune:
     warmup: float = 0.0
     distil: float = 0.0
     temperature: float = 2.0
+    taught_by: Literal["classes", "outputs"] = "classes"
     clip: float | None = None
     skip: str | tuple[str, ...] = ()
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -114,6 +118,8 @@ class Tune:
         object.__setattr__(self, "skip", self.skip if isinstance(self.skip, str) else tuple(self.skip))
         if self.precision not in ("float32", "bfloat16"):
             raise PlanError(f"Tune: precision: found {self.precision!r}, expected 'float32' or 'bfloat16'")
+        if self.taught_by not in ("classes", "outputs"):
+            raise PlanError(f"Tune: taught_by: found {self.taught_by!r}, expected 'classes' or 'outputs'")
         if self.products not in ("dense", "live"):
             raise PlanError(f"Tune: products: found {self.products!r}, expected 'dense' or 'live'")
         if self.hidden_weight < 0 or self.attention_weight < 0:
@@ -331,7 +337,8 @@ def _loss(
     inputs, targets = _inputs_and_targets(batch, tune)
     with _arithmetic(model, tune):
         outputs = cast(Tensor, widened(call(model, inputs)))
-    if not isinstance(outputs, Tensor) and (loss is F.cross_entropy or tune.distil):
+    soft = tune.distil and tune.taught_by == "classes"
+    if not isinstance(outputs, Tensor) and (loss is F.cross_entropy or soft):
         found = type(outputs).__name__
         raise DataError(
             f"found a network that returns {found}, expected a tensor: wrap it, or pass loss= without distil"
@@ -343,7 +350,9 @@ def _loss(
         with torch.no_grad(), _arithmetic(teacher, tune):
             taught = cast(Tensor, widened(call(teacher, inputs)))
         if tune.distil:
-            value = value + tune.distil * soft_loss(outputs, taught, tune.temperature)
+            own = tune.taught_by == "outputs"
+            told = loss(outputs, taught) if own else soft_loss(outputs, taught, tune.temperature)
+            value = value + tune.distil * told
         if heard is not None and (tune.hidden or tune.attention):
             value = value + heard.loss(tune.hidden_weight, tune.attention_weight)
     return value
