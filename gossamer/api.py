@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
 
@@ -189,7 +190,8 @@ def compress(
     """
     refuse_live_only(model, "compress")
     kept = _checkpoint(recipe, checkpoint, resume)
-    state = run(model, recipe, data=data, tune=tune, loss=loss, progress=progress or NoProgress(), checkpoint=kept)
+    how = progress or NoProgress()
+    state = run(model, recipe, data=data, tune=tune, loss=loss, progress=how, checkpoint=kept, live=_live)
     notes = {"plan": state.plans}
     small = Compressed(state.specs, state.trees, state.model, notes=notes, skipped=state.skipped)
     shrunk = any(isinstance(node, Kept) for tree in state.trees.values() for _, node in tree.nodes())
@@ -198,6 +200,12 @@ def compress(
         if isinstance(batch, (tuple, list)) and isinstance(batch[0], Tensor):
             _check_same_width(state.model, small.dense(), batch[0][:1])
     return small
+
+
+def _live(network: nn.Module) -> AbstractContextManager[None]:
+    from gossamer.nn.products import live_products  # only where it is asked for: it brings the compiler
+
+    return live_products(network)
 
 
 def _checkpoint(recipe: Recipe, folder: str | Path | None, resume: bool) -> Checkpoint | None:

@@ -16,9 +16,13 @@ from torch.nn import functional as F
 
 from gossamer.errors import DataError
 
-__all__ = ["Mails", "Packed", "embed", "load_mails", "probe_accuracy"]
+__all__ = ["LONGEST", "Mails", "Packed", "embed", "load_mails", "load_passages", "pieces", "probe_accuracy"]
 
 LONGEST = 128
+_PASSAGE = 450
+"""Characters, of which 128 tokens hold a little more."""
+_PASSAGES = 10
+"""Of one mail at most."""
 
 
 @dataclass(frozen=True)
@@ -76,29 +80,88 @@ def load_mails(folder: Path, tokenizer: Path, kept: Path) -> Mails:
         DataError: no mails.
     """
     if not kept.is_file():
-        files = sorted(folder.glob("*/*.txt"))
-        if not files:
-            raise DataError(f"{folder}: found no mails, expected folders with .txt files")
-        random.Random(0).shuffle(files)
-        ids = _tokenised([_text(f) for f in files], tokenizer)
-        tokens = torch.zeros(len(files), 2, LONGEST, dtype=torch.int32)
-        for row, found in zip(tokens, ids, strict=True):
-            row[0, : len(found)] = torch.tensor(found)
-            row[1, : len(found)] = 1
+        files = _files(folder)
+        tokens = _padded([_passages(f)[0] for f in files], tokenizer)
         spam = torch.tensor(["spam" in f.parent.name for f in files])
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        part = kept.with_suffix(".part")
-        save_file({"tokens": tokens, "spam": spam}, part)
-        part.replace(kept)
+        _keep({"tokens": tokens, "spam": spam}, kept)
     read = load_file(kept)
     return Mails(read["tokens"], read["spam"])
 
 
-def _text(path: Path) -> str:
+def load_passages(folder: Path, tokenizer: Path, kept: Path, begin: int) -> Tensor:
+    """Further passages of mails, as much text again as an epoch has: each behind its mail's subject, in random order.
+
+    Args:
+        folder: as for `load_mails`.
+        tokenizer: tokenizer.json.
+        kept: file to keep the tokens in; read instead when it is there.
+        begin: the first mail, in the order of `load_mails`, whose passages are meant.
+
+    Returns:
+        int32 [n, 2, 128], ids and mask.
+    """
+    if not kept.is_file():
+        texts = [text for file in _files(folder)[begin:] for text in _passages(file)[1:]]
+        random.Random(1).shuffle(texts)
+        _keep({"tokens": _padded(texts, tokenizer)}, kept)
+    return load_file(kept)["tokens"]
+
+
+def pieces(tokens: Tensor, length: int, seed: int) -> Tensor:
+    """Short stretches of texts, drawn at random, between the tokens that begin and end each text.
+
+    Attention over short ones costs less, and a batch of as many tokens comes from more places.
+
+    Args:
+        tokens: int32 [n, 2, t], ids and mask.
+        length: of the pieces, both tokens included; t / length of them come from each text.
+        seed: of the draw.
+
+    Returns:
+        int32 [n · (t // length), 2, length].
+    """
+    generator, each = torch.Generator().manual_seed(seed), tokens.shape[2] // length
+    made = torch.zeros(len(tokens), each, 2, length, dtype=tokens.dtype)
+    for row, out in zip(tokens, made, strict=True):
+        ids = row[0, : int(row[1].sum())]
+        starts = torch.randint(max(1, len(ids) - length + 1), (each,), generator=generator).tolist()
+        for piece, start in zip(out, starts, strict=True):
+            found = torch.cat([ids[:1], ids[1:-1][start : start + length - 2], ids[-1:]])
+            piece[0, : len(found)], piece[1, : len(found)] = found, 1
+    return made.flatten(0, 1)
+
+
+def _files(folder: Path) -> list[Path]:
+    files = sorted(folder.glob("*/*.txt"))
+    if not files:
+        raise DataError(f"{folder}: found no mails, expected folders with .txt files")
+    random.Random(0).shuffle(files)
+    return files
+
+
+def _keep(tensors: dict[str, Tensor], kept: Path) -> None:
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    part = kept.with_suffix(".part")
+    save_file(tensors, part)
+    part.replace(kept)
+
+
+def _passages(path: Path) -> list[str]:
+    """The beginning of a mail, and parts of what follows, each of more characters than 128 tokens mostly have."""
     head, _, body = path.read_text(encoding="utf-8", errors="ignore").partition("\n\n")
     subject = re.search(r"^Subject: (.*)$", head, re.MULTILINE)
-    plain = re.sub(r"<[^>]+>|\s+", " ", body)[:1500]
-    return f"{subject.group(1) if subject else ''} . {plain}"
+    plain = re.sub(r"<[^>]+>|\s+", " ", body)
+    last = min(len(plain) - 100, _PASSAGE * _PASSAGES)  # what is shorter than 100 characters says little
+    parts = [plain[:1500], *(plain[i : i + 1000] for i in range(_PASSAGE, last, _PASSAGE))]
+    return [f"{subject.group(1) if subject else ''} . {part}" for part in parts]
+
+
+def _padded(texts: list[str], tokenizer: Path) -> Tensor:
+    tokens = torch.zeros(len(texts), 2, LONGEST, dtype=torch.int32)
+    for row, found in zip(tokens, _tokenised(texts, tokenizer), strict=True):
+        row[0, : len(found)] = torch.tensor(found)
+        row[1, : len(found)] = 1
+    return tokens
 
 
 def _tokenised(texts: list[str], tokenizer: Path) -> list[list[int]]:

@@ -124,6 +124,7 @@ class Gradual(Stage):
             progress=state.progress,
             title="gradual pruning",
             before_step=before_step,
+            live=state.live,
             after_backward=steps_say.gather if needs else None,
         )
         state.take(network)

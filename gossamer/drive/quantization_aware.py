@@ -127,6 +127,7 @@ class QuantizationAware(Stage):
             title="quantization-aware training",
             before_step=before_step,
             penalty=rate,
+            live=state.live,
         )
         latents.settle(refresh=self.tune.epochs * len(data) % self.refresh == 0)
         state.take(latents.network)

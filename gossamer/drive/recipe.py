@@ -16,7 +16,7 @@ from gossamer.drive.evidence import gather, inputs_of
 from gossamer.drive.one_shot import Planned, apply_plan, plan_method
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.source import ModelSource, TreeSource
-from gossamer.drive.tune import Loss, Tune, batches_of, train
+from gossamer.drive.tune import Loss, Products, Tune, batches_of, train
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.skeleton import Skeleton
 from gossamer.encoding.spec import TensorSpec
@@ -44,6 +44,7 @@ class State:
         plans: what each method decided, as JSON.
         skipped: tensor or site → why a method left it alone.
         checkpoint: where entries that take long keep what they have finished, or None.
+        live: what makes a network multiply by its live values, for ``products`` of `Tune`.
         entry: number of the present entry.
     """
 
@@ -57,6 +58,7 @@ class State:
     plans: list[dict[str, Any]] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     checkpoint: Checkpoint | None = None
+    live: Products | None = None
     entry: int = 0
 
     def source(self) -> TreeSource:
@@ -289,6 +291,7 @@ def run(
     progress: Progress | None = None,
     training: bool = True,
     checkpoint: Checkpoint | None = None,
+    live: Products | None = None,
 ) -> State:
     """Run a recipe over a network in memory.
 
@@ -301,6 +304,7 @@ def run(
         progress: where to say how far it is.
         training: False for a dry run, which needs no data.
         checkpoint: where `BlockByBlock` and `RelativeEntropy` entries keep what they have done; others start anew.
+        live: see `State`.
 
     Returns:
         The final state.
@@ -315,7 +319,8 @@ def run(
     source = ModelSource(own)
     trees = {spec.name: source.read(spec.name) for spec in source.specs()}
     # What trains in the network trains in its copies: biases and norms are tuned with the encoded weights.
-    state = State(own, source.specs(), trees, data, loss, progress or NoProgress(), training, checkpoint=checkpoint)
+    how = progress or NoProgress()
+    state = State(own, source.specs(), trees, data, loss, how, training, checkpoint=checkpoint, live=live)
     for number, entry in enumerate(recipe, 1):
         state.entry = number
         try:
@@ -340,7 +345,16 @@ def fine_tune(tune: Tune | Callable[[nn.Module], None], state: State, title: str
     if isinstance(tune, Tune):
         batches = batches_of(state.data, title)
         teacher = state.model if tune.taught else None
-        train(network, batches, tune, teacher=teacher, loss=state.loss, progress=state.progress, title=title)
+        train(
+            network,
+            batches,
+            tune,
+            teacher=teacher,
+            loss=state.loss,
+            progress=state.progress,
+            title=title,
+            live=state.live,
+        )
     else:
         tune(network)
         network.eval()

@@ -14,7 +14,7 @@ from gossamer.nn.layer import SparseLayer
 from gossamer.nn.topology import Topology
 from gossamer.runtime.live import Batch, LiveMatrix, live_math
 
-__all__ = ["SparseLinear"]
+__all__ = ["SparseLinear", "live_product"]
 
 
 @final
@@ -130,17 +130,33 @@ class SparseLinear(SparseLayer):
         return y
 
 
+def live_product(x: Tensor, values: Tensor, bias: Tensor | None, matrix: LiveMatrix) -> Tensor:
+    """x·Wᵀ + b on compiled kernels, differentiable in everything but the places.
+
+    Args:
+        x: float32 [..., K] on the CPU.
+        values: float32 [live], row-major.
+        bias: float32 [M] or None.
+        matrix: where the values are in W.
+
+    Returns:
+        float32 [..., M].
+    """
+    y: Tensor = _Linear.apply(x, values, bias, None, matrix)  # type: ignore[no-untyped-call]
+    return y
+
+
 class _Linear(torch.autograd.Function):
     """The product and its two gradients on compiled kernels."""
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseLinear, matrix: LiveMatrix
+        ctx: Any, x: Tensor, values: Tensor, bias: Tensor | None, layer: SparseLinear | None, matrix: LiveMatrix
     ) -> Tensor:
         """x·Wᵀ + b; activations are kept in the layout of the kernels, for the gradient of the values."""
         batch = matrix.math.batch(_rows(x, matrix.columns))
         y = matrix.math.rows(matrix.product(values, batch, bias))
-        kept = ctx.needs_input_grad[1] or layer.watching
+        kept = ctx.needs_input_grad[1] or (layer is not None and layer.watching)
         ctx.save_for_backward(values, batch.data if kept else None)
         ctx.matrix, ctx.layer, ctx.shape, ctx.tokens = matrix, layer, x.shape, batch.tokens
         return y.view(*x.shape[:-1], matrix.rows)
@@ -159,7 +175,7 @@ class _Linear(torch.autograd.Function):
             dvalues, dbias = matrix.gradient(Batch(x_data, ctx.tokens), batch, bias=needs_bias)
         elif needs_bias:
             dbias = batch.data.sum(2).sum(0)
-        if layer.watching and x_data is not None:
+        if layer is not None and layer.watching and x_data is not None:
             layer.saw(SeenTokens(x_data, batch.data))
         return dx, dvalues, dbias, None, None
 

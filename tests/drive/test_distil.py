@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -225,6 +225,28 @@ def test_what_a_loss_gets_is_float32_in_dicts_and_tuples_too() -> None:
     tune = Tune(epochs=1, precision="bfloat16")
     gs.compress(Named(), [Magnitude(sparsity=0.5), tune], data=labelled(), loss=loss)
     assert set(seen) == {torch.float32}
+
+
+def test_teaching_by_outputs_is_training_towards_targets_computed_before() -> None:
+    teacher = net()
+    given = inputs()
+    with torch.no_grad():
+        data = [(x, teacher(x)) for x in given]
+
+    def trained(batches: list[Any], tune: Tune) -> dict[str, Tensor]:
+        student = net(seed=1)
+        train(student, batches, tune, teacher=teacher, loss=F.mse_loss, progress=NoProgress())
+        return student.state_dict()
+
+    expected = trained(data, Tune(epochs=3, lr=1e-2))
+    found = trained(list(given), Tune(epochs=3, lr=1e-2, distil=1.0, taught_by="outputs"))
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight)
+
+
+def test_a_way_of_teaching_that_is_not_offered_is_refused() -> None:
+    with pytest.raises(PlanError, match="taught_by: found 'states', expected 'classes' or 'outputs'"):
+        Tune(taught_by="states")  # type: ignore[arg-type]
 
 
 def test_a_precision_that_is_not_offered_is_refused() -> None:
