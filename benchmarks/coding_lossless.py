@@ -71,7 +71,9 @@ def lossless_rows(
             once[name] = lambda name=name: peer.ask(coder=name, whole=False, **known)  # type: ignore[misc]
     rows, failed = in_turns(quick, 7)
     for name, run in once.items():
-        more, broken = in_turns({name: run}, 1) if original < _PATIENCE else ({}, {name: "too slow for so many bytes"})
+        more, broken = (
+            in_turns({name: run}, 1, warm=False) if original < _PATIENCE else ({}, {name: "too slow for so many bytes"})
+        )
         rows |= more
         failed |= broken
     made = []

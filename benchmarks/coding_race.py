@@ -67,9 +67,9 @@ class CodingPeer:
 
 
 def in_turns(
-    runners: dict[str, Callable[[], dict[str, Any]]], repeats: int
+    runners: dict[str, Callable[[], dict[str, Any]]], repeats: int, *, warm: bool = True
 ) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
-    """Each runner so many times, in turns, after one run that does not count.
+    """Each runner so many times, in turns, if `warm` after one run that does not count.
 
     Returns:
         (name → bytes, medians of "encode_s" and "decode_s", and their spread, (largest − least) / median; name → why
@@ -77,7 +77,7 @@ def in_turns(
     """
     found: dict[str, list[dict[str, Any]]] = {name: [] for name in runners}
     failed: dict[str, str] = {}
-    for turn in range(repeats + 1):
+    for turn in range(0 if warm else 1, repeats + 1):
         for name, run in runners.items():
             if name in failed:
                 continue

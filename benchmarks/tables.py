@@ -8,6 +8,8 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
+from benchmarks.coding_tables import coding_tables
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 _NETWORKS = ("LeNet-300-100", "LeNet-5", "ResNet", "LSTM", "MiniLM", "g2p")
@@ -27,7 +29,9 @@ def main() -> None:
     if (RESULTS / "pretrained.json").is_file():
         pretrained = json.loads((RESULTS / "pretrained.json").read_text(encoding="utf-8"))["rows"]
         tables |= _pretrained(pretrained) | _practice(pretrained)
-    documents = ("which-method", "presets", "runtime", "training", "pretrained")
+    if (RESULTS / "coding.json").is_file():
+        tables |= coding_tables(json.loads((RESULTS / "coding.json").read_text(encoding="utf-8")), _table)
+    documents = ("which-method", "presets", "runtime", "training", "pretrained", "coding")
     for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in documents)):
         text = file.read_text(encoding="utf-8")
         for name, table in tables.items():
