@@ -52,7 +52,8 @@ def _symbols(rows: list[Row], table: Table) -> str:
     if not lines:
         return ""
     head = ("symbols", "order 0, bits", "one table", "as stored", "constriction")
-    said = f"\nShare of the order-0 entropy, Msym/s coded and decoded, one thread; as stored {mean(contexts):.3f} in the mean.\n"
+    average = mean(contexts)
+    said = f"\nShare of the order-0 entropy, Msym/s coded and decoded, one thread; as stored {average:.3f} in the mean.\n"
     return table(head, lines, words=1) + said
 
 
