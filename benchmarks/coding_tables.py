@@ -53,7 +53,9 @@ def _symbols(rows: list[Row], table: Table) -> str:
         return ""
     head = ("symbols", "order 0, bits", "one table", "as stored", "constriction")
     average = mean(contexts)
-    said = f"\nShare of the order-0 entropy, Msym/s coded and decoded, one thread; as stored {average:.3f} in the mean.\n"
+    said = (
+        f"\nShare of the order-0 entropy, Msym/s coded and decoded, one thread; as stored {average:.3f} in the mean.\n"
+    )
     return table(head, lines, words=1) + said
 
 
