@@ -122,7 +122,7 @@ _MINILM_HEALED = (
         methods=(gs.prune.Taylor(sparsity=0.8, form="fisher", scope="global", only="encoder.*"),),
         tune=gs.Tune(
             epochs=1,
-            lr=1e-3,
+            lr=5e-4,
             clip=1.0,
             warmup=0.05,
             hidden=_LAYERS,

@@ -22,8 +22,9 @@ from gossamer.runtime.live import LiveMatrix, live_math
 __all__ = ["live_products"]
 
 _WORTH = 0.35
-"""Share of live values below which kernels for these take less time than making the dense weight and multiplying
-with it in bfloat16, with both gradients (measured at 384 × 384 to 1536 × 384, 512 tokens, Zen 4)."""
+"""Share of live values below which their kernels should take less time than making the dense weight and multiplying
+with it in bfloat16, both gradients included: by proportion from a fifth (384 × 384 to 1536 × 384, 512 tokens, Zen 4),
+where it was measured; the crossing itself was not."""
 
 
 @contextmanager
