@@ -75,7 +75,7 @@ def most_bytes(count: int, lanes: int) -> int:
 def _encoded(x: U8, model: ByteModel, lanes: int, compiled: bool) -> U8:
     made = _kernels() if compiled else None
     if made is None:
-        final, words = encode_words(x, model, lanes)
+        final, words = encode_words(model.table[x], lanes)
         return np.concatenate([final.astype("<u4").view(np.uint8), words.astype("<u2").view(np.uint8)])
     room = np.empty(2 * lanes + len(x), dtype="<u2")
     states = np.full(lanes, LEAST, dtype=np.uint32)
@@ -112,7 +112,12 @@ def decode_block(
     opened = open_block(block, lanes, what)
     made = _kernels() if compiled else None
     if made is None:
-        read = decode_words(out, opened.states, opened.words, model)
+
+        def look(_: slice, slot: npt.NDArray[np.uint64]) -> tuple[U8, npt.NDArray[np.uint32]]:
+            symbols = model.slots[slot]
+            return symbols, model.table[symbols]
+
+        read = decode_words(out, opened.states, opened.words, look)
         opened.read[0] = -1 if read is None else read
     else:
         arguments = [*opened.arguments(), model.slots.ctypes.data, model.table.ctypes.data, opened.read.ctypes.data]

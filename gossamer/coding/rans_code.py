@@ -22,7 +22,7 @@ from llvmlite import ir
 from gossamer.coding.rans_model import HEAPS, LEAST, MOST_LANES, PRECISION
 from gossamer.jit.emit import F32, I8, I16, I32, I64, PTR, Emitter, function
 
-__all__ = ["WIDE", "add_rans"]
+__all__ = ["WIDE", "Vectors", "add_rans", "by_lanes", "remaining", "words_between"]
 
 Node = Any  # llvmlite has no type stubs
 
@@ -58,7 +58,7 @@ def add_rans(module: ir.Module, lanes: int) -> None:
     _encode(module, wide=wide)
 
 
-class _Vectors:
+class Vectors:
     """Integers of 32 bits, 16 at a time."""
 
     def __init__(self, e: Emitter) -> None:
@@ -139,7 +139,7 @@ class _Vectors:
 class _Search:
     """Finds slots in registers, 32 at a time: a binary heap of the ends of bytes' slots."""
 
-    def __init__(self, e: Emitter, v: _Vectors, table: Node, size: int) -> None:
+    def __init__(self, e: Emitter, v: Vectors, table: Node, size: int) -> None:
         self._e, self._v, self._size = e, v, size
         room = max(size, 2 * WIDE)
         self._parts = [
@@ -172,7 +172,7 @@ class _Search:
 class _Window:
     """Frequencies and first slots of 32 bytes that follow each other, from registers."""
 
-    def __init__(self, e: Emitter, v: _Vectors, table: Node) -> None:
+    def __init__(self, e: Emitter, v: Vectors, table: Node) -> None:
         self._e, self._v = e, v
         at = [e.element(table, 2 * WIDE * part, I16) for part in range(2)]
         self._parts = [e.at.load(place, align=2, typ=v.halves) for place in at]
@@ -192,7 +192,7 @@ class _Window:
         return [self._e.at.zext(half, self._v.kind) for half in found]
 
 
-def _words(e: Emitter, first: Node, last: Node) -> Node:
+def words_between(e: Emitter, first: Node, last: Node) -> Node:
     """Words between two addresses."""
     distance = e.sub(e.at.ptrtoint(last, I64), e.at.ptrtoint(first, I64))
     return e.at.ashr(distance, ir.Constant(I64, 1))
@@ -204,7 +204,7 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
     made = function(module, name, arguments, exported=True)
     out, count, words, end, states, lanes, slots, table, read = made.args[:9]
     e = Emitter(made, WIDE)
-    available = _words(e, words, end)
+    available = words_between(e, words, end)
     bits, below = ir.Constant(I32, PRECISION), ir.Constant(I32, (1 << PRECISION) - 1)
 
     def advanced(x: Node, slot: Node, entry: Node) -> Node:
@@ -254,7 +254,7 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
         return step, p
 
     if wide:
-        v = _Vectors(e)
+        v = Vectors(e)
         wide_bits, wide_below = v.constant(PRECISION), v.constant((1 << PRECISION) - 1)
         search = _Search(e, v, made.args[9], few) if few else None
 
@@ -299,22 +299,28 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
                 v.store(x, states, WIDE * i)
             return [step, p]
 
-        step, p = _by_lanes(e, lanes, 2, vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
+        step, p = by_lanes(e, lanes, 2, vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
     else:
         step, p = scalars(e.constant(0), e.constant(0))
 
-    def rest(values: list[Node]) -> list[Node]:
-        return [e.add(values[0], 1), scalar(values[0], values[1], safe=False)]
+    e.write(remaining(e, e.mul(step, lanes), count, p, lambda i, at: scalar(i, at, safe=False)), read, 0)
+    e.at.ret_void()
+
+
+def remaining(e: Emitter, first: Node, count: Node, p: Node, scalar: Callable[[Node, Node], Node]) -> Node:
+    """Symbols from the first to the count, one by one; words read in all, negative after the end was passed."""
+
+    def one(values: list[Node]) -> list[Node]:
+        return [e.add(values[0], 1), scalar(values[0], values[1])]
 
     def left(values: list[Node]) -> Node:
         return e.at.and_(e.less(values[0], count), e.at.icmp_signed(">=", values[1], e.constant(0)))
 
-    _, p = e.repeat([e.mul(step, lanes), p], left, rest)
-    e.write(p, read, 0)
-    e.at.ret_void()
+    _, p = e.repeat([first, p], left, one)
+    return p
 
 
-def _by_lanes(
+def by_lanes(
     e: Emitter, lanes: Node, least: int, vectorised: Callable[[int], list[Node]], scalars: Callable[[], list[Node]]
 ) -> list[Node]:
     """The way for so many whole vectors of lanes, of which there must be some."""
@@ -383,7 +389,7 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
         return after
 
     if wide:
-        v = _Vectors(e)
+        v = Vectors(e)
         wide_upper, mask_kind = v.constant(32 - PRECISION), ir.VectorType(_BIT, WIDE)
         near = _Window(e, v, window)
 
@@ -432,7 +438,7 @@ def _encode(module: ir.Module, *, wide: bool) -> None:
                 v.store(x, states, WIDE * i)
             return [p]
 
-        (p,) = _by_lanes(e, lanes, 2, vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))])
+        (p,) = by_lanes(e, lanes, 2, vectorised, lambda: [backwards(e.constant(0), count, e.constant(0))])
     else:
         p = backwards(e.constant(0), count, e.constant(0))
     e.write(p, wrote, 0)

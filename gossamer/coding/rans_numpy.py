@@ -13,24 +13,26 @@ Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540; Giesen, "Interleave
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding.rans_model import LEAST, PRECISION, ByteModel
+from gossamer.coding.rans_model import LEAST, PRECISION
 
 __all__ = ["decode_words", "encode_words"]
 
 U8 = npt.NDArray[np.uint8]
 U16 = npt.NDArray[np.uint16]
 U32 = npt.NDArray[np.uint32]
+Look = Callable[[slice, npt.NDArray[np.uint64]], tuple[U8, U32]]
 
 
-def encode_words(x: U8, model: ByteModel, lanes: int) -> tuple[U32, U16]:
-    """Codes bytes that the model knows.
+def encode_words(entries: U32, lanes: int) -> tuple[U32, U16]:
+    """Codes symbols, each told by what it takes.
 
     Args:
-        x: [n] uint8, each among `model.bytes`.
-        model: the frequencies.
+        entries: [n] uint32, frequency · 2^16 + cumulated frequency of each symbol under its table.
         lanes: L, a power of two from 1 to 128.
 
     Returns:
@@ -39,10 +41,10 @@ def encode_words(x: U8, model: ByteModel, lanes: int) -> tuple[U32, U16]:
     Cost: about 20 µs for every L symbols.
     """
     states = np.full(lanes, LEAST, dtype=np.uint64)
-    entries = model.table[x].astype(np.uint64)
+    wide = entries.astype(np.uint64)
     words: list[U16] = []
-    for first in range((len(x) - 1) // lanes * lanes if len(x) else 0, -1, -lanes):
-        entry = entries[first : first + lanes]
+    for first in range((len(wide) - 1) // lanes * lanes if len(wide) else 0, -1, -lanes):
+        entry = wide[first : first + lanes]
         frequency, start = entry >> np.uint64(16), entry & np.uint64(0xFFFF)
         state = states[: len(entry)]
         full = state >> np.uint64(32 - PRECISION) >= frequency
@@ -53,14 +55,14 @@ def encode_words(x: U8, model: ByteModel, lanes: int) -> tuple[U32, U16]:
     return states.astype(np.uint32), np.concatenate(words[::-1]) if words else np.zeros(0, dtype=np.uint16)
 
 
-def decode_words(out: U8, states: U32, words: U16, model: ByteModel) -> int | None:
+def decode_words(out: U8, states: U32, words: U16, look: Look) -> int | None:
     """The inverse of `encode_words`, for bytes that are not trusted.
 
     Args:
         out: [n] uint8, filled.
         states: [L] uint32, advanced in place.
         words: uint16.
-        model: the frequencies.
+        look: (part of the symbols, the slot of each) → (symbols, their entries).
 
     Returns:
         The number of words read; None where more would have been needed.
@@ -68,14 +70,14 @@ def decode_words(out: U8, states: U32, words: U16, model: ByteModel) -> int | No
     Cost: about 20 µs for every L symbols.
     """
     lanes, at = len(states), 0
-    wide = states.astype(np.uint64)
-    table, below = model.table.astype(np.uint64), np.uint64((1 << PRECISION) - 1)
+    wide, below = states.astype(np.uint64), np.uint64((1 << PRECISION) - 1)
     for first in range(0, len(out), lanes):
-        part = out[first : first + lanes]
-        state = wide[: len(part)]
+        part = slice(first, min(first + lanes, len(out)))
+        state = wide[: part.stop - first]
         slot = state & below
-        part[:] = model.slots[slot]
-        entry = table[part]
+        symbols, entries = look(part, slot)
+        out[part] = symbols
+        entry = entries.astype(np.uint64)
         # states of damaged blocks may be anything: arithmetic stays that of 32 bits
         moved = (entry >> np.uint64(16)) * (state >> np.uint64(PRECISION)) + slot - (entry & np.uint64(0xFFFF))
         state[:] = moved & np.uint64(0xFFFFFFFF)

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gossamer.coding.rans import open_block
 from gossamer.coding.rans_model import LEAST, PRECISION, byte_frequencies
+from gossamer.coding.rans_numpy import decode_words, encode_words
 
 if TYPE_CHECKING:
     from gossamer.coding.rans_kernels import RansKernels
@@ -73,7 +74,7 @@ def encode_tabled(numbers: U8, which: U8, model: TabledModel, lanes: int, *, com
         numbers: [n] uint8, contiguous, each of frequency above 0 under its table.
         which: [n] uint8, contiguous, the table of each number.
         model: the tables.
-        lanes: L, a power of two from 1 to 64.
+        lanes: L, a power of two from 1 to 128.
         compiled: False: NumPy, whose bytes are the same.
 
     Returns:
@@ -90,7 +91,7 @@ def encode_tabled(numbers: U8, which: U8, model: TabledModel, lanes: int, *, com
     """
     made = _kernels() if compiled else None
     if made is None:
-        final_, words = _encoded(numbers, which, model, lanes)
+        final_, words = encode_words(model.entries[which, numbers], lanes)
         return np.concatenate([final_.astype("<u4").view(np.uint8), words.astype("<u2").view(np.uint8)])
     room = np.empty(2 * lanes + len(numbers), dtype="<u2")
     states, wrote = np.full(lanes, LEAST, dtype=np.uint32), np.zeros(1, dtype=np.int64)
@@ -121,7 +122,7 @@ def decode_tabled(
         out: [n] uint8, contiguous; filled. Its length bounds time.
         which: [n] uint8, contiguous, the table of each number, below T.
         model: the tables.
-        lanes: L, a power of two from 1 to 64.
+        lanes: L, a power of two from 1 to 128.
         what: the name that faults are reported under.
         compiled: False: NumPy.
 
@@ -136,7 +137,13 @@ def decode_tabled(
     opened = open_block(block, lanes, what)
     made = _kernels() if compiled else None
     if made is None:
-        read = _decoded(out, which, opened.states, opened.words, model)
+
+        def look(part: slice, slot: npt.NDArray[np.uint64]) -> tuple[U8, U32]:
+            table = which[part].astype(np.int64)
+            symbols = model.slots[(table << PRECISION) + slot.astype(np.int64)]
+            return symbols, model.entries[table, symbols]
+
+        read = decode_words(out, opened.states, opened.words, look)
         opened.read[0] = -1 if read is None else read
     else:
         made.decode_tabled(
@@ -151,46 +158,6 @@ def decode_tabled(
         )
     opened.finish(len(out), what)
     return out
-
-
-def _encoded(numbers: U8, which: U8, model: TabledModel, lanes: int) -> tuple[U32, U16]:
-    """States and words in the order in which they are read."""
-    states = np.full(lanes, LEAST, dtype=np.uint64)
-    entries = model.entries[which, numbers].astype(np.uint64)
-    words: list[U16] = []
-    for first in range((len(numbers) - 1) // lanes * lanes if len(numbers) else 0, -1, -lanes):
-        entry = entries[first : first + lanes]
-        frequency, start = entry >> np.uint64(16), entry & np.uint64(0xFFFF)
-        state = states[: len(entry)]
-        full = state >> np.uint64(32 - PRECISION) >= frequency
-        words.append((state[full] & np.uint64(0xFFFF)).astype(np.uint16))
-        state[full] >>= np.uint64(16)
-        if len(entry):
-            state[:] = (state // frequency << np.uint64(PRECISION)) + state % frequency + start
-    return states.astype(np.uint32), np.concatenate(words[::-1]) if words else np.zeros(0, dtype=np.uint16)
-
-
-def _decoded(out: U8, which: U8, states: U32, words: U16, model: TabledModel) -> int | None:
-    """Fills `out` and advances the states; the number of words read, None where more would have been needed."""
-    lanes, at = len(states), 0
-    wide, table = states.astype(np.uint64), model.entries.astype(np.uint64)
-    below = np.uint64((1 << PRECISION) - 1)
-    for first in range(0, len(out), lanes):
-        part, number = out[first : first + lanes], which[first : first + lanes].astype(np.int64)
-        state = wide[: len(part)]
-        slot = state & below
-        part[:] = model.slots[(number << PRECISION) + slot.astype(np.int64)]
-        entry = table[number, part]
-        # states of damaged blocks may be anything: arithmetic stays that of 32 bits
-        moved = (entry >> np.uint64(16)) * (state >> np.uint64(PRECISION)) + slot - (entry & np.uint64(0xFFFF))
-        state[:] = moved & np.uint64(0xFFFFFFFF)
-        short = np.flatnonzero(state < LEAST)
-        if len(short) > len(words) - at:
-            return None
-        state[short] = state[short] << np.uint64(16) | words[at : at + len(short)]
-        at += len(short)
-    states[:] = wide.astype(np.uint32)
-    return at
 
 
 def _kernels() -> RansKernels | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from llvmlite import ir
 
-from gossamer.coding.rans_code import WIDE, _by_lanes, _Vectors, _words
+from gossamer.coding.rans_code import WIDE, Vectors, by_lanes, remaining, words_between
 from gossamer.coding.rans_model import LEAST, PRECISION
 from gossamer.jit.emit import I8, I16, I32, I64, PTR, Emitter, function
 
@@ -43,7 +43,7 @@ def _decode(module: ir.Module, *, wide: bool) -> None:
     made = function(module, "decode_tabled", [PTR, PTR, I64, PTR, PTR, PTR, I64, PTR, PTR, I64, PTR], exported=True)
     out, which, count, words, end, states, lanes, slots, table, symbols, read = made.args
     e = Emitter(made, WIDE)
-    available = _words(e, words, end)
+    available = words_between(e, words, end)
     bits, below, half = (ir.Constant(I32, value) for value in (PRECISION, (1 << PRECISION) - 1, 16))
 
     def scalar(i: Node, p: Node, safe: bool) -> Node:
@@ -87,7 +87,7 @@ def _decode(module: ir.Module, *, wide: bool) -> None:
 
         return e.repeat([e.constant(0), e.constant(0)], going, one)
 
-    v = _Vectors(e)
+    v = Vectors(e)
 
     def vector(i: Node, p: Node, x: Node) -> tuple[Node, Node]:
         """Sixteen symbols: words read, and the states after."""
@@ -120,16 +120,9 @@ def _decode(module: ir.Module, *, wide: bool) -> None:
             v.store(x, states, WIDE * k)
         return [step, p]
 
-    step, p = _by_lanes(e, lanes, 1, vectorised, scalars) if wide else scalars()
+    step, p = by_lanes(e, lanes, 1, vectorised, scalars) if wide else scalars()
 
-    def rest(values: list[Node]) -> list[Node]:
-        return [e.add(values[0], 1), scalar(values[0], values[1], safe=False)]
-
-    def left(values: list[Node]) -> Node:
-        return e.at.and_(e.less(values[0], count), e.at.icmp_signed(">=", values[1], e.constant(0)))
-
-    _, p = e.repeat([e.mul(step, lanes), p], left, rest)
-    e.write(p, read, 0)
+    e.write(remaining(e, e.mul(step, lanes), count, p, lambda i, at: scalar(i, at, safe=False)), read, 0)
     e.at.ret_void()
 
 
