@@ -2,7 +2,9 @@
 
 Needs atheris, which may lie in an environment of its own, beside what Gossamer needs. Any bytes must end in
 `FormatError` or in an array of the right shape and dtype; anything else, a hang (``-timeout=10``) or a large allocation
-(``-rss_limit_mb=2048``) is a crash that libFuzzer keeps. Without atheris: ``--replay CORPUS`` runs a corpus once.
+(``-rss_limit_mb=2048``) is a crash that libFuzzer keeps. Without atheris: ``--replay CORPUS.zip`` runs a corpus once.
+
+Atheris itself keeps about 500 bytes for each input that it tries.
 
 An input: one byte chooses what is decoded, one the coder, two the length of the table; then table and payload.
 """
@@ -11,6 +13,7 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -93,10 +96,11 @@ def seeds(folder: Path) -> None:
 def main() -> None:
     """Fuzz, replay, or write seeds."""
     if "--replay" in sys.argv:
-        files = sorted(Path(sys.argv[-1]).iterdir())
-        for file in files:
-            decode(file.read_bytes())
-        sys.stdout.write(f"{len(files)} inputs, no crash\n")
+        with zipfile.ZipFile(sys.argv[-1]) as corpus:
+            names = corpus.namelist()
+            for name in names:
+                decode(corpus.read(name))
+        sys.stdout.write(f"{len(names)} inputs, no crash\n")
         return
     seeds(Path(sys.argv[1]))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
