@@ -1,0 +1,3 @@
+"""The fuzzer is a program of its own: it changes what it tests."""
+
+collect_ignore = ["fuzz_decoders.py"]
