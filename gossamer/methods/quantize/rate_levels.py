@@ -17,6 +17,7 @@ from torch import Tensor
 __all__ = ["Levels", "ascending", "cheapest", "code_lengths", "settled"]
 
 _PIECE = 1 << 18
+_REACH = 3  # points on either side of the nearest one that are looked at first
 _ENOUGH = 1e-4  # a fall of the objective, as a share of it, below which it has settled
 
 
@@ -58,18 +59,49 @@ def cheapest(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> 
     if price.numel() == 1:
         kept, edges = _envelope(points[known].tolist(), (price * lengths[known]).tolist())
         return known[torch.tensor(kept)[torch.bucketize(values, torch.tensor(edges, dtype=torch.float64))]]
+    points, lengths = points[known], lengths[known]
+    if len(values) * len(known) <= _PIECE:  # few: all at once
+        costs = (values[:, None] - points).square_().addcmul_(price[:, None], lengths)
+        return known[costs.argmin(1)]
     found = torch.empty(len(values), dtype=torch.int64)
     for start in range(0, len(values), _PIECE):
         part = slice(start, start + _PIECE)
-        here, dear = values[part], price[part]
-        least = torch.full_like(here, torch.inf)
-        best = torch.zeros(len(here), dtype=torch.int64)
-        for k in known.tolist():
-            cost = (here - points[k]).square_().add_(dear, alpha=float(lengths[k]))
-            better = cost < least
-            least, best = torch.where(better, cost, least), best.masked_fill_(better, k)
-        found[part] = best
-    return found
+        found[part] = _near(values[part], price[part], points, lengths)
+    return known[found]
+
+
+def _near(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> Tensor:
+    """The cheapest of the points, which for most values is at most `_REACH` away from the nearest one.
+
+    With d the distance to the nearest point, whose bits are l, a point o further on is at least o · gap − d away: it
+    cannot be cheaper unless (o · gap − d)² < d² + price · (l − least l).
+    """
+    last = len(points) - 1
+    if last < 8 * _REACH:
+        return _of_all(values, price, points, lengths)
+    nearest = torch.bucketize(values, (points[1:] + points[:-1]) / 2)
+    off = (values - points[nearest]).abs_()
+    reach = (off + (off.square() + price * (lengths[nearest] - lengths.min())).sqrt_()) / (points.diff().min())
+    best, least = nearest, torch.full_like(values, torch.inf)
+    for o in range(-_REACH, _REACH + 1):
+        k = (nearest + o).clamp_(0, last)
+        cost = (values - points[k]).square_().addcmul_(price, lengths[k])
+        better = cost < least
+        least, best = torch.where(better, cost, least), torch.where(better, k, best)
+    far = (reach >= _REACH + 1).nonzero().squeeze(1)
+    if len(far):
+        best[far] = _of_all(values[far], price[far], points, lengths)
+    return best
+
+
+def _of_all(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> Tensor:
+    least = torch.full_like(values, torch.inf)
+    best = torch.zeros(len(values), dtype=torch.int64)
+    for k in range(len(points)):
+        cost = (values - points[k]).square_().add_(price, alpha=float(lengths[k]))
+        better = cost < least
+        least, best = torch.where(better, cost, least), best.masked_fill_(better, k)
+    return best
 
 
 def _envelope(points: list[float], fees: list[float]) -> tuple[list[int], list[float]]:
