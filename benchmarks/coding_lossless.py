@@ -57,7 +57,7 @@ def lossless_rows(source: str, weights: Mapping[str, Tensor], peer: CodingPeer |
     quick = {"gossamer": ours}
     slow = {}
     if peer is not None:
-        file = "weights.npz"
+        file = f"{source.replace(' ', '_')}.npz"
         arrays = [tensor.reshape(-1).view(torch.uint8).numpy() for tensor in weights.values()]
         np.savez(folder / file, **{f"{i:05}": part for i, part in enumerate(arrays)})
         known = {"do": "lossless", "file": file, "itemsize": size, "dtype": _NAMES[dtype]}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -77,10 +78,11 @@ LOSSLESS = (
 )
 
 
-def _rtn(bits: int, group: int | str, *, symmetric: bool = True, only: str = "*.weight") -> gs.quantize.RoundToNearest:
-    return gs.quantize.RoundToNearest(
-        bits=bits, group=group, symmetric=symmetric, scale_dtype="float16", only=only, skip="*LayerNorm*"
-    )
+_CONVOLUTIONS = ("*conv*.weight", "_fc.weight")
+
+
+def _rtn(bits: int, group: Any, only: str | tuple[str, ...] = "*.weight") -> gs.quantize.RoundToNearest:
+    return gs.quantize.RoundToNearest(bits=bits, group=group, scale_dtype="float16", only=only)
 
 
 _PRUNED = gs.prune.Magnitude(sparsity=0.8, only="encoder.*.weight", skip="*LayerNorm*")
@@ -94,10 +96,10 @@ SYMBOLS = (
     Treated("minilm", "80% + 4-bit", lambda: [_PRUNED, _rtn(4, "channel")]),
     Treated("whisper", "rtn 4-bit", lambda: [_rtn(4, 64)]),
     Treated("whisper", "rtn 8-bit per tensor", lambda: [_rtn(8, "tensor")]),
-    Treated("lite0", "rtn 4-bit", lambda: [_rtn(4, "channel")]),
-    Treated("lite0", "rtn 8-bit per tensor", lambda: [_rtn(8, "tensor")]),
-    Treated("smollm2-rotated", "rtn 4-bit", lambda: [_rtn(4, 128, only=_BLOCKS)]),
-    Treated("smollm2-rotated", "rtn 8-bit per channel", lambda: [_rtn(8, "channel", only=_BLOCKS)]),
+    Treated("lite0", "rtn 4-bit", lambda: [_rtn(4, "channel", _CONVOLUTIONS)]),
+    Treated("lite0", "rtn 8-bit per tensor", lambda: [_rtn(8, "tensor", _CONVOLUTIONS)]),
+    Treated("smollm2-rotated", "rtn 4-bit", lambda: [_rtn(4, 128, _BLOCKS)]),
+    Treated("smollm2-rotated", "rtn 8-bit per channel", lambda: [_rtn(8, "channel", _BLOCKS)]),
 )
 
 

@@ -12,11 +12,14 @@ from gossamer.api import Compressed, compress, load
 from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
+from gossamer.drive.packing import pack, unpack
 from gossamer.drive.quantization_aware import QuantizationAware
+from gossamer.drive.relative_entropy import RelativeEntropy
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
 from gossamer.errors import CompositionError, DataError, FormatError, PlanError
 from gossamer.methods import code, factorize, prune, quantize, share, shrink
+from gossamer.store.packed_file import PackedFile
 
 __all__ = [
     "BlockByBlock",
@@ -25,9 +28,11 @@ __all__ = [
     "DataError",
     "FormatError",
     "Gradual",
+    "PackedFile",
     "PlanError",
     "QuantizationAware",
     "ReestimateNorms",
+    "RelativeEntropy",
     "Tune",
     "allocate",
     "code",
@@ -37,12 +42,14 @@ __all__ = [
     "lower",
     "methods",
     "nn",
+    "pack",
     "presets",
     "prune",
     "quantize",
     "share",
     "shrink",
     "train",
+    "unpack",
 ]
 
 

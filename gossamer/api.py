@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gossamer.drive.block_journal import Checkpoint
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import Recipe, run
+from gossamer.drive.relative_entropy import RelativeEntropy
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Loss, Tune
 from gossamer.encoding.delta import provide
@@ -169,7 +170,7 @@ def compress(
         tune: fine-tune like this after every method; or a function that trains the network it is given in place.
         loss: (outputs, targets) → scalar.
         progress: where to report; None: nowhere.
-        checkpoint: folder in which `BlockByBlock` entries keep what they have finished; None: nowhere.
+        checkpoint: folder in which `BlockByBlock` and `RelativeEntropy` entries keep what they have done, or None.
         resume: go on with what is found there, or start if nothing is; without, finding something is an error.
 
     Returns:
@@ -204,8 +205,10 @@ def _checkpoint(recipe: Recipe, folder: str | Path | None, resume: bool) -> Chec
         if resume:
             raise PlanError("resume: found no checkpoint=, expected the folder of the run to go on with")
         return None
-    if not any(isinstance(entry, BlockByBlock) for entry in recipe):
-        raise PlanError("checkpoint: found no BlockByBlock in the recipe, expected one: nothing else is kept")
+    if not any(isinstance(entry, (BlockByBlock, RelativeEntropy)) for entry in recipe):
+        raise PlanError(
+            "checkpoint: found no BlockByBlock or RelativeEntropy in the recipe, expected one: nothing else is kept"
+        )
     return Checkpoint(Path(folder), resume)
 
 

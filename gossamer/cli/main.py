@@ -1,4 +1,4 @@
-"""``gossamer demo | compress | inspect | decompress | sensitivity | bench``."""
+"""``gossamer demo | compress | inspect | decompress | pack | unpack | sensitivity | bench``."""
 
 from __future__ import annotations
 
@@ -27,6 +27,8 @@ JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="A
 Network = Annotated[
     str | None, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Code that makes the network.")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where a killed run stopped.")]
+Threads = Annotated[int, typer.Option("--threads", "-t", min=1, help="That code pieces at the same time.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress bar.")]
 
 
@@ -176,6 +178,63 @@ def decompress(
     from gossamer.cli.commands import decompress_file
 
     decompress_file(file=file, output=output, json_file=json_file, console=Console())
+
+
+@app.command()
+def pack(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help=".safetensors, or a folder with some.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The packed file, or folder, to write.")],
+    reference: Annotated[
+        Path | None,
+        typer.Option("--reference", metavar="BASE", help="What it was fine-tuned from: keep differences to that."),
+    ] = None,
+    verify: Annotated[bool, typer.Option(help="Decode everything again and compare before it is written.")] = True,
+    resume: Resume = False,
+    threads: Threads = 2,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Make a checkpoint smaller without changing a bit of it; unpack gives it back."""
+    from gossamer.cli.pack import pack_checkpoint
+
+    pack_checkpoint(
+        source=checkpoint,
+        out=out,
+        reference=reference,
+        verify=verify,
+        resume=resume,
+        threads=threads,
+        json_file=json_file,
+        quiet=quiet,
+        console=Console(),
+    )
+
+
+@app.command()
+def unpack(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A packed file, or folder.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="The .safetensors, or folder, to write.")],
+    reference: Annotated[
+        Path | None, typer.Option("--reference", metavar="BASE", help="What was given when it was packed.")
+    ] = None,
+    resume: Resume = False,
+    threads: Threads = 2,
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write the checkpoint that was packed, to the byte."""
+    from gossamer.cli.pack import unpack_checkpoint
+
+    unpack_checkpoint(
+        source=file,
+        out=out,
+        reference=reference,
+        resume=resume,
+        threads=threads,
+        json_file=json_file,
+        quiet=quiet,
+        console=Console(),
+    )
 
 
 @app.command()

@@ -9,6 +9,7 @@ with another `log2` could in a near tie write another, equally good, table; ever
 
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.floats import decode_floats, encode_floats
+from gossamer.coding.grids import decode_grid, encode_grid
 from gossamer.coding.masks import decode_mask, encode_mask
 from gossamer.coding.sparse import decode_sparse_symbols, encode_sparse_symbols
 from gossamer.coding.symbols import decode_symbols, encode_symbols, order0_bits
@@ -17,10 +18,12 @@ __all__ = [
     "Coded",
     "Coder",
     "decode_floats",
+    "decode_grid",
     "decode_mask",
     "decode_sparse_symbols",
     "decode_symbols",
     "encode_floats",
+    "encode_grid",
     "encode_mask",
     "encode_sparse_symbols",
     "encode_symbols",

@@ -20,8 +20,8 @@ __all__ = ["WORTH", "BytePlan"]
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
 
-_TABLE_BITS: Final = 10  # of a table, for each byte that occurs, about
-WORTH: Final = 1 << 15
+_TABLE_BITS: Final = 9  # of a table, for each byte that occurs, about
+WORTH: Final = 1 << 13
 """Symbols from which on directory, states and shorter frequencies cost little."""
 
 

@@ -31,6 +31,9 @@ class Coder(IntEnum):
     FLOAT_DISTINCT = 13  # a list of distinct values and their indices as symbols
     FLOAT_SPARSE = 14  # a mask of what is not +0 and the floats that are not
     FLOAT_COARSE = 15  # runs of floats that were once of fewer bits, and the others, each coded on its own
+    TABLES = 16  # static tables by class of span and of column, interleaved ANS in blocks
+    SPARSE_TABLES = 17  # symbols over all dense positions as TABLES, dead = one more symbol
+    MASK_TABLES = 18  # a mask as TABLES
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from gossamer.coding.ans import PRECISION, AnsReader, Part, ans_encode, frequenc
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.classes import MAX_TANGENT_BITS, ClassModel, candidate_models, live_frequency
 from gossamer.coding.coded import Coded, Coder
+from gossamer.coding.contexts import WORTH_CONTEXTS, decode_numbers, encode_numbers, sides
 from gossamer.coding.symbols import counts_bits, decode_symbols, encode_plain_symbols
 from gossamer.coding.table import MAX_ROOT, fit_weights
 from gossamer.errors import DataError, FormatError
@@ -26,11 +27,6 @@ _INNER: Final = (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT)
 _GAP_CLIP: Final = 255
 _LARGE: Final = 1 << 20  # from so many positions on, estimates are sharp enough to code one candidate only
 _PIECE: Final = 1 << 20
-
-
-def _sides(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Rows and columns of the two-dimensional view of a mask."""
-    return (shape[0], prod(shape[1:])) if len(shape) > 1 else (1, prod(shape))
 
 
 def _bounds(classes: I64, count: int) -> list[int]:
@@ -111,7 +107,7 @@ def _bitmap(flat: Bits) -> Coded:
     return Coded(Coder.MASK_BITMAP, b"", np.packbits(flat, bitorder="little").tobytes())
 
 
-def encode_mask(bits: Bits) -> Coded:
+def encode_mask(bits: Bits, *, workers: int = 1) -> Coded:
     """Codes a mask in the fewest bytes among bitmap, one density, row and column classes, and gaps.
 
     one density: `n·H(density)` bits; classes: rows and columns of the view `[shape[0], rest]` fall into at most 8 × 8
@@ -120,6 +116,7 @@ def encode_mask(bits: Bits) -> Coded:
 
     Args:
         bits: any shape, bool, True = kept.
+        workers: threads.
 
     Returns:
         The coded mask; ties go to the simpler coder.
@@ -140,7 +137,7 @@ def encode_mask(bits: Bits) -> Coded:
         raise DataError(f"mask of dtype {bits.dtype}, expected bool")
     if not bits.size:
         return Coded(Coder.MASK_BITMAP, b"", b"")
-    grid = np.ascontiguousarray(bits).reshape(_sides(bits.shape))
+    grid = np.ascontiguousarray(bits).reshape(sides(bits.shape))
     flat = grid.reshape(-1)
     candidates: list[tuple[float, Callable[[], Coded]]] = [(float(flat.size), lambda: _bitmap(flat))]
     for model in candidate_models(grid):
@@ -157,11 +154,18 @@ def encode_mask(bits: Bits) -> Coded:
         likely = lowest * 1.01 + 256
     candidates.append((gaps, lambda: _encode_gaps(flat, of)))
     coded = [build() for estimate, build in candidates if estimate <= likely]
-    return min(coded, key=lambda c: c.nbytes)
+    best = min(coded, key=lambda c: c.nbytes)
+    if flat.size >= WORTH_CONTEXTS and best.coder not in (Coder.MASK_BITMAP, Coder.MASK_GAPS):
+        made = encode_numbers(BitWriter(), grid.view(np.uint8), 2, (), workers)
+        # tables in blocks are decoded several times as fast, which is worth a little where there is much
+        most = best.nbytes * (1.002 if flat.size >= _LARGE else 1.0)
+        if made is not None and len(made[0]) + len(made[1]) < most:
+            return Coded(Coder.MASK_TABLES, *made)
+    return best
 
 
 def _decode_classes(coded: Coded, shape: tuple[int, ...], what: str) -> Bits:
-    height, width = _sides(shape)
+    height, width = sides(shape)
     reader = BitReader(coded.table, what)
     tangent_bits = reader.uint(4) + 1
     if tangent_bits > MAX_TANGENT_BITS:
@@ -183,13 +187,13 @@ def _decode_classes(coded: Coded, shape: tuple[int, ...], what: str) -> Bits:
         models.append(frequencies(roots**2))
     reader.finish()
     stream = AnsReader(bytes(coded.payload), what)
-    sides: list[I64] = []
+    found: list[I64] = []
     for length, scaled in zip((height, width), models, strict=True):
         classes = np.zeros(length, dtype=np.int64)
         for part, piece in stream.read(length, scaled):
             classes[part] = piece
-        sides.append(classes)
-    rows, columns = sides
+        found.append(classes)
+    rows, columns = found
     down, across = _bounds(rows, high), _bounds(columns, wide)
     grid = np.zeros((height, width), dtype=np.bool_)
     for i in range(high):
@@ -230,12 +234,13 @@ def _decode_gaps(coded: Coded, shape: tuple[int, ...], what: str) -> Bits:
     return flat.reshape(shape)
 
 
-def decode_mask(coded: Coded, shape: tuple[int, ...]) -> Bits:
+def decode_mask(coded: Coded, shape: tuple[int, ...], *, workers: int = 1) -> Bits:
     """The inverse of `encode_mask`.
 
     Args:
         coded: the coded mask; not trusted.
         shape: trusted: it bounds time and memory.
+        workers: threads.
 
     Returns:
         The mask, bool, in `shape`.
@@ -250,6 +255,9 @@ def decode_mask(coded: Coded, shape: tuple[int, ...]) -> Bits:
         return _decode_classes(coded, shape, what)
     if coded.coder is Coder.MASK_GAPS:
         return _decode_gaps(coded, shape, what)
+    if coded.coder is Coder.MASK_TABLES:
+        reader = BitReader(coded.table, what)
+        return decode_numbers(reader, coded.payload, sides(shape), 2, what, workers).view(np.bool_).reshape(shape)
     if coded.coder is not Coder.MASK_BITMAP:
         raise FormatError(f"{what}: not a coder of masks")
     size = prod(shape)

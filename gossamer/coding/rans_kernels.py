@@ -9,7 +9,7 @@ from typing import Final, final
 
 from llvmlite import ir
 
-from gossamer.coding import planes_code, rans_code, rans_model, sums_code
+from gossamer.coding import planes_code, rans_code, rans_model, sums_code, tabled_code
 from gossamer.jit import emit
 from gossamer.jit.cpu import Processor, host, multiplies_without_carry, unavailable, wanted_level
 from gossamer.jit.kernel_cache import Code, Engine, cache_directory, object_code_of
@@ -21,6 +21,7 @@ def coder_code(lanes: int) -> str:
     """LLVM IR of a module with everything that `rans_code` and `planes_code` write."""
     module = ir.Module("gossamer_coders")
     rans_code.add_rans(module, lanes)
+    tabled_code.add_tabled(module, lanes)
     planes_code.add_planes(module, lanes)
     sums_code.add_count(module)
     return str(module)
@@ -33,7 +34,7 @@ def checksum_code(lanes: int) -> str:
     return str(module)
 
 
-RANS: Final = Code("coders", coder_code, (rans_code, rans_model, planes_code, sums_code, emit))
+RANS: Final = Code("coders", coder_code, (rans_code, rans_model, tabled_code, planes_code, sums_code, emit))
 CHECKSUM: Final = Code("checksum", checksum_code, (sums_code, emit))
 
 
@@ -45,6 +46,8 @@ class RansKernels:
         self._engine = engine = Engine(object_code, processor)  # its functions live no longer than it does
         self.decode = engine.function("decode", 9)
         self.encode = engine.function("encode", 8)
+        self.decode_tabled = engine.function("decode_tabled", 11)
+        self.encode_tabled = engine.function("encode_tabled", 9)
         sizes = rans_model.HEAPS if processor.lanes == rans_code.WIDE else ()
         self.decode_few = {size: engine.function(f"decode_{size}", 10) for size in sizes}
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}

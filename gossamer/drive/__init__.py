@@ -5,6 +5,7 @@ from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe, Stage, State, run
+from gossamer.drive.relative_entropy import RelativeEntropy
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.source import ModelSource, Source, TreeSource
 from gossamer.drive.tune import Tune
@@ -16,6 +17,7 @@ __all__ = [
     "QuantizationAware",
     "Recipe",
     "ReestimateNorms",
+    "RelativeEntropy",
     "Source",
     "Stage",
     "State",

@@ -99,6 +99,19 @@ class Stage(ABC):
         """The methods that it runs, for checking a recipe before work starts."""
         return ()
 
+    def check(self, where: str, listed: Sequence[TensorSpec], possible: dict[str, set[Skeleton]]) -> None:
+        """Refuse what cannot work with these tensors, before work starts; of what `inside` gives that is seen to.
+
+        Args:
+            where: beginning of messages.
+            listed: the network's tensors.
+            possible: what each may be; what this step may leave is put in.
+
+        Raises:
+            CompositionError: nothing would be done.
+        """
+        return
+
     @abstractmethod
     def run(self, state: State) -> None:
         """Change ``state.trees``."""
@@ -146,24 +159,32 @@ def check(
         if looking is not None:
             needs = ", ".join(sorted(looking.needs))
             raise DataError(f"{where}: found no data, expected data=… to gather {needs} from")
+        if isinstance(entry, Stage):
+            entry.check(where, listed, possible)
         for method in methods:
-            _check_patterns(where, method, listed)
+            check_patterns(f"{where}: {type(method).__name__}", method.only, method.skip, listed)
             # one that looks at an example for its own sake matches the same layers without
             unbound = method.uses_example and not method.runs_network
             bound = method if unbound else method.bind(model, example_for(method, data))
             check_method(where, bound, listed, possible)
 
 
-def _check_patterns(where: str, method: Method, listed: Sequence[TensorSpec]) -> None:
+def check_patterns(
+    where: str, only: str | tuple[str, ...], skip: str | tuple[str, ...], listed: Sequence[TensorSpec]
+) -> None:
+    """Refuse patterns of which one matches no tensor.
+
+    Raises:
+        CompositionError: names it.
+    """
     names = [n for spec in listed for n in spec.names]
-    for setting in ("only", "skip"):
-        given = getattr(method, setting)
+    for setting, given in (("only", only), ("skip", skip)):
         patterns = [p for p in patterns_in(given) if p]
         if setting == "only" and not matches(names, patterns):
             continue  # it matches no layer, which is said with reasons
         for pattern in patterns:
             if not matches(names, pattern):
-                said = f"{type(method).__name__}: {setting}: found {pattern!r}, which matches no tensor"
+                said = f"{setting}: found {pattern!r}, which matches no tensor"
                 raise CompositionError(f"{where}: {said}, expected names like {', '.join(names[:4])}")
 
 
@@ -279,7 +300,7 @@ def run(
         loss: (outputs, targets) → scalar.
         progress: where to say how far it is.
         training: False for a dry run, which needs no data.
-        checkpoint: where `BlockByBlock` entries keep what they have finished; other entries start anew.
+        checkpoint: where `BlockByBlock` and `RelativeEntropy` entries keep what they have done; others start anew.
 
     Returns:
         The final state.

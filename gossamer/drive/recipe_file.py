@@ -16,6 +16,7 @@ from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.recipe import Recipe
+from gossamer.drive.relative_entropy import RelativeEntropy
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
 from gossamer.errors import GossamerError, PlanError
@@ -130,6 +131,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "BlockByBlock": BlockByBlock,
         "ReestimateNorms": ReestimateNorms,
         "QuantizationAware": QuantizationAware,
+        "RelativeEntropy": RelativeEntropy,
         "Tune": Tune,
     }
 )

@@ -179,6 +179,7 @@ def train(
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None = None,
     after_backward: Callable[[], None] | None = None,
     penalty: Callable[[], Tensor] | None = None,
+    done: int = 0,
 ) -> None:
     """Train ``model`` in place; it is left in eval mode.
 
@@ -193,6 +194,8 @@ def train(
         before_step: called with (step, steps, optimiser) before every step; may change the network's topology.
         after_backward: called when a step's gradients are there, before they are clipped and used.
         penalty: another term of the loss, computed at every step; not of the loss on ``tune.held_out``.
+        done: steps that an earlier run has made: their batches are passed over. What they left must be put in
+            by ``before_step``.
 
     Raises:
         DataError: a batch that is not (inputs, targets), or a loss that is not finite.
@@ -210,19 +213,8 @@ def train(
             if projections:
                 optimizer.add_param_group({"params": projections})
         _epochs(
-            model,
-            data,
-            held_out,
-            tune,
-            teacher,
-            heard,
-            loss,
-            optimizer,
-            progress,
-            title,
-            before_step,
-            after_backward,
-            penalty,
+            *(model, data, held_out, tune, teacher, heard, loss, optimizer, progress, title),
+            *(before_step, after_backward, penalty, done),
         )
     model.eval()
 
@@ -241,11 +233,15 @@ def _epochs(
     before_step: Callable[[int, int, torch.optim.Optimizer], None] | None,
     after_backward: Callable[[], None] | None,
     penalty: Callable[[], Tensor] | None,
+    done: int,
 ) -> None:
     steps, step = tune.epochs * len(data), 0
     best, best_state, worse = math.inf, None, 0
     for _ in range(tune.epochs):
         for batch in data:
+            if step < done:
+                step += 1
+                continue
             if before_step is not None:
                 before_step(step, steps, optimizer)
             for group in optimizer.param_groups:

@@ -2,6 +2,7 @@
 
 from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External, provide
+from gossamer.encoding.drawn import Drawn
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
 from gossamer.encoding.interpolation import Interpolation
@@ -28,6 +29,7 @@ __all__ = [
     "Convolutional",
     "Delta",
     "Dense",
+    "Drawn",
     "Encoding",
     "External",
     "Grouping",

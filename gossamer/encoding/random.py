@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["key_of", "uniform_bits"]
+__all__ = ["key_of", "uniform_bits", "words_at"]
 
 _WORD = (1 << 64) - 1
 _STEP = 0x9E3779B97F4A7C15  # 2⁶⁴ divided by the golden ratio
@@ -48,10 +48,28 @@ def uniform_bits(key: int, count: int) -> npt.NDArray[np.uint64]:
 
     Source: Steele, Lea, Flood 2014, Fast splittable pseudorandom number generators, the finalizer of SplitMix64.
     """
-    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(_STEP) + np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return _array(z ^ (z >> np.uint64(31)))
+    return words_at(np.uint64(key), np.arange(count, dtype=np.uint64))
+
+
+def words_at(keys: npt.NDArray[np.uint64] | np.uint64, numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """Random words by key and number, uint64 of the shape that both broadcast to; as `uniform_bits` has them.
+
+    Args:
+        keys: uint64.
+        numbers: uint64, from 0 on.
+
+    Example:
+        >>> int(words_at(np.uint64(7), np.array([5], np.uint64))[0]) == int(uniform_bits(7, 6)[5])
+        True
+    """
+    z = (numbers + np.uint64(1)) * np.uint64(_STEP)
+    z += keys
+    z ^= z >> np.uint64(30)
+    z *= np.uint64(0xBF58476D1CE4E5B9)
+    z ^= z >> np.uint64(27)
+    z *= np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    return _array(z)
 
 
 def _mixed(z: int) -> int:

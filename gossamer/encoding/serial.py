@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gossamer.encoding.convolutional import Convolutional
 from gossamer.encoding.delta import Delta, External
+from gossamer.encoding.drawn import Drawn
 from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
 from gossamer.encoding.interpolation import Interpolation
@@ -43,7 +44,7 @@ KINDS: Mapping[str, type[Encoding]] = types.MappingProxyType(
             *(Dense, Affine, Codebook, Mask, Blocks, NM, Masked, Kept, Sum, Scaled, View, Concat, Ref),
             *(LowRank, Tucker, CP, TensorTrain, Monarch),
             *(Delta, External),
-            *(VectorCodebook, Hashed, KernelBasis, Convolutional),
+            *(VectorCodebook, Hashed, KernelBasis, Convolutional, Drawn),
             *(Constant, NormalLevels, PowerLevels),
             *(KernelShapes, Permuted),
             *(Interpolation, Rotated),

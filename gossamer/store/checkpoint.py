@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,13 +12,13 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError, FormatError
+from gossamer.store.byte_file import read_bytes
 from gossamer.store.dtypes import named_dtype
 from gossamer.store.safetensors_file import Array, open_layout, parse_json
 
 __all__ = ["Checkpoint", "Shard", "open_checkpoint"]
 
 INDEX_NAME = "model.safetensors.index.json"
-_MOST_AT_ONCE = 1 << 30  # one read call gives at most 2 GiB
 
 
 @dataclass(frozen=True)
@@ -66,21 +65,8 @@ class Checkpoint:
         """
         number, array = self.arrays[name]
         shard, dtype = self.shards[number], named_dtype(array.dtype)
-        raw = torch.empty(array.stop - array.start, dtype=torch.uint8)
-        view, at = raw.numpy().data, 0
-        try:
-            file = os.open(shard.path, os.O_RDONLY)
-            try:
-                while at < len(view):
-                    piece = view[at : at + _MOST_AT_ONCE]
-                    got = os.preadv(file, [piece], shard.data_start + array.start + at)
-                    if got == 0:
-                        raise FormatError(f"{shard.path}: found its end inside tensor {name!r}, expected no change")
-                    at += got
-            finally:
-                os.close(file)
-        except OSError as error:
-            raise DataError(f"{shard.path}: cannot be read: {error.strerror}") from error
+        size = array.stop - array.start
+        raw = torch.from_numpy(read_bytes(shard.path, shard.data_start + array.start, size, f"tensor {name!r}"))
         return raw.view(dtype).view(array.shape) if len(raw) else torch.zeros(array.shape, dtype=dtype)
 
 

@@ -315,7 +315,7 @@ class _Leaves:
         if form == MASK or named_dtype(form).is_floating_point:
             raise FormatError(f"found {form} beside a mask, expected integers")
         dtype = np.dtype(str(named_dtype(form)).removeprefix("torch."))
-        mask, symbols = decode_sparse_symbols(leaf, self.waiting.pop(partner), dtype)
+        mask, symbols = decode_sparse_symbols(leaf, self.waiting.pop(partner), dtype, workers=torch.get_num_threads())
         if symbols.shape != shape:
             raise FormatError(f"found {symbols.shape} symbols, expected {shape}")
         self.found[partner] = pack_bits(torch.from_numpy(mask))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gossamer.errors import DataError, FormatError
 
-__all__ = ["DTYPES", "dtype_name", "from_bytes", "named_dtype", "to_bytes"]
+__all__ = ["BITS", "DTYPES", "EVERY_DTYPE", "dtype_name", "from_bytes", "named_dtype", "to_bytes"]
 
 DTYPES: Mapping[str, torch.dtype] = types.MappingProxyType(
     {
@@ -30,6 +30,31 @@ DTYPES: Mapping[str, torch.dtype] = types.MappingProxyType(
     }
 )
 _NAMES: Mapping[torch.dtype, str] = types.MappingProxyType({dtype: name for name, dtype in DTYPES.items()})
+
+EVERY_DTYPE: Mapping[str, torch.dtype] = types.MappingProxyType(
+    {
+        **DTYPES,
+        "C64": torch.complex64,
+        "U64": torch.uint64,
+        "U32": torch.uint32,
+        "U16": torch.uint16,
+        "F8_E8M0": torch.float8_e8m0fnu,
+        "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+        "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+        "F4": torch.float4_e2m1fn_x2,
+    }
+)
+"""What dense files of others may hold and PyTorch can; the container's own arrays keep to `DTYPES`."""
+
+BITS: Mapping[str, int] = types.MappingProxyType(
+    {
+        **{name: 8 * dtype.itemsize for name, dtype in EVERY_DTYPE.items()},
+        "F4": 4,  # PyTorch's item of this dtype is a pair
+        "F6_E2M3": 6,
+        "F6_E3M2": 6,
+    }
+)
+"""Bits of an item, of every dtype of safetensors 0.8."""
 
 
 def dtype_name(dtype: torch.dtype) -> str:

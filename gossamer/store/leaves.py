@@ -12,15 +12,16 @@ from torch import Tensor
 from gossamer.coding import (
     Coded,
     decode_floats,
+    decode_grid,
     decode_mask,
-    decode_symbols,
     encode_floats,
+    encode_grid,
     encode_mask,
-    encode_symbols,
     order0_bits,
 )
 from gossamer.encoding.node import Codec, Leaf
 from gossamer.encoding.patterns import Blocks, Mask, pack_bits, unpack_bits
+from gossamer.encoding.values import Grouped
 from gossamer.errors import FormatError
 from gossamer.store.dtypes import dtype_name, from_bytes, named_dtype, to_bytes
 
@@ -45,10 +46,11 @@ def grid_of(leaf: Leaf) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
 def encode_leaf(leaf: Leaf) -> Coded:
     """The fewest bytes found for a leaf, lossless."""
     if leaf.codec is Codec.MASK:
-        return encode_mask(grid_of(leaf))
+        return encode_mask(grid_of(leaf), workers=torch.get_num_threads())
     if leaf.tensor.is_floating_point():
         return encode_floats(to_bytes(leaf.tensor), leaf.tensor.element_size(), workers=torch.get_num_threads())
-    return encode_symbols(leaf.tensor.numpy(), workers=torch.get_num_threads())
+    span = leaf.owner.group_size if isinstance(leaf.owner, Grouped) else None
+    return encode_grid(leaf.tensor.numpy(), span=span, workers=torch.get_num_threads())
 
 
 def decode_leaf(coded: Coded, form: str, shape: tuple[int, ...]) -> Tensor:
@@ -58,13 +60,13 @@ def decode_leaf(coded: Coded, form: str, shape: tuple[int, ...]) -> Tensor:
         FormatError: bytes that do not decode to exactly this.
     """
     if form == MASK:
-        return pack_bits(torch.from_numpy(decode_mask(coded, shape)))
+        return pack_bits(torch.from_numpy(decode_mask(coded, shape, workers=torch.get_num_threads())))
     dtype = named_dtype(form)
     if dtype.is_floating_point:
         raw = decode_floats(coded, prod(shape) * dtype.itemsize, dtype.itemsize, workers=torch.get_num_threads())
         return from_bytes(raw, dtype, shape)
     kind = np.dtype(str(dtype).removeprefix("torch."))
-    return torch.from_numpy(decode_symbols(coded, shape, kind, workers=torch.get_num_threads()))
+    return torch.from_numpy(decode_grid(coded, shape, kind, workers=torch.get_num_threads()))
 
 
 def entropy_bits(leaf: Leaf) -> float:

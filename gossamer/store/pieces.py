@@ -6,11 +6,12 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from gossamer.coding import encode_sparse_symbols, order0_bits
+from gossamer.coding import encode_sparse_symbols
 from gossamer.encoding.levels import NormalLevels, PowerLevels
-from gossamer.encoding.node import Encoding, Leaf
+from gossamer.encoding.node import Encoding
 from gossamer.encoding.patterns import Mask
 from gossamer.encoding.serial import KINDS, Flat, flatten
 from gossamer.encoding.values import Affine, Codebook, Dense
@@ -21,7 +22,6 @@ from gossamer.store.leaves import MASK, encode_leaf, grid_of, leaf_form
 
 __all__ = ["Part", "Piece", "code_tensor", "shared_leaves"]
 
-_LARGE = 1 << 20  # positions from which on mask and symbols are coded together only where that promises 0.1% less
 # Kind of packed value → its leaf of symbols, one per live position.
 _SYMBOLS = {
     kind.__name__: field
@@ -120,9 +120,7 @@ def code_tensor(name: str, tree: Encoding, shared: Mapping[int, str]) -> Piece:
         if i in joint:
             mask = flat.leaves[joint[i]]
             apart = len(parts[joint[i]].data) + best.nbytes
-            if not _may_pay(mask, leaf, apart):
-                continue
-            together = encode_sparse_symbols(grid_of(mask), leaf.tensor.numpy())
+            together = encode_sparse_symbols(grid_of(mask), leaf.tensor.numpy(), workers=torch.get_num_threads())
             if together.nbytes < apart:
                 parts[joint[i]] = Part((MASK, list(leaf_form(mask)[1]), JOINT, 0, 0), b"")
                 parts[i] = Part((form, list(shape), *together.header, joint[i]), together.data)
@@ -134,15 +132,6 @@ def code_tensor(name: str, tree: Encoding, shared: Mapping[int, str]) -> Piece:
 
 def _raw_bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _may_pay(mask: Leaf, symbols: Leaf, apart: int) -> bool:
-    """Whether one stream for mask and symbols can be smaller than two; for small leaves always worth a trial."""
-    grid = grid_of(mask)
-    if grid.size < _LARGE:
-        return True
-    # Chain rule: n·H(mask) + live·H(symbols) bits are the least that one static stream takes.
-    return (order0_bits(grid) + order0_bits(symbols.tensor.numpy())) / 8 < 0.999 * apart
 
 
 def _joint_candidates(flat: Flat, shared: Mapping[int, str]) -> dict[int, int]:

@@ -19,9 +19,18 @@ from torch import Tensor
 
 from gossamer.errors import DataError, FormatError
 from gossamer.store.atomic import write_atomically
-from gossamer.store.dtypes import dtype_name, named_dtype, to_bytes
+from gossamer.store.dtypes import BITS, dtype_name, named_dtype, to_bytes
 
-__all__ = ["Array", "Layout", "dense_file_bytes", "header_bytes", "open_layout", "parse_json", "write_safetensors"]
+__all__ = [
+    "Array",
+    "Layout",
+    "dense_file_bytes",
+    "header_bytes",
+    "open_layout",
+    "parse_header",
+    "parse_json",
+    "write_safetensors",
+]
 
 MAX_HEADER = 100_000_000
 MAX_DEPTH = 32
@@ -151,8 +160,12 @@ def parse_json(text: bytes, what: str) -> Any:
         raise FormatError(f"{what}: found malformed JSON: {str(error)[:120]}") from error
 
 
-def open_layout(path: Path) -> tuple[Layout, memoryview]:
+def open_layout(path: Path, *, every_dtype: bool = False) -> tuple[Layout, memoryview]:
     """Map a file and check its header against its size.
+
+    Args:
+        path: the file.
+        every_dtype: also take dtypes that no tensor of PyTorch has; of an unknown one any number of bytes.
 
     Returns:
         The layout and the whole file, read-only.
@@ -170,40 +183,54 @@ def open_layout(path: Path) -> tuple[Layout, memoryview]:
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from error
     try:
-        return _layout(whole), whole
+        return _layout(whole, every_dtype), whole
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from error
 
 
-def _layout(whole: memoryview) -> Layout:
+def _layout(whole: memoryview, every_dtype: bool) -> Layout:
     length = int.from_bytes(whole[:8], "little")
     if length > min(len(whole) - 8, MAX_HEADER):
         raise FormatError(
             f"found a header of {length} bytes, expected at most {len(whole) - 8}, what the file has left"
         )
     header = bytes(whole[8 : 8 + length])
+    return parse_header(header, len(whole), every_dtype=every_dtype)
+
+
+def parse_header(header: bytes, file_bytes: int | None, *, every_dtype: bool = False) -> Layout:
+    """The layout that a header describes.
+
+    Args:
+        header: without the length field; not trusted.
+        file_bytes: what the whole file has; None: as many as the header says.
+        every_dtype: see `open_layout`.
+
+    Raises:
+        FormatError: not a header, or arrays that do not tile the file exactly.
+    """
     entries = parse_json(header, "header")
     if not isinstance(entries, dict):
         raise FormatError(f"header: found {type(entries).__name__}, expected an object")
     metadata = entries.pop("__metadata__", {})
     if not (isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values())):
         raise FormatError("header: found metadata that are not strings")
-    arrays = {name: _array(name, entry) for name, entry in entries.items()}
+    arrays = {name: _array(name, entry, every_dtype) for name, entry in entries.items()}
     in_order = sorted(arrays.items(), key=lambda item: (item[1].start, item[1].stop))
     at = 0
     for name, array in in_order:
         if array.start != at:
             raise FormatError(f"array {name!r}: found start {array.start}, expected {at}: holes or overlaps")
         at = array.stop
-    if at != len(whole) - 8 - length:
-        raise FormatError(f"found {len(whole) - 8 - length} bytes of arrays, the header expected {at}")
-    return Layout(metadata, dict(in_order), 8 + length, len(whole), header)
+    first = 8 + len(header)
+    if file_bytes is not None and at != file_bytes - first:
+        raise FormatError(f"found {file_bytes - first} bytes of arrays, the header expected {at}")
+    return Layout(metadata, dict(in_order), first, first + at, header)
 
 
-def _array(name: str, entry: object) -> Array:
+def _array(name: str, entry: object, every_dtype: bool) -> Array:
     if not (isinstance(entry, dict) and set(entry) == {"dtype", "shape", "data_offsets"}):
         raise FormatError(f"array {name[:80]!r}: found {str(entry)[:80]}, expected dtype, shape and data_offsets")
-    dtype = named_dtype(entry["dtype"])
     shape, offsets = entry["shape"], entry["data_offsets"]
     if not (_sizes(shape) and _sizes(offsets) and len(offsets) == 2 and len(shape) <= _MAX_DIMS):
         raise FormatError(f"array {name[:80]!r}: found shape {str(shape)[:60]}, offsets {str(offsets)[:60]}")
@@ -211,10 +238,22 @@ def _array(name: str, entry: object) -> Array:
         raise FormatError(
             f"array {name[:80]!r}: found shape {str(shape)[:60]}, expected at most {_MAX_ELEMENTS} elements"
         )
-    expected = prod(shape) * dtype.itemsize
+    bits = _bits(entry["dtype"], every_dtype)
+    expected, odd = divmod(prod(shape) * bits, 8) if bits else (max(0, offsets[1] - offsets[0]), 0)
+    if odd:
+        raise FormatError(f"array {name[:80]!r}: found {prod(shape)} items of {bits} bits, expected whole bytes")
     if offsets[1] - offsets[0] != expected:
         raise FormatError(f"array {name[:80]!r}: found {offsets[1] - offsets[0]} bytes, its shape expected {expected}")
     return Array(entry["dtype"], tuple(shape), offsets[0], offsets[1])
+
+
+def _bits(dtype: object, every_dtype: bool) -> int:
+    """Of an item; 0 where they are not known."""
+    if not every_dtype:
+        return 8 * named_dtype(dtype).itemsize
+    if not isinstance(dtype, str):
+        raise FormatError(f"found dtype {str(dtype)[:20]!r}, expected a name")
+    return BITS.get(dtype, 0)
 
 
 def _sizes(found: object) -> bool:

@@ -15,11 +15,11 @@ import torch
 from torch import nn
 
 from gossamer.errors import DataError, PlanError
+from gossamer.store.state_file import read_state, write_state
 from gossamer.train.convert import sparse_layers
 from gossamer.train.from_dense import DenseMethod, FromDense, relaxed
 from gossamer.train.method import SparseTraining
 from gossamer.train.sparsifier import Sparsifier
-from gossamer.train.state_file import read_state, write_state
 
 __all__ = ["hugging_face", "lightning"]
 

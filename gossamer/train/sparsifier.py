@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gossamer.encoding.random import key_of
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import matches
+from gossamer.store.state_file import read_state, write_state
 from gossamer.train.checkpoint import Checkpoint, check_fits
 from gossamer.train.choose import highest, places, rejoined
 from gossamer.train.convert import sparse_layers
@@ -26,7 +27,6 @@ from gossamer.train.ranks import Ranks
 from gossamer.train.relocate import Moved, check_optimizer, group_of, relocate
 from gossamer.train.report import LivedAt, Writer, tell
 from gossamer.train.scope import Room, Wanted
-from gossamer.train.state_file import read_state, write_state
 from gossamer.train.structure import Free
 from gossamer.train.tracked import Tracked
 

@@ -12,15 +12,19 @@ from gossamer.coding import (
     Coded,
     Coder,
     decode_floats,
+    decode_grid,
     decode_mask,
     decode_sparse_symbols,
     decode_symbols,
     encode_floats,
+    encode_grid,
     encode_mask,
     encode_sparse_symbols,
     encode_symbols,
     rans_kernels,
 )
+from gossamer.coding.bits import BitWriter
+from gossamer.coding.contexts import encode_numbers
 
 
 def noise(count: int) -> np.ndarray[Any, Any]:
@@ -110,6 +114,45 @@ LARGE_GOLDEN = {
 }
 
 
+# rows and columns that differ so much that no rounding can change their classes
+GRID = (noise(128 * 96).reshape(128, 96) >> 8) * np.where(np.arange(128) % 3, 3, 20)[:, None] * np.where(
+    np.arange(96) < 32, 1, 4
+) >> 10
+GRIDS = {
+    "tables": GRID.astype(np.uint8),
+    "sparse tables": GRID.astype(np.uint8),
+    "mask tables": GRID > 3,
+}
+GRID_GOLDEN = {
+    "tables": (Coder.TABLES, 3029, "6f59270231ca544d"),
+    "sparse tables": (Coder.SPARSE_TABLES, 3029, "f1cc53ede8bb1336"),
+    "mask tables": (Coder.MASK_TABLES, 440, "2ada9183938c9644"),
+}
+
+
+@pytest.mark.parametrize("compiled", [True, False])
+@pytest.mark.parametrize("name", GRIDS)
+def test_golden_grids_are_written_and_read_as_ever(name: str, compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = GRIDS[name]
+    if not compiled:
+        monkeypatch.setattr(rans_kernels, "kernels", lambda: None)
+        monkeypatch.setattr(rans_kernels, "checksum_kernel", lambda: None)
+    if name == "tables":
+        coded = encode_grid(x)
+        assert np.array_equal(decode_grid(coded, x.shape, x.dtype), x)
+    elif name == "mask tables":
+        made = encode_numbers(BitWriter(), x.view(np.uint8), 2, (), 1)
+        assert made is not None
+        coded = Coded(Coder.MASK_TABLES, *made)
+        assert np.array_equal(decode_mask(coded, x.shape), x)
+    else:
+        coded = encode_sparse_symbols(x > 0, x[x > 0])
+        mask, symbols = decode_sparse_symbols(coded, x.shape, x.dtype)
+        assert np.array_equal(mask, x > 0)
+        assert np.array_equal(symbols, x[x > 0])
+    assert (coded.coder, coded.nbytes, sha256(coded.data).hexdigest()[:16]) == GRID_GOLDEN[name]
+
+
 @pytest.mark.parametrize("compiled", [True, False])
 @pytest.mark.parametrize("name", LARGE)
 def test_golden_large_leaves_are_written_and_read_as_ever(
@@ -150,11 +193,15 @@ def test_codes_of_coders_never_change() -> None:
         "FLOAT_DISTINCT": 13,
         "FLOAT_SPARSE": 14,
         "FLOAT_COARSE": 15,
+        "TABLES": 16,
+        "SPARSE_TABLES": 17,
+        "MASK_TABLES": 18,
     }
 
 
 def test_every_coder_has_golden_bytes() -> None:
-    assert {coder for coder, _, _ in GOLDEN.values()} | {coder for coder, _, _ in LARGE_GOLDEN.values()} == set(Coder)
+    found = [*GOLDEN.values(), *LARGE_GOLDEN.values(), *GRID_GOLDEN.values()]
+    assert {coder for coder, _, _ in found} == set(Coder)
 
 
 @pytest.mark.parametrize("name", SYMBOLS)

@@ -15,6 +15,7 @@ from gossamer.coding import (
     Coded,
     Coder,
     decode_floats,
+    decode_grid,
     decode_mask,
     decode_sparse_symbols,
     decode_symbols,
@@ -23,8 +24,10 @@ from gossamer.coding import (
     encode_sparse_symbols,
     encode_symbols,
 )
+from gossamer.coding.alphabet import Alphabet
 from gossamer.coding.bits import MAX_TABLE_BYTES, BitReader, BitWriter
 from gossamer.coding.byte_blocks import BytePlan
+from gossamer.coding.contexts import encode_numbers
 from gossamer.coding.float_blocks import encode_float_blocks
 from gossamer.coding.floats import coarse_floats, listed_floats, masked_floats
 from gossamer.coding.table import FrequencyTable
@@ -35,7 +38,7 @@ Decode = Callable[[Coded], None]
 
 def symbols(shape: tuple[int, ...], dtype: str) -> Decode:
     def decode(coded: Coded) -> None:
-        x = decode_symbols(coded, shape, np.dtype(dtype))
+        x = decode_grid(coded, shape, np.dtype(dtype))
         assert (x.shape, x.dtype) == (shape, np.dtype(dtype))
 
     return decode
@@ -106,7 +109,42 @@ def real_leaves() -> list[tuple[str, Coded, Decode]]:
         ("planes fp16", encode_floats(half, 2), floats(120, 2)),
         ("raw", encode_floats(bias[:12], 4), floats(12, 4)),
         *block_leaves(rng),
+        *table_leaves(rng),
     ]
+
+
+def table_leaves(rng: np.random.Generator) -> list[tuple[str, Coded, Decode]]:
+    """Small leaves by the coders of grids, one of them with bins."""
+    scale = np.array([1, 3])[rng.integers(0, 2, 30)][:, None] * np.array([1, 4])[rng.integers(0, 2, 40)]
+    q = np.abs(np.rint(rng.normal(size=scale.shape) * scale)).astype(np.uint8)
+    wide = np.rint(rng.normal(size=(24, 30)) * scale[:24, :30] * 8).astype(np.int16)
+    found = []
+    for name, x, spans, decode in (
+        ("tables", q, (), symbols((30, 40), "uint8")),
+        ("tables by span", q, (10,), symbols((30, 40), "uint8")),
+        ("tables of bins", wide, (), symbols((24, 30), "int16")),
+    ):
+        listed = Alphabet.of(x)
+        assert listed is not None
+        writer = BitWriter()
+        listed[0].write(writer)
+        made = encode_numbers(writer, listed[1].reshape(x.shape), len(listed[0]), spans, 1)
+        assert made is not None
+        found.append((name, Coded(Coder.TABLES, *made), decode))
+    alphabet, _ = Alphabet.of(q[q > 0])  # type: ignore[misc]
+    writer = BitWriter()
+    alphabet.write(writer)
+    made = encode_numbers(
+        writer, np.unique(q, return_inverse=True)[1].reshape(q.shape).astype(np.uint8), 1 + len(alphabet), (), 1
+    )
+    assert made is not None
+    found.append(("sparse tables", Coded(Coder.SPARSE_TABLES, *made), sparse((30, 40), "uint8")))
+    made = encode_numbers(BitWriter(), (q > 1).view(np.uint8), 2, (), 1)
+    assert made is not None
+    found.append(("mask tables", Coded(Coder.MASK_TABLES, *made), mask((30, 40))))
+    for _, coded, decode in found:
+        decode(coded)
+    return found
 
 
 def block_leaves(rng: np.random.Generator) -> list[tuple[str, Coded, Decode]]:

@@ -18,6 +18,7 @@ from gossamer.encoding import (
     Constant,
     Convolutional,
     Dense,
+    Drawn,
     Encoding,
     Hashed,
     Interpolation,
@@ -327,6 +328,26 @@ def hashed(m: Maker) -> Example:
     return Example(Hashed(m.dense(7), (4, 3, 2), 0xFFFF_FFFF_FFFF_FFFF), (4, 3, 2), 7 * m.width)
 
 
+def drawn(m: Maker) -> Example:
+    index = torch.tensor([1023, 0, 517], dtype=torch.int32)
+    return Example(Drawn(index, m.positive(1), (5, 7), 0xFFFF_FFFF_FFFF_FFFF, "w", 10), (5, 7), 30 + m.width)
+
+
+def drawn_of_one(m: Maker) -> Example:
+    return Example(Drawn(torch.tensor([1], dtype=torch.int32), m.positive(1), (), 0, "", 1), (), 1 + m.width)
+
+
+def masked_drawn(m: Maker) -> Example:
+    where = Mask.of(torch.arange(35).view(5, 7) % 3 == 0)  # how many are drawn is no part of a state_dict
+    index = torch.arange(12, dtype=torch.int32) * 4093  # every number a block of its own
+    return Example(Masked(where, Drawn(index, m.positive(1), (12,), 3, "w", 24)), (5, 7), 35 + 24 * 12 + m.width)
+
+
+def hashed_drawn(m: Maker) -> Example:
+    table = Drawn(torch.tensor([9, 4], dtype=torch.int32), m.positive(1), (7,), 3, "w#/table", 4)
+    return Example(Hashed(table, (4, 3, 2), 5), (4, 3, 2), 8 + m.width)
+
+
 def predicted(m: Maker) -> Example:
     groups = tuple(LowRank(m.dense(2, 6), KernelBasis(6, (1, 4, 5), (0.0, 1.5, 2), 0.01, i, (20,))) for i in (3, 4))
     return Example(Concat(groups), (4, 20), 24 * m.width)
@@ -371,6 +392,7 @@ MAKERS: tuple[Callable[[Maker], Example], ...] = (
     *(masked_ragged_blocks, masked_rows, masked_affine_grouped, masked_codebook, masked_codebook_grouped),
     *(low_rank, low_rank_of_clustered, sum_of_low_rank_and_sparse, view_of_masked, concat, kept_rows_and_pixels),
     *(kept_filled, scaled, scaled_one_side, tucker_two, cp, tensor_train, monarch, shared_codebook),
+    *(drawn, drawn_of_one, masked_drawn, hashed_drawn),
     *(vector_codebook, vector_codebook_of_kernels, hashed, predicted, predicted_convolution),
     *(toeplitz, convolutional_strided, convolutional_in_tiles),
     *(constant, normal_levels, normal_levels_ragged_groups, power_levels, masked_levels, masked_power_levels),

@@ -162,6 +162,7 @@ def test_indices_zero_points_and_buffers_never_train() -> None:
         ("Affine", "zero_point"): Role.FIXED,
         ("Codebook", "index"): Role.INDEX,
         ("VectorCodebook", "index"): Role.INDEX,
+        ("Drawn", "index"): Role.INDEX,
         ("NormalLevels", "index"): Role.INDEX,
         ("PowerLevels", "index"): Role.INDEX,
         ("PowerLevels", "exponent"): Role.FIXED,

@@ -24,6 +24,7 @@ from gossamer.encoding import (
     Constant,
     Convolutional,
     Dense,
+    Drawn,
     Encoding,
     Hashed,
     Interpolation,
@@ -199,6 +200,24 @@ def turned() -> Trees:
     }
 
 
+def drawn() -> Trees:
+    """Weights that a generator draws."""
+    n = Numbers(7)
+
+    def index(below: int, count: int) -> Tensor:
+        return torch.tensor([n.next() * below >> 16 for _ in range(count)], dtype=torch.int32)
+
+    where = Mask.of(n.mask(0.4, 6, 10))
+    live = where.positions().numel()
+    half = Dense(torch.tensor([0.0625 + 2**-12]).half())
+    return {
+        "drawn": Drawn(index(1 << 14, 40), half, (16, 5, 3, 3), 0xFFFF_FFFF_FFFF_FFFF, "conv.weight", 14),
+        "drawn_bias": Drawn(index(1 << 9, 1), Dense(torch.tensor([0.75])), (11,), 5, "bias", 9),
+        "drawn_survivors": Masked(where, Drawn(index(1 << 16, 9) << 8, half, (live,), 5, "w#/value", 24)),
+        "drawn_table": Hashed(Drawn(index(32, 3), Dense(n.floats(1).abs() + 1), (7,), 5, "w#/table", 5), (4, 3, 2), 9),
+    }
+
+
 # Kinds that came later have files of their own: those that are there are never written again.
 GOLDEN: dict[str, Callable[[], Trees]] = {
     "pruned": pruned,
@@ -208,6 +227,7 @@ GOLDEN: dict[str, Callable[[], Trees]] = {
     "structured": structured,
     "interpolated": interpolated,
     "turned": turned,
+    "drawn": drawn,
 }
 
 

@@ -44,6 +44,18 @@ def test_each_value_goes_where_error_and_bits_are_least(
         torch.testing.assert_close(costs.gather(1, index[:, None])[:, 0], costs.amin(1), rtol=1e-9, atol=1e-9)
 
 
+@given(st.integers(0, 1000), st.floats(-3, 1), st.floats(0.01, 3))
+def test_looking_at_near_levels_only_misses_none_that_is_better(seed: int, dear: float, wide: float) -> None:
+    g = torch.Generator().manual_seed(seed)
+    x = 60 * wide * torch.randn(200, generator=g).double()
+    points = torch.arange(-80, 81).double()
+    lengths = 1 + points.abs() * torch.rand(161, generator=g).double() / 8
+    price = 10**dear * torch.rand(200, generator=g).double()
+    costs = (x[:, None] - points).square() + price[:, None] * lengths
+    index = cheapest(x, price, points, lengths)
+    torch.testing.assert_close(costs.gather(1, index[:, None])[:, 0], costs.amin(1))
+
+
 @given(st.lists(numbers, min_size=2, max_size=40), st.floats(1e-3, 2), st.booleans())
 def test_choosing_and_counting_in_turn_never_raises_the_sum(values: list[float], rate: float, free: bool) -> None:
     x = torch.tensor(values).double()

@@ -17,8 +17,8 @@ from train.every_method import NAMES, every_method
 from train.nets import batch, mlp, started, train_step
 
 from gossamer.errors import DataError, FormatError, PlanError
+from gossamer.store.state_file import read_state, write_state
 from gossamer.train import SET, Checkpoint, RigL, SparseTraining, Sparsifier, Static, sparsify
-from gossamer.train.state_file import read_state, write_state
 
 
 def same(a: Any, b: Any) -> bool:

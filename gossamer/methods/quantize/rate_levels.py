@@ -17,7 +17,6 @@ from torch import Tensor
 __all__ = ["Levels", "ascending", "cheapest", "code_lengths", "settled"]
 
 _PIECE = 1 << 18
-_REACH = 3  # points on either side of the nearest one that are looked at first
 _ENOUGH = 1e-4  # a fall of the objective, as a share of it, below which it has settled
 
 
@@ -45,7 +44,8 @@ def cheapest(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> 
         points: float64 [k], ascending.
         lengths: float64 [k], at least one finite.
 
-    Cost: one price: O(n · log k), thresholds from the lower envelope of k lines. A price for each: O(n · k).
+    Cost: one price: O(n · log k), thresholds from the lower envelope of k lines. A price for each: O(n · k), or where
+    bits are cheap beside the distance of points O(n · m), m the points near enough to a value to be worth it.
 
     Example:
         >>> points = torch.tensor([0.0, 1.0]).double()
@@ -59,48 +59,40 @@ def cheapest(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> 
     if price.numel() == 1:
         kept, edges = _envelope(points[known].tolist(), (price * lengths[known]).tolist())
         return known[torch.tensor(kept)[torch.bucketize(values, torch.tensor(edges, dtype=torch.float64))]]
-    points, lengths = points[known], lengths[known]
-    if len(values) * len(known) <= _PIECE:  # few: all at once
-        costs = (values[:, None] - points).square_().addcmul_(price[:, None], lengths)
+    near, bits = points[known], lengths[known]
+    if len(values) * len(near) <= _PIECE:  # few: all at once
+        costs = (values[:, None] - near).square_().addcmul_(price[:, None], bits)
         return known[costs.argmin(1)]
     found = torch.empty(len(values), dtype=torch.int64)
     for start in range(0, len(values), _PIECE):
         part = slice(start, start + _PIECE)
-        found[part] = _near(values[part], price[part], points, lengths)
+        found[part] = _cheapest_of(values[part], price[part], near, bits)
     return known[found]
 
 
-def _near(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> Tensor:
-    """The cheapest of the points, which for most values is at most `_REACH` away from the nearest one.
-
-    With d the distance to the nearest point, whose bits are l, a point o further on is at least o · gap − d away: it
-    cannot be cheaper unless (o · gap − d)² < d² + price · (l − least l).
-    """
-    last = len(points) - 1
-    if last < 8 * _REACH:
-        return _of_all(values, price, points, lengths)
+def _cheapest_of(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> Tensor:
+    """The same for a price each and finite lengths."""
     nearest = torch.bucketize(values, (points[1:] + points[:-1]) / 2)
-    off = (values - points[nearest]).abs_()
-    reach = (off + (off.square() + price * (lengths[nearest] - lengths.min())).sqrt_()) / (points.diff().min())
-    best, least = nearest, torch.full_like(values, torch.inf)
-    for o in range(-_REACH, _REACH + 1):
-        k = (nearest + o).clamp_(0, last)
-        cost = (values - points[k]).square_().addcmul_(price, lengths[k])
-        better = cost < least
-        least, best = torch.where(better, cost, least), torch.where(better, k, best)
-    far = (reach >= _REACH + 1).nonzero().squeeze(1)
-    if len(far):
-        best[far] = _of_all(values[far], price[far], points, lengths)
-    return best
-
-
-def _of_all(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> Tensor:
+    within = values.clamp(float(points[0]), float(points[-1]))
+    off = (within - points[nearest]).abs()
+    # What is better than the nearest point lies at most so far from it: (d − off)² ≤ off² + what its bits cost more.
+    more = price * (lengths[nearest] - lengths.min())
+    farthest = float((off + (off.square() + more).sqrt()).max()) if len(values) else 0.0
+    gap = float(points.diff().min()) if len(points) > 1 else 0.0
+    reach = len(points) if gap <= 0 else min(len(points), int(farthest / gap * (1 + 1e-9)))
     least = torch.full_like(values, torch.inf)
     best = torch.zeros(len(values), dtype=torch.int64)
-    for k in range(len(points)):
-        cost = (values - points[k]).square_().add_(price, alpha=float(lengths[k]))
+    if 3 * (2 * reach + 1) >= len(points):  # picking points one by one takes three times as long
+        for k in range(len(points)):
+            cost = (values - points[k]).square_().add_(price, alpha=float(lengths[k]))
+            better = cost < least
+            least, best = torch.where(better, cost, least), best.masked_fill_(better, k)
+        return best
+    for step in range(-reach, reach + 1):
+        index = (nearest + step).clamp_(0, len(points) - 1)
+        cost = (values - points[index]).square_().addcmul_(price, lengths[index])
         better = cost < least
-        least, best = torch.where(better, cost, least), best.masked_fill_(better, k)
+        least, best = torch.where(better, cost, least), torch.where(better, index, best)
     return best
 
 

@@ -104,7 +104,8 @@ def search(
     highest = float(weighed.values.abs().max()) if len(weighed.values) else 0.0
     least = max(largest, highest) / _LARGEST  # of all, not of the sample: every value has a level
     best: Found | None = None
-    for power in _SPREADS if grouped else (0.0,):
+    powers = (_SPREADS if most > _COARSE else _SPREADS[1:2]) if grouped else (0.0,)
+    for power in powers:
         unit = (sample.weight * sample.spread ** (2 * power)).mean().clamp_min(1e-300)
         found = _climbed(
             sample, steps_for, _START * float((steps_for / unit).sqrt()), least, power, finer=most > _COARSE

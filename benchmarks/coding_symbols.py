@@ -1,0 +1,147 @@
+"""Rows of `benchmarks.coding` about quantized values, indices and masks: order 0, contexts, constriction."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import gossamer as gs
+from benchmarks.coding_race import CodingPeer, in_turns
+from gossamer.coding import Coded, decode_sparse_symbols, decode_symbols, encode_symbols, order0_bits
+from gossamer.encoding.node import Codec, Leaf
+from gossamer.store.dtypes import named_dtype
+from gossamer.store.layout import JOINT, WITH_PARTNER
+from gossamer.store.leaves import MASK, decode_leaf, grid_of
+from gossamer.store.pieces import Part, code_tensor
+
+__all__ = ["symbol_rows"]
+
+LEAST = 10_000
+"""Weights; the bars are about leaves of more."""
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """One compressed tensor: its leaves of integers as arrays, and the tree."""
+
+    name: str
+    leaves: tuple[Array, ...]
+    tree: gs.encoding.node.Encoding
+
+    @property
+    def symbols(self) -> int:
+        """Of all leaves; values under a mask lie at its live positions."""
+        return sum(leaf.size for leaf in self.leaves)
+
+
+def _integers(leaf: Leaf) -> Array | None:
+    if leaf.codec is Codec.MASK:
+        return np.ascontiguousarray(grid_of(leaf))
+    return None if leaf.tensor.is_floating_point() else leaf.tensor.numpy()
+
+
+def _tensors(compressed: gs.Compressed) -> list[_Tensor]:
+    found = []
+    for name, tree in compressed.trees.items():
+        leaves = [integers for leaf in tree.leaves() if (integers := _integers(leaf)) is not None]
+        large = tuple(leaf for leaf in leaves if leaf.size > LEAST)
+        if large:
+            found.append(_Tensor(name, large, tree))
+    return found
+
+
+def _decoded(part: Part, parts: Sequence[Part]) -> object:
+    form, shape, coder, table, payload, *partner = part.entry
+    if coder == JOINT:
+        return None
+    coded = Coded.from_parts([coder, table, payload], part.data)
+    if len(part.entry) == WITH_PARTNER:
+        mask = tuple(parts[partner[0]].entry[1])
+        return decode_sparse_symbols(coded, mask, np.dtype(str(named_dtype(form)).removeprefix("torch.")))
+    return decode_leaf(coded, form, tuple(shape))
+
+
+def symbol_rows(
+    source: str, compressed: gs.Compressed, peer: CodingPeer | None, folder: Path, repeats: int
+) -> dict[str, Any]:
+    """Rows of one compressed network, on one thread.
+
+    "gossamer" codes each leaf alone under one table; "gossamer-context" is what a file holds: tables by class, masks by
+    class, mask and values together. Leaves of at most 10,000 numbers are left out, and so are floats.
+
+    Returns:
+        {"rows", "failed"}.
+    """
+    tensors = _tensors(compressed)
+    leaves = [leaf for tensor in tensors for leaf in tensor.leaves]
+    weights = sum(max(leaf.size for leaf in tensor.leaves) for tensor in tensors)
+    symbols = sum(leaf.size for leaf in leaves)
+    order0 = [order0_bits(leaf) for leaf in leaves]
+    worst = [0.0]
+
+    def plain() -> dict[str, Any]:
+        start = time.perf_counter()
+        coded = [encode_symbols(leaf) for leaf in leaves]
+        middle = time.perf_counter()
+        again = [decode_symbols(part, leaf.shape, leaf.dtype) for part, leaf in zip(coded, leaves, strict=True)]
+        end = time.perf_counter()
+        assert all(np.array_equal(a, b) for a, b in zip(again, leaves, strict=True))
+        ratios = [8 * part.nbytes / bits for part, bits in zip(coded, order0, strict=True) if bits]
+        worst[0] = max(ratios, default=1.0)
+        return {"bytes": sum(part.nbytes for part in coded), "encode_s": middle - start, "decode_s": end - middle}
+
+    def context() -> dict[str, Any]:
+        start = time.perf_counter()
+        pieces = [code_tensor(tensor.name, tensor.tree, {}) for tensor in tensors]
+        middle = time.perf_counter()
+        parts = [
+            [p for p in piece.parts if p.entry[0] == MASK or not named_dtype(p.entry[0]).is_floating_point]
+            for piece in pieces
+        ]
+        before = time.perf_counter()
+        for piece, some in zip(pieces, parts, strict=True):
+            for part in some:
+                _decoded(part, piece.parts)
+        end = time.perf_counter()
+        size = sum(len(part.data) for some in parts for part in some)
+        return {"bytes": size, "encode_s": middle - start, "decode_s": end - before}
+
+    rows, failed = in_turns({"gossamer": plain, "gossamer-context": context}, repeats)
+    if peer is not None:
+        file = f"{source.replace(' ', '_')}.npz"
+        np.savez(folder / file, **{f"{i:05}": leaf for i, leaf in enumerate(leaves)})
+        more, broken = in_turns({"constriction": lambda: peer.ask(do="constriction", file=file)}, max(1, repeats // 2))
+        rows |= more
+        failed |= broken
+    made = []
+    for coder, row in rows.items():
+        made.append(
+            {
+                "source": source,
+                "coder": coder,
+                "bits_per_weight": 8 * row["bytes"] / weights,
+                "order0": sum(order0) / weights,
+                "of_order0": 8 * row["bytes"] / sum(order0),
+                "encode_msym_s": symbols / row["encode_s"] / 1e6,
+                "decode_msym_s": symbols / row["decode_s"] / 1e6,
+                "encode_spread": row["encode_spread"],
+                "decode_spread": row["decode_spread"],
+                "weights": weights,
+                "leaves": len(leaves),
+                "worst_leaf": worst[0] if coder == "gossamer" else None,
+            }
+        )
+        last = made[-1]
+        print(
+            f"{source} {coder}: {last['bits_per_weight']:.3f} bits, {last['of_order0']:.4f} of order 0, "
+            f"{last['encode_msym_s']:.0f} / {last['decode_msym_s']:.0f} Msym/s",
+            flush=True,
+        )
+    return {"rows": made, "failed": failed}
