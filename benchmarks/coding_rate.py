@@ -50,9 +50,9 @@ class Subject:
     """A network that is coded.
 
     Args:
-        network: with the weights that both coders get.
+        network: what ours codes.
+        plain: the same function as it came, for nncodec: one step for all tensors does worse on folded weights.
         factory: of its architecture.
-        constants: names of tensors that nncodec need not be given: they are constants of the folded network.
         measures: the task metric first.
         samples: batches for calibration, that no measure sees.
         loss: whose squared gradients say how much an output of a layer matters.
@@ -60,8 +60,8 @@ class Subject:
     """
 
     network: nn.Module
+    plain: nn.Module
     factory: Callable[[], nn.Module]
-    constants: tuple[str, ...]
     measures: Mapping[str, Callable[[nn.Module], float]]
     samples: Sequence[tuple[Tensor, Tensor]]
     loss: Loss
@@ -104,13 +104,12 @@ class Race:
 # -- networks ------------------------------------------------------------------------------------------------------
 
 
-def folded(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
-    """Lite0 with each BatchNorm's scale in the convolution before it; names of what is constant then.
+def folded(network: nn.Module) -> nn.Module:
+    """Lite0 with each BatchNorm's scale in the convolution before it; shifts are all that it keeps.
 
     Its convolutions pad as they go, which `gs.quantize.FoldBatchNorm` cannot trace.
     """
-    constants: list[str] = []
-    for prefix, module in network.named_modules():
+    for module in network.modules():
         parts = dict(module.named_children())
         pairs = [("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2")]
         for layer, norm in [*pairs, ("_conv_stem", "_bn0"), ("_conv_head", "_bn1")]:
@@ -125,14 +124,12 @@ def folded(network: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
                 held.weight.fill_(1.0)
                 held.running_mean.zero_()
                 held.running_var.fill_(1 - held.eps)
-            name = f"{prefix}.{norm}" if prefix else norm
-            constants += [f"{name}.{part}" for part in ("weight", "running_mean", "running_var")]
-    return network, tuple(constants)
+    return network
 
 
 def _lite0(zoo: Zoo, folder: Path) -> Subject:
     del folder
-    network, constants = folded(load_lite0(zoo))
+    network = folded(load_lite0(zoo))
     count, few = (20, 2 * _BATCH) if zoo.quick else (500, _SAMPLES)
     if zoo.validate:  # crops of four of the ten photographs that no metric sees; those of the others calibrate
         of = torch.arange(2 * few) % 10
@@ -157,8 +154,8 @@ def _lite0(zoo: Zoo, folder: Path) -> Subject:
 
     return Subject(
         network,
+        load_lite0(zoo),
         lite0,
-        constants,
         {"agreement": lambda model: agreement(model, seen, dense.argmax(1))}
         | ({"divergence": divergence} if zoo.validate else {}),
         list(zip(images.split(_BATCH), drawn.split(_BATCH), strict=True)),
@@ -204,8 +201,8 @@ def _minilm(zoo: Zoo, folder: Path) -> Subject:
     }
     return Subject(
         network,
+        network,
         minilm,
-        (),
         {"cosine": cosine} | ({} if zoo.validate else probe),
         list(zip(tokens, directions.split(_BATCH), strict=True)),
         lambda embeddings, targets: (embeddings * targets).sum(),
@@ -281,8 +278,8 @@ def our_point(race: Race, subject: Subject, price: float, folder: Path) -> dict[
 
 def their_point(race: Race, subject: Subject, parameter: int, peer: CodingPeer, folder: Path) -> dict[str, Any]:
     """nncodec at one quantization parameter."""
-    state = subject.network.state_dict()
-    arrays = {n: t.numpy() for n, t in state.items() if t.is_floating_point() and n not in subject.constants}
+    state = subject.plain.state_dict()
+    arrays = {n: t.numpy() for n, t in state.items() if t.is_floating_point()}
     np.savez(folder / "rate.npz", **arrays)
     asked = {"file": "rate.npz", "qp": parameter, "dq": True, "out": "rated.npz", "more": dict(race.settings)}
     found = peer.ask(do="nncodec", **asked)
