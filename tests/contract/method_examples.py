@@ -149,6 +149,7 @@ METHODS: Mapping[str, Method] = {
     "rate-distortion-centroids-mask": RateDistortion(rate=1e-4, values="centroids", zeros="mask", entries=12),
     "rate-distortion-grouped-sq": RateDistortion(rate=1e-4, group=5, inputs="sq", scale_dtype="bfloat16"),
     "rate-distortion-gram": RateDistortion(rate=1e-4, group="channel", inputs="gram", zeros="mask"),
+    "rate-distortion-loss": RateDistortion(rate=1e-4, inputs="gram", weighted="loss"),
     "rate-distortion-bytes": RateDistortion(target=12_600),
     "mixed-bits-average": MixedBits(average_bits=3.7),
     "mixed-bits-bytes": MixedBits(budget_bytes=2400, bits=(2, 5, 8), symmetric=False, scale_dtype="float16"),

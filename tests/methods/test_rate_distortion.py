@@ -15,10 +15,11 @@ import gossamer as gs
 from gossamer.coding import order0_bits
 from gossamer.drive.recipe_file import dump_recipe, parse_recipe
 from gossamer.encoding import Affine, Codebook, Encoding, Masked
-from gossamer.errors import PlanError
+from gossamer.errors import CompositionError, PlanError
 from gossamer.methods.base import Method
 from gossamer.methods.prune import Random
 from gossamer.methods.quantize import RateDistortion, RoundToNearest
+from gossamer.methods.quantize.rate_levels import cheapest
 
 
 def laplace(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -100,6 +101,62 @@ def test_errors_that_later_columns_make_up_for_lose_less_of_the_outputs() -> Non
     plain = min((totals("equal", r) for r in (1e-7, 3e-7, 1e-6, 3e-6, 1e-5)), key=lambda t: (t[1] < bits, t[1]))
     assert plain[1] >= bits
     assert lost < plain[0] / 3
+
+
+def of_loss(inputs: Tensor, outputs: Tensor) -> dict[str, Tensor]:
+    """Statistics of a layer whose output i reacts with ``outputs[i]``, at every sample alike."""
+    known = dict(seen(inputs))
+    return known | {"grad_sq": outputs[:, None] * known["sq"]}
+
+
+@pytest.mark.parametrize("kind", ["equal", "sq", "gram"])
+def test_errors_weighted_by_the_loss_are_spent_where_it_reacts_least(kind: str) -> None:
+    weight = laplace(40, 60)
+    inputs = torch.randn(400, 60, generator=torch.Generator().manual_seed(3))
+    outputs = torch.logspace(-2, 2, 40)
+
+    def loss_and_bits(method: Method) -> tuple[float, float]:
+        made = one(method, weight, of_loss(inputs, outputs))
+        off = (inputs @ (made.to_dense() - weight).T).square().sum(0)
+        return float(off @ outputs), order0_bits(symbols_of(made).numpy())
+
+    lost, bits = loss_and_bits(RateDistortion(rate=0.1, inputs=kind, weighted="loss"))  # type: ignore[arg-type]
+    plain = [loss_and_bits(RateDistortion(rate=r, inputs=kind)) for r in (3e-7, 1e-6, 3e-6, 1e-5, 3e-5, 1e-4)]  # type: ignore[arg-type]
+    assert min(b for _, b in plain) < bits < max(b for _, b in plain)
+    assert lost < 0.7 * min(found for found, b in plain if b <= bits * 1.02)
+
+
+def test_one_price_for_all_layers_gives_bits_to_those_the_loss_reacts_to() -> None:
+    weight = laplace(40, 60)
+    inputs = torch.randn(400, 60, generator=torch.Generator().manual_seed(4))
+    evidence = {name: of_loss(inputs, torch.full((40,), cost)) for name, cost in (("a", 1.0), ("b", 100.0))}
+    made = result_on(RateDistortion(rate=0.3, weighted="loss"), {"a": weight, "b": weight.clone()}, evidence)
+    bits = {name: order0_bits(symbols_of(found).numpy()) / 2400 for name, found in made.items()}
+    # a hundredfold cost is a tenth of the step: log2(10) bits where they are many
+    assert 2 < bits["b"] - bits["a"] < 3.5
+
+
+def test_the_loss_says_nothing_of_vectors() -> None:
+    with pytest.raises(CompositionError, match="matches no layer"):
+        gs.compress(
+            nn.Linear(3, 4),
+            [RateDistortion(rate=1.0, weighted="loss", only="bias")],
+            data=[(torch.randn(4, 3), torch.zeros(4).long())],
+        )
+
+
+@pytest.mark.parametrize("price", [0.05, 1.0, 30.0])
+def test_choices_at_a_price_each_are_the_cheapest_of_all(price: float) -> None:
+    g = torch.Generator().manual_seed(5)
+    points = torch.arange(-40, 41).double()
+    points[60:] += 0.5
+    lengths = 12 * torch.rand(81, generator=g).double()
+    lengths[::7] = torch.inf
+    values = 15 * torch.randn(6000, generator=g).double()
+    prices = price * torch.rand(6000, generator=g).double() ** 3
+    costs = (values[:, None] - points).square() + prices[:, None] * lengths
+    found = cheapest(values, prices, points, lengths)
+    assert torch.equal(costs.gather(1, found[:, None])[:, 0], costs.min(1).values)
 
 
 @pytest.mark.parametrize("zeros", ["level", "mask"])

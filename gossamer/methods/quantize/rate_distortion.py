@@ -89,6 +89,10 @@ class RateDistortion(Method):
         group: of a grid: "tensor", "channel" (per output row), or weights per step along a row. Steps of a tensor are
             Δ · (root mean square of the group)^a with one Δ and a of 0, ½ or 1, then anew by least squares.
         inputs: what errors are measured by: "equal", or with data "sq" (squares of inputs) or "gram".
+        weighted: "output", as above, or, with data, "loss": errors are what they cost the loss to second order, summed
+            over the batches: those of output i of a layer times Σ_t (dL/dy_ti)². That makes layers comparable, and
+            λ is loss per bit. It needs targets and a backward pass per batch; batches should be small, since gradients
+            are squared per batch.
         zeros: "level", or "mask": zeros leave the values and become a mask, which runs as a sparse weight.
         entries: centroids at most, 2 to 256.
         scale_dtype: of steps and centroids at rest.
@@ -112,6 +116,7 @@ class RateDistortion(Method):
     values: Literal["grid", "centroids"] = "grid"
     group: Group = "tensor"
     inputs: Literal["equal", "sq", "gram"] = "equal"
+    weighted: Literal["output", "loss"] = "output"
     zeros: Literal["level", "mask"] = "level"
     entries: int = 32
     scale_dtype: ScaleType = "float32"
@@ -128,6 +133,7 @@ class RateDistortion(Method):
         for name, known in (
             ("values", ("grid", "centroids")),
             ("inputs", ("equal", "sq", "gram")),
+            ("weighted", ("output", "loss")),
             ("zeros", ("level", "mask")),
         ):
             if getattr(self, name) not in known:
@@ -145,7 +151,8 @@ class RateDistortion(Method):
     @property
     def needs(self) -> frozenset[str]:
         """What the errors are measured by."""
-        return {"sq": frozenset({"sq"}), "gram": frozenset({"gram", "sq", "count"})}.get(self.inputs, frozenset())
+        of_inputs = {"sq": frozenset({"sq"}), "gram": frozenset({"gram", "sq", "count"})}.get(self.inputs, frozenset())
+        return of_inputs | (frozenset({"grad_sq"}) if self.weighted == "loss" else frozenset())
 
     def rules(self) -> tuple[Rule, ...]:
         """Dense weights become values, or a mask over values; masked ones keep their mask or get a smaller one."""
@@ -162,6 +169,11 @@ class RateDistortion(Method):
     def advice(self, skeleton: Skeleton) -> str:
         """Order of a recipe."""
         return "Values that are quantized or shared already cannot be quantized again"
+
+    def refuses(self, site: Site) -> str:
+        """Vectors, whose gradients are not gathered."""
+        vector = self.weighted == "loss" and len(site.shape) < 2
+        return "it is a vector, weighted='loss' wants weights of two dimensions or more" if vector else ""
 
     # -- one price for all tensors -----------------------------------------------------------------------------------
 
@@ -199,7 +211,8 @@ class RateDistortion(Method):
         weighed = self._weighed(site, weight, evidence)
         live = max(1, len(values))
         size = log2(live)
-        rates = [2.0**j for j in range(floor(_LOWEST - size), ceil(_HIGHEST - size) + 1)]
+        whole = float((weighed.weight * weighed.values.square()).sum()) or 1.0  # 1 where errors are shares of it
+        rates = [whole * 2.0**j for j in range(floor(_LOWEST - size), ceil(_HIGHEST - size) + 1)]
         grouped = grouping_of(self.group, site.shape).count(prod(site.shape)) > 1
         bits = [search(weighed, r, r, grouped=grouped, most=_COARSE).bits for r in rates]
         rest = coded_bytes(self.blank(site, weight)) + (0 if positions is None else _pattern_bytes(weight))
@@ -260,11 +273,15 @@ class RateDistortion(Method):
         value = replace(old, q=packed) if isinstance(old, Affine) else replace(old, index=packed)
         return value if where is None else Masked(where, value)
 
+    def _inputs(self, site: Site, evidence: Evidence) -> Inputs:
+        by_loss = self.weighted == "loss"
+        return Inputs.of(f"RateDistortion: {site.key}", site, evidence, self.inputs, self.damp, by_loss=by_loss)
+
     def _weighed(self, site: Site, weight: Encoding, evidence: Evidence) -> Weighed:
         """What an error of one in each live value costs, as a share of the energy."""
         positions, found = live_values(weight)
         values = found.double().reshape(-1)
-        costs = Inputs.of(f"RateDistortion: {site.key}", site, evidence, self.inputs, self.damp)
+        costs = self._inputs(site, evidence)
         return Weighed.of(
             values, costs.weights(weight, positions, values), Groups.of(self.group, site.shape, positions)
         )
@@ -275,7 +292,7 @@ class RateDistortion(Method):
         positions, found = live_values(weight)
         values = found.double().reshape(-1)
         groups = Groups.of(self.group, site.shape, positions)
-        costs = Inputs.of(f"RateDistortion: {site.key}", site, evidence, self.inputs, self.damp)
+        costs = self._inputs(site, evidence)
         weighed = Weighed.of(values, costs.weights(weight, positions, values), groups)
         free = self.entries if self.values == "centroids" else 0
         steps_for = float(entry.get("steps", rate))

@@ -59,8 +59,11 @@ def cheapest(values: Tensor, price: Tensor, points: Tensor, lengths: Tensor) -> 
     if price.numel() == 1:
         kept, edges = _envelope(points[known].tolist(), (price * lengths[known]).tolist())
         return known[torch.tensor(kept)[torch.bucketize(values, torch.tensor(edges, dtype=torch.float64))]]
-    found = torch.empty(len(values), dtype=torch.int64)
     near, bits = points[known], lengths[known]
+    if len(values) * len(near) <= _PIECE:  # few: all at once
+        costs = (values[:, None] - near).square_().addcmul_(price[:, None], bits)
+        return known[costs.argmin(1)]
+    found = torch.empty(len(values), dtype=torch.int64)
     for start in range(0, len(values), _PIECE):
         part = slice(start, start + _PIECE)
         found[part] = _cheapest_of(values[part], price[part], near, bits)
