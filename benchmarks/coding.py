@@ -25,6 +25,7 @@ from benchmarks.coding_lenets import summary as summary_of_lenets
 from benchmarks.coding_load import load_row
 from benchmarks.coding_lossless import lossless_rows
 from benchmarks.coding_race import CodingPeer
+from benchmarks.coding_rate import rate_rows
 from benchmarks.coding_sources import LOSSLESS, SYMBOLS, compressed, weights_of
 from benchmarks.coding_symbols import symbol_rows
 from benchmarks.rows import ROOT, Rows, code_hash, cpu_name
@@ -63,13 +64,7 @@ def jobs(zoo: Zoo, peer: CodingPeer | None, folder: Path, *, quick: bool) -> lis
 
         made.append((kept, ("symbols", treated.name, symbols)))
     kept = Rows(f"coding{end}", code_hash(*_CODERS, *_STORE, *_METHODS, "benchmarks/coding_rate.py"))
-
-    def at_a_rate() -> dict[str, Any]:
-        from benchmarks.coding_rate import rate_rows
-
-        return rate_rows(zoo, peer, folder, quick=quick)
-
-    made.append((kept, ("rate_distortion", "nncodec", at_a_rate)))
+    made.append((kept, ("rate_distortion", "nncodec", lambda: rate_rows(zoo, peer, folder, quick=quick))))
     kept = Rows(f"coding{end}", code_hash(*_CODERS, *_STORE, *_METHODS, "benchmarks/coding_lenets.py"))
     if not quick:
         for lenet in LENETS:
