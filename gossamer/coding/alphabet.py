@@ -28,7 +28,7 @@ class Alphabet:
 
     Args:
         low: the least.
-        gaps: [k − 1] int64, how many integers lie between each and the next, below 2^16.
+        gaps: [k − 1] int64, how many integers lie between each and the next, at most 2^16.
 
     Example:
         >>> alphabet, numbers = Alphabet.of(np.array([-3, 5, -3, -2], dtype=np.int8))
@@ -51,7 +51,7 @@ class Alphabet:
         flat = flat.view(np.uint8) if flat.dtype == np.bool_ else flat
         # a difference modulo 2^bits is the true one, which is not negative and has no more bits
         offsets = (flat - flat.dtype.type(low)).view(f"u{flat.dtype.itemsize}")
-        present = np.bincount(offsets) > 0
+        present = np.bincount(offsets.astype(np.intp)) > 0
         symbols = np.flatnonzero(present)
         if len(symbols) > _MOST:
             return None

@@ -179,9 +179,14 @@ def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1,
 
     Raises:
         FormatError: table or payload is not what `encode_floats` writes for this size.
+        DataError: ``out`` is no such array.
     """
     if itemsize not in _ITEMSIZES or nbytes < 0 or nbytes % itemsize:
         raise FormatError(f"floats: {nbytes} bytes of items of {itemsize} bytes, expected whole items of 1, 2, 4 or 8")
+    if out is not None:
+        fits = out.dtype == np.uint8 and out.shape == (nbytes,) and out.flags.c_contiguous and out.flags.writeable
+        if not fits:
+            raise DataError(f"out: found {out.dtype} {out.shape}, expected {nbytes} contiguous, writeable bytes")
     if coded.coder is Coder.FLOAT_BLOCKS:
         return decode_float_blocks(coded, nbytes, itemsize, workers, out)
     if coded.coder is Coder.FLOAT_DISTINCT:
@@ -214,7 +219,7 @@ def decode_floats_part(coded: Coded, first: int, last: int, count: int, itemsize
     Raises:
         FormatError: damaged data, or floats beyond the leaf.
 
-    Cost: that of the blocks touched, of 2^18 floats each; of the whole leaf for the other coders.
+    Cost: that of the blocks touched, of 2^20 floats each; of the whole leaf for the other coders.
 
     Example:
         >>> raw = np.arange(100, dtype="<f4").view(np.uint8)

@@ -91,6 +91,7 @@ def merge_planes(planes: Sequence[U8 | CodedPlane], items: Items, rotated: bool,
             return
         opened = open_block(last.block, last.lanes, what)
         heap = last.model.heap if made.decode_few else None
+        slots, table = last.model.slots, last.model.table  # held here, as in `rans.decode_block`
         made.unite[items.itemsize](
             items.ctypes.data,
             len(items),
@@ -98,8 +99,8 @@ def merge_planes(planes: Sequence[U8 | CodedPlane], items: Items, rotated: bool,
             coded[-1],
             int(rotated),
             *opened.arguments(),
-            last.model.slots.ctypes.data,
-            last.model.table.ctypes.data,
+            slots.ctypes.data,
+            table.ctypes.data,
             opened.read.ctypes.data,
             0 if heap is None else heap.table.ctypes.data,
             0 if heap is None else heap.size,

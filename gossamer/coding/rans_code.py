@@ -8,7 +8,7 @@ sequence of 16-bit words. With frequency f and cumulated frequency c of a symbol
 
 Words are given out from the last symbol to the first and stored downwards, so that a decoder reads them upwards.
 
-With registers of 512 bits 16 to 128 lanes are one to eight vectors; which of them need words is a mask, and
+With registers of 512 bits 32 to 128 lanes are two to eight vectors; which of them need words is a mask, and
 words are spread by it. Everywhere else lanes are scalars, which overlap since none depends on another.
 """
 

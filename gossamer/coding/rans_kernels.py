@@ -7,9 +7,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Final, final
 
-from llvmlite import ir
-
-from gossamer.coding import planes_code, rans_code, rans_model, sums_code, tabled_code
+from gossamer.coding import coder_code, planes_code, rans_code, rans_model, sums_code, tabled_code
 from gossamer.jit import emit
 from gossamer.jit.cpu import Processor, host, multiplies_without_carry, unavailable, wanted_level
 from gossamer.jit.kernel_cache import Code, Engine, cache_directory, object_code_of
@@ -17,25 +15,12 @@ from gossamer.jit.kernel_cache import Code, Engine, cache_directory, object_code
 __all__ = ["RANS", "ChecksumKernel", "RansKernels", "checksum_kernel", "kernels"]
 
 
-def coder_code(lanes: int) -> str:
-    """LLVM IR of a module with everything that `rans_code` and `planes_code` write."""
-    module = ir.Module("gossamer_coders")
-    rans_code.add_rans(module, lanes)
-    tabled_code.add_tabled(module, lanes)
-    planes_code.add_planes(module, lanes)
-    sums_code.add_count(module)
-    return str(module)
-
-
-def checksum_code(lanes: int) -> str:
-    """LLVM IR of a module for processors with carry-less products, with 16 floats to a register several at once."""
-    module = ir.Module("gossamer_checksum")
-    sums_code.add_fold(module, wide=lanes == rans_code.WIDE)
-    return str(module)
-
-
-RANS: Final = Code("coders", coder_code, (rans_code, rans_model, tabled_code, planes_code, sums_code, emit))
-CHECKSUM: Final = Code("checksum", checksum_code, (sums_code, emit))
+RANS: Final = Code(
+    "coders",
+    coder_code.coder_code,
+    (coder_code, rans_code, rans_model, tabled_code, planes_code, sums_code, emit),
+)
+CHECKSUM: Final = Code("checksum", coder_code.checksum_code, (coder_code, sums_code, emit))
 
 
 @final

@@ -33,10 +33,10 @@ def byte_frequencies(weights: I64) -> I64:
     """Integer weights scaled to frequencies that sum to 2^14: `max(1, ⌊w·2¹⁴/Σw⌋)`, the rest to the largest.
 
     Args:
-        weights: [k] int64, 2 ≤ k ≤ 256, each from 1 to 2^32.
+        weights: [k] int64, 1 ≤ k ≤ 256, each from 1 to 2^48.
 
     Returns:
-        [k] int64, each from 1 to 2^14 − 1. Integer arithmetic only, so the same on every machine.
+        [k] int64, each at least 1. Integer arithmetic only, so the same on every machine.
 
     Example:
         >>> byte_frequencies(np.array([1, 3])).tolist()

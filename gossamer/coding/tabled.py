@@ -96,6 +96,7 @@ def encode_tabled(numbers: U8, which: U8, model: TabledModel, lanes: int, *, com
     room = np.empty(2 * lanes + len(numbers), dtype="<u2")
     states, wrote = np.full(lanes, LEAST, dtype=np.uint32), np.zeros(1, dtype=np.int64)
     end = room.ctypes.data + room.nbytes
+    entries = model.entries  # held here: another thread may put others into the model meanwhile
     made.encode_tabled(
         numbers.ctypes.data,
         which.ctypes.data,
@@ -103,8 +104,8 @@ def encode_tabled(numbers: U8, which: U8, model: TabledModel, lanes: int, *, com
         end,
         states.ctypes.data,
         lanes,
-        model.entries.ctypes.data,
-        model.entries.shape[1],
+        entries.ctypes.data,
+        entries.shape[1],
         wrote.ctypes.data,
     )
     first = len(room) - int(wrote[0]) - 2 * lanes
@@ -146,14 +147,15 @@ def decode_tabled(
         read = decode_words(out, opened.states, opened.words, look)
         opened.read[0] = -1 if read is None else read
     else:
+        slots, entries = model.slots, model.entries  # held here, as above
         made.decode_tabled(
             out.ctypes.data,
             which.ctypes.data,
             len(out),
             *opened.arguments(),
-            model.slots.ctypes.data,
-            model.entries.ctypes.data,
-            model.entries.shape[1],
+            slots.ctypes.data,
+            entries.ctypes.data,
+            entries.shape[1],
             opened.read.ctypes.data,
         )
     opened.finish(len(out), what)

@@ -208,6 +208,10 @@ class Affine(Grouped):
 
     def _regular(self, scale: Tensor) -> bool:
         """Whether the weight is a whole number of rows of whole groups, each with a scale, and large."""
+        # neither fake nor traced: tracing makes tensors of sizes
+        plain = type(self.q) is Tensor and type(scale) is Tensor and isinstance(scale.numel(), int)
+        if not plain or torch.compiler.is_compiling():
+            return False
         rows, per_row = self.q.numel() // self.columns, self.columns // self.group_size
         whole = rows * self.columns == self.q.numel() and per_row * self.group_size == self.columns
         return whole and rows * per_row == scale.numel() > 1 and self.q.numel() >= _PIECE
@@ -216,7 +220,7 @@ class Affine(Grouped):
         """The same numbers in one pass over memory, compiled; or a piece that fits the caches at a time."""
         zeros = self.zero_point.to(scale.dtype) if isinstance(self.zero_point, Tensor) else None
         q, out = self.q.contiguous(), blank_tensor(self.q.shape, scale.dtype, self.q.device)
-        if q.device.type == "cpu" and scale.dtype == torch.float32:
+        if q.device.type == "cpu" and scale.dtype == torch.float32 and type(out) is Tensor:
             from gossamer.encoding.grid_kernel import grid_kernel  # loads the compiler
 
             made = grid_kernel()

@@ -68,7 +68,10 @@ class Engine:
         """An entry point that takes so many addresses or 64-bit integers."""
         # Other Python threads run during a call. ctypes passes addresses twice as fast as 64-bit integers.
         kind = ctypes.CFUNCTYPE(None, *[ctypes.c_void_p] * arguments)
-        made: Callable[..., None] = kind(self._engine.get_function_address(name))
+        address = self._engine.get_function_address(name)
+        if not address:
+            raise RuntimeError(f"compiled code: found no function {name!r}")
+        made: Callable[..., None] = kind(address)
         return made
 
 

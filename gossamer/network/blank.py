@@ -43,7 +43,9 @@ class _Undrawn(TorchFunctionMode):
 def blank(factory: Callable[[], nn.Module]) -> nn.Module:
     """What a factory makes, its parameters zeros where they would be random.
 
-    Buffers are as the constructor fills them, also at random. No random numbers are drawn for parameters.
+    That is for parameters filled in place by `torch.nn.init` or a tensor's own methods, on the CPU, in float16, 32 or
+    64, as PyTorch's layers do; for these no random numbers are drawn. What is made of `torch.randn`, and buffers, is as
+    the constructor makes it. A view of a parameter's data that was taken before it is filled does not follow it.
 
     Cost: without weights of its own, a tenth of the constructor's.
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gossamer.coding import Coder, decode_floats, decode_symbols, encode_floats, encode_symbols
 from gossamer.coding.floats import decode_floats_part
 from gossamer.coding.symbols import decode_symbols_part
-from gossamer.errors import FormatError
+from gossamer.errors import DataError, FormatError
 
 U8 = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -82,3 +82,18 @@ def test_several_blocks_of_symbols_survive_and_are_read_in_part(dtype: str) -> N
         assert np.array_equal(decode_symbols_part(coded, first, last, len(x), x.dtype), x[first:last])
     with pytest.raises(FormatError, match="asked for"):
         decode_symbols_part(coded, 5, len(x) + 1, len(x), x.dtype)
+
+
+def test_rooms_that_do_not_fit_are_refused() -> None:
+    raw = np.random.default_rng(0).normal(size=5000).astype("<f4").view(np.uint8)
+    coded = encode_floats(raw, 4)
+    fixed = np.frombuffer(bytes(len(raw)), np.uint8)
+    for room in (
+        fixed,
+        np.empty(2 * len(raw), np.uint8)[::2],
+        np.empty(len(raw) + 1, np.uint8),
+        raw.view("<f4").copy(),
+    ):
+        with pytest.raises(DataError, match="contiguous, writeable"):
+            decode_floats(coded, len(raw), 4, out=room)
+    assert not fixed.any()
