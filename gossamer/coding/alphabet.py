@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.errors import FormatError
 
-__all__ = ["Alphabet"]
+__all__ = ["Alphabet", "check_fits"]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -19,6 +19,19 @@ U8 = npt.NDArray[np.uint8]
 
 _MOST: Final = 256
 _SPAN: Final = 1 << 16
+
+
+def check_fits(low: int, high: int, dtype: np.dtype[Any], what: str) -> None:
+    """Refuses symbols from `low` to `high` that a dtype cannot hold.
+
+    Raises:
+        FormatError: another dtype than an integer or bool, or one that does not hold them all.
+    """
+    if dtype.kind not in "iub":
+        raise FormatError(f"{what}: dtype {dtype}, expected an integer dtype or bool")
+    least, most = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    if not least <= low <= high <= most:
+        raise FormatError(f"{what}: symbols from {str(low)[:25]} to {str(high)[:25]} do not fit {dtype}")
 
 
 @final
@@ -84,12 +97,7 @@ class Alphabet:
         Raises:
             FormatError: another dtype than an integer or bool, or one that does not hold them all.
         """
-        if dtype.kind not in "iub":
-            raise FormatError(f"{what}: dtype {dtype}, expected an integer dtype or bool")
-        high = self.low + len(self.gaps) + int(self.gaps.sum())
-        least, most = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
-        if not least <= self.low <= high <= most:
-            raise FormatError(f"{what}: symbols from {str(self.low)[:25]} to {str(high)[:25]} do not fit {dtype}")
+        check_fits(self.low, self.low + len(self.gaps) + int(self.gaps.sum()), dtype, what)
         if dtype.itemsize == 1 and not self.gaps.any():
             if self.low:
                 numbers += np.uint8(self.low & 255)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import accumulate
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import numpy.typing as npt
 from gossamer.coding.sums import checksum
 from gossamer.errors import FormatError
 
+Array = npt.NDArray[Any]
 U8 = npt.NDArray[np.uint8]
 
 __all__ = ["LARGEST_BLOCK", "SMALLEST_BLOCK", "Blocks", "block_log2", "for_each", "write_blocks"]
@@ -127,6 +128,39 @@ class Blocks:
         if computed != expected:
             raise FormatError(f"{self.what}: block {number} has checksum {computed:08x}, expected {expected:08x}")
         return found
+
+    def decode(
+        self, part: slice, out: Array, read: Callable[[memoryview, Array, slice, str], None], workers: int
+    ) -> Array:
+        """Some of the symbols, from the blocks that hold them alone.
+
+        Args:
+            part: of all symbols.
+            out: as many as `reach` says; filled.
+            read: decodes a block into its piece of ``out``, given the symbols that it holds and a name for faults.
+            workers: threads.
+
+        Returns:
+            The part, of ``out``.
+        """
+        first, last = self._touched(part)
+        begin = first << self.log2
+
+        def one(number: int) -> None:
+            number += first
+            span = self.span(number)
+            read(self.block(number), out[span.start - begin : span.stop - begin], span, f"{self.what}: block {number}")
+
+        for_each(last - first, one, workers)
+        return out[part.start - begin : part.stop - begin]
+
+    def reach(self, part: slice) -> int:
+        """Symbols of all blocks that hold some of a part."""
+        first, last = self._touched(part)
+        return max(0, min(self.count, last << self.log2) - (first << self.log2))
+
+    def _touched(self, part: slice) -> tuple[int, int]:
+        return part.start >> self.log2, -(-part.stop >> self.log2)
 
 
 def for_each(count: int, work: Callable[[int], None], workers: int) -> None:

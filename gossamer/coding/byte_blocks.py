@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
-from gossamer.coding.blocks import Blocks, block_log2, for_each, write_blocks
+from gossamer.coding.blocks import Blocks, block_log2, write_blocks
 from gossamer.coding.rans import decode_block, encode_block_into, lanes_for, most_bytes
 from gossamer.coding.rans_model import MOST_LANES, ByteModel, byte_frequencies
 from gossamer.coding.table import FrequencyTable
@@ -96,14 +96,8 @@ class BytePlan:
     def decode_part(self, payload: bytes | memoryview, count: int, part: slice, what: str, workers: int) -> U8:
         """Some of the bytes, from the blocks that hold them alone."""
         blocks, model = Blocks(payload, count, self.log2, what), self.model
-        first, last = part.start >> self.log2, -(-part.stop >> self.log2)
-        begin = first << self.log2
-        out = np.empty(min(count, last << self.log2) - begin if last > first else 0, dtype=np.uint8)
 
-        def one(number: int) -> None:
-            span = blocks.span(first + number)
-            piece = out[span.start - begin : span.stop - begin]
-            decode_block(blocks.block(first + number), piece, model, self.lanes, f"{what}: block {first + number}")
+        def read(block: memoryview, piece: U8, _: slice, where: str) -> None:
+            decode_block(block, piece, model, self.lanes, where)
 
-        for_each(last - first, one, workers)
-        return out[part.start - begin : part.stop - begin]
+        return blocks.decode(part, np.empty(blocks.reach(part), dtype=np.uint8), read, workers)

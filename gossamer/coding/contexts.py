@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
-from gossamer.coding.blocks import LARGEST_BLOCK, SMALLEST_BLOCK, Blocks, block_log2, for_each, write_blocks
+from gossamer.coding.blocks import LARGEST_BLOCK, SMALLEST_BLOCK, Blocks, block_log2, write_blocks
 from gossamer.coding.cluster import bins_of, cluster, span_count
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.rans import lanes_for, most_bytes
@@ -284,15 +284,8 @@ def decode_numbers(
     places = _Places(size, parts[0], parts[1], np.array(numbers, dtype=np.uint8).reshape(high, wide))
     blocks = Blocks(memoryview(payload)[at:], height * width, log2, what)
     part = slice(0, height * width) if part is None else part
-    first, last = part.start >> log2, -(-part.stop >> log2)
-    begin = first << log2
-    out = np.empty(max(0, min(height * width, last << log2) - begin), dtype=np.uint8)
 
-    def read(number: int) -> None:
-        span = blocks.span(first + number)
-        piece = out[span.start - begin : span.stop - begin]
-        which = places.which(span.start, span.stop)
-        decode_tabled(blocks.block(first + number), piece, which, model, lanes, f"{what}: block {first + number}")
+    def read(block: memoryview, piece: U8, span: slice, where: str) -> None:
+        decode_tabled(block, piece, places.which(span.start, span.stop), model, lanes, where)
 
-    for_each(last - first, read, workers)
-    return out[part.start - begin : part.stop - begin]
+    return blocks.decode(part, np.empty(blocks.reach(part), dtype=np.uint8), read, workers)

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
-from gossamer.coding.blocks import Blocks, for_each, write_blocks
+from gossamer.coding.blocks import Blocks, write_blocks
 from gossamer.coding.byte_blocks import BytePlan
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.planes import CodedPlane, merge_planes, split_planes
@@ -107,7 +107,7 @@ def _planes_for(sample: npt.NDArray[Any]) -> tuple[bool, list[bool]]:
 def _counts(items: npt.NDArray[Any], rotated: bool, promise: list[bool]) -> list[I64]:
     """How often each byte occurs in the planes that promise a gain."""
     counts = [np.zeros(256, dtype=np.int64) for _ in promise]
-    planes = np.empty((len(promise), 1 << _BLOCK), dtype=np.uint8)
+    planes = np.empty((len(promise), min(1 << _BLOCK, len(items))), dtype=np.uint8)
     for start in range(0, len(items), 1 << _BLOCK):
         piece = items[start : start + (1 << _BLOCK)]
         split_planes(piece, list(planes), rotated)
@@ -190,20 +190,16 @@ def decode_float_part(coded: Coded, count: int, part: slice, itemsize: int, work
     if rotated and itemsize == 1:
         raise FormatError(f"{what}: items of one byte are never rotated")
     blocks = Blocks(coded.payload, count, log2, what)
-    first, last = part.start >> log2, -(-part.stop >> log2)
-    begin = first << log2
-    size = min(count, last << log2) - begin if last > first else 0
-    out = np.empty(size, dtype=f"<u{itemsize}") if room is None else room.view(f"<u{itemsize}")
+    kind = f"<u{itemsize}"
+    out = np.empty(blocks.reach(part), dtype=kind) if room is None else room.view(kind)
     models = [plane.plan.model if plane.plan is not None else None for plane in planes]
     coded_planes, raw_planes = (sum(plane.kind == kind for plane in planes) for kind in (_CODED, _RAW))
 
-    def one(number: int) -> None:
-        number += first
-        span, block = blocks.span(number), blocks.block(number)
-        size = span.stop - span.start
+    def read(block: memoryview, items: npt.NDArray[Any], _: slice, where: str) -> None:
+        size = len(items)
         head = size * raw_planes
         if len(block) < head + 4 * coded_planes:
-            raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected {head} of raw planes and sizes")
+            raise FormatError(f"{where} of {len(block)} bytes, expected {head} of raw planes and sizes")
         raw, sizes = iter(range(0, head, size)), iter(np.frombuffer(block, "<u4", coded_planes, head).tolist())
         at = head + 4 * coded_planes
         found: list[U8 | CodedPlane] = []
@@ -211,7 +207,7 @@ def decode_float_part(coded: Coded, count: int, part: slice, itemsize: int, work
             if plane.plan is not None and model is not None:
                 end = at + next(sizes)
                 if end > len(block):
-                    raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected at least {end}")
+                    raise FormatError(f"{where} of {len(block)} bytes, expected at least {end}")
                 found.append(CodedPlane(block[at:end], model, plane.plan.lanes))
                 at = end
             elif plane.kind == _CONSTANT:
@@ -219,8 +215,7 @@ def decode_float_part(coded: Coded, count: int, part: slice, itemsize: int, work
             else:
                 found.append(np.frombuffer(block, np.uint8, size, next(raw)))
         if at != len(block):
-            raise FormatError(f"{what}: block {number} of {len(block)} bytes, expected {at}")
-        merge_planes(found, out[span.start - begin : span.stop - begin], rotated, f"{what}: block {number}")
+            raise FormatError(f"{where} of {len(block)} bytes, expected {at}")
+        merge_planes(found, items, rotated, where)
 
-    for_each(last - first, one, workers)
-    return out[part.start - begin : part.stop - begin].view(np.uint8)
+    return blocks.decode(part, out, read, workers).view(np.uint8)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
+from gossamer.coding.planes import turned
 from gossamer.coding.symbols import counts_bits, decode_symbols, encode_plain_symbols, order0_bits
 from gossamer.errors import DataError, FormatError
 
-__all__ = ["decode_planes", "encode_planes"]
+__all__ = ["ITEMSIZES", "checked_floats", "decode_planes", "encode_planes"]
 
 U8 = npt.NDArray[np.uint8]
 
-_ITEMSIZES: Final = (1, 2, 4, 8)
+ITEMSIZES: Final = (1, 2, 4, 8)
 _PLANE_CODERS: Final = (Coder.RAW, Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT)
 
 
 def _rotated(raw: U8, itemsize: int, left: bool) -> U8:
     """Every little-endian item rotated by one bit: the sign leaves the exponent's byte (left), or comes back."""
-    items: npt.NDArray[Any] = raw.view(f"<u{itemsize}")
-    top = 8 * itemsize - 1
-    near, far = (1, top) if left else (top, 1)
-    turned: U8 = ((items << items.dtype.type(near)) | (items >> items.dtype.type(far))).view(np.uint8)
-    return turned
+    return turned(raw.view(f"<u{itemsize}"), 1 if left else 8 * itemsize - 1).view(np.uint8)
 
 
 def _planes(raw: U8, itemsize: int) -> Iterator[U8]:
@@ -39,6 +36,19 @@ def _looks_random(plane: U8) -> bool:
     """Whether entropy and three bits of table for each byte that occurs take more than the bytes themselves."""
     counts = np.bincount(plane, minlength=256)
     return counts_bits(counts) + 3 * int((counts > 0).sum()) >= 8 * len(plane) > 0
+
+
+def checked_floats(raw: U8, itemsize: int) -> U8:
+    """The bytes, contiguous.
+
+    Raises:
+        DataError: not bytes, an unknown item size, or not a whole number of items.
+    """
+    if raw.dtype != np.uint8 or raw.ndim != 1:
+        raise DataError(f"floats as {raw.dtype} of shape {raw.shape}, expected flat uint8 bytes")
+    if itemsize not in ITEMSIZES or len(raw) % itemsize:
+        raise DataError(f"{len(raw)} bytes of floats of {itemsize} bytes, expected whole items of 1, 2, 4 or 8 bytes")
+    return np.ascontiguousarray(raw)
 
 
 def encode_planes(raw: U8, itemsize: int) -> Coded:
@@ -65,17 +75,13 @@ def encode_planes(raw: U8, itemsize: int) -> Coded:
         >>> coded.nbytes < 16, bool(np.array_equal(decode_planes(coded, 400, 4), raw))
         (True, True)
     """
-    if raw.dtype != np.uint8 or raw.ndim != 1:
-        raise DataError(f"floats as {raw.dtype} of shape {raw.shape}, expected flat uint8 bytes")
-    if itemsize not in _ITEMSIZES or len(raw) % itemsize:
-        raise DataError(f"{len(raw)} bytes of floats of {itemsize} bytes, expected whole items of 1, 2, 4 or 8 bytes")
-    raw = np.ascontiguousarray(raw)
+    raw = checked_floats(raw, itemsize)
     rotated, chosen = False, raw
     if itemsize > 1:
-        turned = _rotated(raw, itemsize, left=True)
-        straight, after = (sum(map(order0_bits, _planes(x, itemsize))) for x in (raw, turned))
-        rotated, chosen = (True, turned) if after < straight else (False, raw)
-        del turned
+        other = _rotated(raw, itemsize, left=True)
+        straight, after = (sum(map(order0_bits, _planes(x, itemsize))) for x in (raw, other))
+        rotated, chosen = (True, other) if after < straight else (False, raw)
+        del other
     writer = BitWriter()
     writer.uint(int(rotated), 1)
     tables: list[bytes] = []
@@ -111,7 +117,7 @@ def decode_planes(coded: Coded, nbytes: int, itemsize: int) -> U8:
         FormatError: table or payload is not what `encode_planes` writes for this size.
     """
     what = "floats"
-    if itemsize not in _ITEMSIZES or nbytes < 0 or nbytes % itemsize:
+    if itemsize not in ITEMSIZES or nbytes < 0 or nbytes % itemsize:
         raise FormatError(
             f"{what}: {nbytes} bytes of items of {itemsize} bytes, expected whole items of 1, 2, 4 or 8 bytes"
         )

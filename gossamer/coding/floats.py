@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.float_blocks import decode_float_blocks, decode_float_part, encode_float_blocks, sample_of
-from gossamer.coding.float_planes import decode_planes, encode_planes
+from gossamer.coding.float_planes import ITEMSIZES, checked_floats, decode_planes, encode_planes
 from gossamer.coding.masks import decode_mask, encode_mask
 from gossamer.coding.symbols import decode_symbols, encode_symbols
 from gossamer.errors import DataError, FormatError
@@ -27,7 +27,6 @@ __all__ = [
 
 U8 = npt.NDArray[np.uint8]
 
-_ITEMSIZES: Final = (1, 2, 4, 8)
 _WORTH: Final = 1 << 12  # bytes from which on directory, states and shorter frequencies cost little
 _FEW: Final = 256  # distinct values that are listed
 _RUN: Final = 128  # floats, of which rows are a multiple as a rule
@@ -62,11 +61,7 @@ def encode_floats(raw: U8, itemsize: int, *, workers: int = 1) -> Coded:
         >>> coded.nbytes < 16, bool(np.array_equal(decode_floats(coded, 400, 4), raw))
         (True, True)
     """
-    if raw.dtype != np.uint8 or raw.ndim != 1:
-        raise DataError(f"floats as {raw.dtype} of shape {raw.shape}, expected flat uint8 bytes")
-    if itemsize not in _ITEMSIZES or len(raw) % itemsize:
-        raise DataError(f"{len(raw)} bytes of floats of {itemsize} bytes, expected whole items of 1, 2, 4 or 8 bytes")
-    raw = np.ascontiguousarray(raw)
+    raw = checked_floats(raw, itemsize)
     if len(raw) < _WORTH:
         return encode_planes(raw, itemsize)
     items = raw.view(f"<u{itemsize}")
@@ -181,7 +176,7 @@ def decode_floats(coded: Coded, nbytes: int, itemsize: int, *, workers: int = 1,
         FormatError: table or payload is not what `encode_floats` writes for this size.
         DataError: ``out`` is no such array.
     """
-    if itemsize not in _ITEMSIZES or nbytes < 0 or nbytes % itemsize:
+    if itemsize not in ITEMSIZES or nbytes < 0 or nbytes % itemsize:
         raise FormatError(f"floats: {nbytes} bytes of items of {itemsize} bytes, expected whole items of 1, 2, 4 or 8")
     if out is not None:
         fits = out.dtype == np.uint8 and out.shape == (nbytes,) and out.flags.c_contiguous and out.flags.writeable
@@ -228,7 +223,7 @@ def decode_floats_part(coded: Coded, first: int, last: int, count: int, itemsize
     """
     if not 0 <= first <= last <= count:
         raise FormatError(f"floats: {first} to {last} asked for, expected some of {count}")
-    if coded.coder is Coder.FLOAT_BLOCKS and itemsize in _ITEMSIZES:
+    if coded.coder is Coder.FLOAT_BLOCKS and itemsize in ITEMSIZES:
         return decode_float_part(coded, count, slice(first, last), itemsize, 1)
     return decode_floats(coded, count * itemsize, itemsize)[first * itemsize : last * itemsize]
 

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from math import log2
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 import numpy as np
 import numpy.typing as npt
 
+from gossamer.coding.compiled import coders
 from gossamer.coding.rans_model import LEAST, MOST_LANES, ByteModel
 from gossamer.coding.rans_numpy import decode_words, encode_words
 from gossamer.errors import FormatError
 
-if TYPE_CHECKING:
-    from gossamer.coding.rans_kernels import RansKernels
-
-__all__ = ["Opened", "decode_block", "encode_block", "encode_block_into", "lanes_for", "most_bytes", "open_block"]
+__all__ = [
+    "Opened",
+    "decode_block",
+    "encode_block",
+    "encode_block_into",
+    "lanes_for",
+    "most_bytes",
+    "open_block",
+    "whole_block",
+    "written_block",
+]
 
 U8 = npt.NDArray[np.uint8]
 
@@ -73,17 +82,33 @@ def most_bytes(count: int, lanes: int) -> int:
 
 
 def _encoded(x: U8, model: ByteModel, lanes: int, compiled: bool) -> U8:
-    made = _kernels() if compiled else None
+    made = coders() if compiled else None
     if made is None:
-        final, words = encode_words(model.table[x], lanes)
-        return np.concatenate([final.astype("<u4").view(np.uint8), words.astype("<u2").view(np.uint8)])
-    room = np.empty(2 * lanes + len(x), dtype="<u2")
-    states = np.full(lanes, LEAST, dtype=np.uint32)
-    wrote = np.zeros(1, dtype=np.int64)
-    end = room.ctypes.data + room.nbytes
+        return whole_block(*encode_words(model.table[x], lanes))
     table, window = model.table, model.window  # held here: another thread may put others into the model meanwhile
-    tables = table.ctypes.data, wrote.ctypes.data, window.ctypes.data
-    made.encode(x.ctypes.data, len(x), end, states.ctypes.data, lanes, *tables)
+
+    def run(end: int, states: int, wrote: int) -> None:
+        made.encode(x.ctypes.data, len(x), end, states, lanes, table.ctypes.data, wrote, window.ctypes.data)
+
+    return written_block(len(x), lanes, run)
+
+
+def whole_block(states: npt.NDArray[np.uint32], words: npt.NDArray[np.uint16]) -> U8:
+    """A block of last states and words."""
+    return np.concatenate([states.astype("<u4").view(np.uint8), words.astype("<u2").view(np.uint8)])
+
+
+def written_block(count: int, lanes: int, run: Callable[[int, int, int], None]) -> U8:
+    """The block that a compiled encoder writes.
+
+    Args:
+        count: of symbols.
+        lanes: L.
+        run: takes the addresses of the words' end, of the states uint32 [L], and of the number of words, int64.
+    """
+    room = np.empty(2 * lanes + count, dtype="<u2")
+    states, wrote = np.full(lanes, LEAST, dtype=np.uint32), np.zeros(1, dtype=np.int64)
+    run(room.ctypes.data + room.nbytes, states.ctypes.data, wrote.ctypes.data)
     first = len(room) - int(wrote[0]) - 2 * lanes
     room[first : first + 2 * lanes] = states.astype("<u4").view("<u2")
     return room[first:].view(np.uint8)
@@ -111,7 +136,7 @@ def decode_block(
     Cost: 0.4 ns a byte with 128 lanes and registers of 512 bits (1 ns where many bytes are about as frequent), else 2.
     """
     opened = open_block(block, lanes, what)
-    made = _kernels() if compiled else None
+    made = coders() if compiled else None
     if made is None:
 
         def look(_: slice, slot: npt.NDArray[np.uint64]) -> tuple[U8, npt.NDArray[np.uint32]]:
@@ -168,9 +193,3 @@ def open_block(block: bytes | memoryview, lanes: int, what: str) -> Opened:
     if int(states.min()) < LEAST:
         raise FormatError(f"{what}: block begins with state {int(states.min())}, expected at least {LEAST}")
     return Opened(states, words[2 * lanes :], np.zeros(1, dtype=np.int64))
-
-
-def _kernels() -> RansKernels | None:
-    from gossamer.coding.rans_kernels import kernels  # loads the compiler, which most of Gossamer does without
-
-    return kernels()

@@ -8,6 +8,8 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from gossamer.coding.compiled import checksums, coders
+
 __all__ = ["checksum", "count_bytes"]
 
 U8 = npt.NDArray[np.uint8]
@@ -34,9 +36,7 @@ def count_bytes(x: U8) -> npt.NDArray[np.int64]:
     """
     counts = np.zeros(256, dtype=np.int64)
     if len(x) >= _WORTH:
-        from gossamer.coding.rans_kernels import kernels  # loads the compiler
-
-        made = kernels()
+        made = coders()
         if made is not None:
             made.count(x.ctypes.data, len(x), counts.ctypes.data)
             return counts
@@ -56,9 +56,7 @@ def checksum(data: bytes | memoryview) -> int:
     """
     if len(data) < _WORTH:
         return zlib.crc32(data)
-    from gossamer.coding.rans_kernels import checksum_kernel  # loads the compiler
-
-    made = checksum_kernel()
+    made = checksums()
     if made is None:
         return zlib.crc32(data)
     x = np.frombuffer(data, dtype=np.uint8)

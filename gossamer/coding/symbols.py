@@ -10,6 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from gossamer.coding.alphabet import check_fits
 from gossamer.coding.ans import MAX_ALPHABET, AnsReader, ans_encode
 from gossamer.coding.bits import BitReader, BitWriter, iter_uints, pack_uints, unpack_uints
 from gossamer.coding.byte_blocks import WORTH, BytePlan
@@ -60,12 +61,7 @@ def _offsets(x: Array) -> tuple[Array, int]:
 
 def _restore(offsets: U64, low: int, dtype: np.dtype[Any], what: str) -> Array:
     """The inverse of `_offsets`, checked against the dtype."""
-    if dtype.kind not in "iub":
-        raise FormatError(f"{what}: dtype {dtype}, expected an integer dtype or bool")
-    least, most = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
-    high = low + (int(offsets.max()) if len(offsets) else 0)
-    if low < least or high > most:
-        raise FormatError(f"{what}: symbols from {str(low)[:25]} to {str(high)[:25]} do not fit {dtype}")
+    check_fits(low, low + (int(offsets.max()) if len(offsets) else 0), dtype, what)
     return (offsets + np.array([low % _WORD], dtype=np.uint64)).astype(dtype)
 
 

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, final
+from typing import final
 
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding.rans import open_block
-from gossamer.coding.rans_model import LEAST, PRECISION, byte_frequencies
+from gossamer.coding.compiled import coders
+from gossamer.coding.rans import open_block, whole_block, written_block
+from gossamer.coding.rans_model import PRECISION, byte_frequencies
 from gossamer.coding.rans_numpy import decode_words, encode_words
-
-if TYPE_CHECKING:
-    from gossamer.coding.rans_kernels import RansKernels
 
 __all__ = ["TabledModel", "decode_tabled", "encode_tabled"]
 
@@ -89,28 +87,16 @@ def encode_tabled(numbers: U8, which: U8, model: TabledModel, lanes: int, *, com
         >>> len(block), decode_tabled(block.data, numbers * 0, which, model, 1, "weights").tolist()
         (4, [0, 1, 0])
     """
-    made = _kernels() if compiled else None
+    made = coders() if compiled else None
     if made is None:
-        final_, words = encode_words(model.entries[which, numbers], lanes)
-        return np.concatenate([final_.astype("<u4").view(np.uint8), words.astype("<u2").view(np.uint8)])
-    room = np.empty(2 * lanes + len(numbers), dtype="<u2")
-    states, wrote = np.full(lanes, LEAST, dtype=np.uint32), np.zeros(1, dtype=np.int64)
-    end = room.ctypes.data + room.nbytes
+        return whole_block(*encode_words(model.entries[which, numbers], lanes))
     entries = model.entries  # held here: another thread may put others into the model meanwhile
-    made.encode_tabled(
-        numbers.ctypes.data,
-        which.ctypes.data,
-        len(numbers),
-        end,
-        states.ctypes.data,
-        lanes,
-        entries.ctypes.data,
-        entries.shape[1],
-        wrote.ctypes.data,
-    )
-    first = len(room) - int(wrote[0]) - 2 * lanes
-    room[first : first + 2 * lanes] = states.astype("<u4").view("<u2")
-    return room[first:].view(np.uint8)
+
+    def run(end: int, states: int, wrote: int) -> None:
+        arrays = numbers.ctypes.data, which.ctypes.data, len(numbers)
+        made.encode_tabled(*arrays, end, states, lanes, entries.ctypes.data, entries.shape[1], wrote)
+
+    return written_block(len(numbers), lanes, run)
 
 
 def decode_tabled(
@@ -136,7 +122,7 @@ def decode_tabled(
     Cost: about 1 ns a number with 64 lanes and registers of 512 bits, else 3 ns; NumPy 0.3 µs.
     """
     opened = open_block(block, lanes, what)
-    made = _kernels() if compiled else None
+    made = coders() if compiled else None
     if made is None:
 
         def look(part: slice, slot: npt.NDArray[np.uint64]) -> tuple[U8, U32]:
@@ -160,9 +146,3 @@ def decode_tabled(
         )
     opened.finish(len(out), what)
     return out
-
-
-def _kernels() -> RansKernels | None:
-    from gossamer.coding.rans_kernels import kernels  # loads the compiler, which most of Gossamer does without
-
-    return kernels()
