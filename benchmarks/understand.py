@@ -1,0 +1,189 @@
+"""See what compression did: ``python -m benchmarks.understand --data DIR --json FILE``, DIR with Fashion-MNIST.
+
+Description length, robustness, exemplars and variance of gradients of two networks, dense and compressed in seven ways,
+over five seeds. Every task is a process of its own on one core, two at a time. Finished rows are kept by a hash of the
+code that made them, so that a run goes on where another ended; none is started after ``--minutes``. A missing peer is
+reported, not fatal. The last line of the output, and FILE, is one JSON document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.rows import ROOT, Rows, code_hash, cpu_name
+from benchmarks.understand_networks import NETWORKS, VARIANTS
+from benchmarks.understand_worker import CODE_OF_DENSE, CODE_OF_FILES, POPULATION, SEEDS
+from gossamer.errors import DataError
+
+__all__ = ["main", "tasks"]
+
+_MEASURED = (
+    *CODE_OF_FILES,
+    *("gossamer/measure/**/*.py", "gossamer/coding/*.py", "gossamer/encoding/*.py", "gossamer/store/*.py"),
+    "benchmarks/understand_worker.py",
+)
+_ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
+
+
+@dataclass(frozen=True)
+class Task:
+    """What one process does.
+
+    Args:
+        key: as the worker knows it.
+        code: files that decide the row.
+        after: keys of tasks that must be finished.
+    """
+
+    key: str
+    code: tuple[str, ...] = field(repr=False)
+    after: tuple[str, ...] = ()
+
+
+def tasks(*, quick: bool) -> list[Task]:
+    """All tasks, those first that others wait for."""
+    seeds, population = (1, 2) if quick else (SEEDS, POPULATION)
+    names = [n.name for n in (NETWORKS[:1] if quick else NETWORKS)]
+    made: list[Task] = []
+    for name in names:
+        dense = 2 * population if name == "LeNet-5" else seeds
+        made += [Task(f"dense/{name}/{seed}", CODE_OF_DENSE) for seed in range(dense)]
+        for variant in VARIANTS[1:]:
+            count = population if name == "LeNet-5" and variant.endswith("sparse") else seeds
+            made += [
+                Task(f"file/{name}/{seed}/{variant}", CODE_OF_FILES, (f"dense/{name}/{seed}",)) for seed in range(count)
+            ]
+    for kind, code in (("accounted", _MEASURED), ("attacked", _ATTACKED)):
+        for name in names:
+            for variant in VARIANTS:
+                before = "dense/{}/{}" if variant == "dense" else "file/{}/{}/" + variant
+                made += [
+                    Task(f"{kind}/{name}/{seed}/{variant}", code, (before.format(name, seed),)) for seed in range(seeds)
+                ]
+    made += [
+        Task(f"vog/{name}/{seed}", _MEASURED, (f"dense/{name}/{seed}",)) for name in names for seed in range(seeds)
+    ]
+    made.append(Task("pie/LeNet-5", _MEASURED, tuple(t.key for t in made if t.key.startswith(("dense", "file")))))
+    return made
+
+
+def _asked(task: Task, data: Path, *, quick: bool) -> dict[str, Any]:
+    command = [sys.executable, "-m", "benchmarks.understand_worker", str(data), task.key]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    begin = time.monotonic()
+    done = subprocess.run(
+        [*command, *(["--quick"] if quick else [])],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env=environment,
+    )
+    if done.returncode != 0:
+        raise DataError(f"{task.key}: found exit code {done.returncode}: {done.stderr.strip()[-600:]}")
+    print(f"{time.monotonic() - begin:6.1f} s  {task.key}", file=sys.stderr, flush=True)
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+class Run:
+    """Tasks under way.
+
+    Args:
+        data: folder of Fashion-MNIST.
+        quick: whether few images are used.
+        minutes: after which nothing is started.
+    """
+
+    def __init__(self, data: Path, *, quick: bool, minutes: float) -> None:
+        self._data, self._quick = data, quick
+        self._end = time.monotonic() + 60 * minutes
+        self.rows: dict[str, dict[str, Any]] = {}
+        self.failed: dict[str, str] = {}
+        self.late: list[str] = []
+
+    def all(self, wanted: Sequence[Task]) -> None:
+        """Two at a time, in order, each after those it waits for."""
+        with ThreadPoolExecutor(2) as pool:
+            done = {}
+            for task in wanted:
+                waits = [done[key] for key in task.after if key in done]
+                done[task.key] = pool.submit(self._one, task, waits)
+            for task in wanted:
+                done[task.key].result()
+
+    def _one(self, task: Task, waits: Sequence[Any]) -> None:
+        for other in waits:  # submitted before, so it is finished or under way in the other thread
+            other.result()
+        kept = Rows("understand-quick" if self._quick else "understand", code_hash(*task.code))
+        key = task.key.replace("/", "-").replace(" ", "_")
+        missing = [k for k in task.after if k in self.failed or k in self.late]
+        if missing:
+            self.late.append(task.key)
+            return
+        if time.monotonic() > self._end and not kept.has(key):
+            self.late.append(task.key)
+            return
+        try:
+            self.rows[task.key] = kept.get(key, lambda: _asked(task, self._data, quick=self._quick))
+        except DataError as error:
+            self.failed[task.key] = str(error)
+            print(error, file=sys.stderr, flush=True)
+
+
+def document(run: Run) -> dict[str, Any]:
+    """Rows by kind."""
+    found: dict[str, list[dict[str, Any]]] = {"description_length": [], "robustness": [], "pie": [], "vog": []}
+    for key, row in run.rows.items():
+        kind, network, *rest = key.split("/")
+        where = {"network": network} | dict(zip(("seed", "variant"), rest, strict=False))
+        if kind == "accounted":
+            found["description_length"].append(where | row["row"])
+        elif kind == "attacked":
+            found["robustness"].append(where | row["row"])
+        elif kind == "vog":
+            found["vog"].append(where | row["row"])
+        elif kind == "pie":
+            found["pie"] += row["row"]["rows"]
+    seconds = sum(row["cpu_seconds"] for row in run.rows.values())
+    return {
+        "cpu": cpu_name(),
+        "torch": torch.__version__,
+        **found,
+        "cpu_seconds": seconds,
+        "not_started": run.late,
+        "failed": run.failed,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """All tasks, then the document."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder of the full Fashion-MNIST")
+    parser.add_argument("--json", type=Path, help="where the result is written")
+    parser.add_argument("--quick", action="store_true", help="one network, one seed, few images")
+    parser.add_argument("--minutes", type=float, default=55, help="after which nothing is started")
+    parser.add_argument("--only", default="", metavar="TEXT", help="tasks whose key starts with it")
+    given = parser.parse_args(arguments)
+    run = Run(given.data, quick=given.quick, minutes=given.minutes)
+    run.all([t for t in tasks(quick=given.quick) if t.key.startswith(given.only)])
+    text = json.dumps(document(run))
+    if given.json is not None:
+        given.json.write_text(text + "\n", encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,227 @@
+"""One task of `benchmarks.understand` in a process of its own: ``python -m benchmarks.understand_worker DIR TASK``.
+
+Tasks are words with slashes between, such as ``dense/LeNet-5/3`` or ``attacked/ResNet/0/4-bit``. What is trained and
+compressed is kept as files by a hash of the code that decides it; files are coded anew where they are measured, so that
+their bytes are those of the coders at hand. The last line of the output is the row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import gossamer as gs
+from benchmarks.rows import ROOT, code_hash
+from benchmarks.understand_networks import BATCH, NETWORKS, VARIANTS, Network, dense_of, pixels, recipe_of, small
+from gossamer.demo.data import Shuffled
+from gossamer.store import write_safetensors
+
+__all__ = ["Place", "main"]
+
+CODE_OF_DENSE = ("benchmarks/understand_networks.py", "gossamer/demo/data.py")
+CODE_OF_FILES = (
+    *CODE_OF_DENSE,
+    *("gossamer/drive/gradual.py", "gossamer/drive/tune.py", "gossamer/methods/prune/magnitude.py"),
+    *("gossamer/methods/quantize/rtn.py", "gossamer/methods/share/kmeans.py", "gossamer/methods/factorize/svd.py"),
+)
+EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+SEEDS, POPULATION = 5, 10
+
+
+class Place:
+    """Data and the files of networks.
+
+    Args:
+        data: folder of Fashion-MNIST.
+        quick: few images, one epoch.
+    """
+
+    def __init__(self, data: Path, *, quick: bool) -> None:
+        self.quick, self.fashion = quick, pixels(data, quick=quick)
+        self._folder = ROOT / "benchmarks" / "out" / ("understand_files_quick" if quick else "understand_files")
+
+    @property
+    def images(self) -> int:
+        """How many are attacked."""
+        return 200 if self.quick else 1_000
+
+    def _file(self, name: str, code: Sequence[str]) -> Path:
+        folder = self._folder / code_hash(*code)
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder / name
+
+    def train(self, network: Network, seed: int) -> dict[str, Any]:
+        """Make sure that the dense network is there."""
+        weights, states = self._dense_files(network, seed)
+        begin = time.process_time()
+        if not states.is_file():
+            model, found = dense_of(network, self.fashion, seed, epochs=1 if self.quick else network.epochs)
+            write_safetensors(weights, model.state_dict())
+            write_safetensors(states, {f"{i:02}/{n}": t for i, s in enumerate(found) for n, t in s.items()})
+        return {"seconds": time.process_time() - begin}
+
+    def _dense_files(self, network: Network, seed: int) -> tuple[Path, Path]:
+        name = f"{network.name}-{seed}"
+        return self._file(f"{name}.safetensors", CODE_OF_DENSE), self._file(f"{name}.states", CODE_OF_DENSE)
+
+    def dense_file(self, network: Network, seed: int) -> Path:
+        """Of the trained weights."""
+        return self._dense_files(network, seed)[0]
+
+    def dense(self, network: Network, seed: int) -> nn.Module:
+        """The trained network."""
+        model = network.factory()
+        model.load_state_dict(load_file(self.dense_file(network, seed)))
+        return model.eval()
+
+    def states(self, network: Network, seed: int) -> Iterator[dict[str, Tensor]]:
+        """What the weights were after every half epoch."""
+        kept = load_file(self._dense_files(network, seed)[1])
+        for i in range(1 + max(int(n[:2]) for n in kept)):
+            yield {n[3:]: t for n, t in kept.items() if n.startswith(f"{i:02}/")}
+
+    def compress(self, network: Network, seed: int, variant: str) -> dict[str, Any]:
+        """Make sure that the file of a variant is there; of "dense" the same network without loss."""
+        path = self._compressed_file(network, seed, variant)
+        begin = time.process_time()
+        if not path.is_file():
+            torch.manual_seed(seed)
+            data = Shuffled(self.fashion.train, self.fashion.train_labels, BATCH, seed + 1_000, flip=True)
+            dense = self.dense(network, seed)
+            recipe = recipe_of(variant, epochs=1 if self.quick else network.heal)
+            gs.compress(dense, recipe, data=data).save(path)
+        return {"seconds": time.process_time() - begin}
+
+    def _compressed_file(self, network: Network, seed: int, variant: str) -> Path:
+        return self._file(f"{network.name}-{seed}-{variant.replace(' ', '_')}.gsm", CODE_OF_FILES)
+
+    def coded(self, network: Network, seed: int, variant: str) -> Path:
+        """The file as the coders at hand write it."""
+        path = self._compressed_file(network, seed, variant)
+        again = path.with_name(f"{path.stem}-coded.gsm")
+        gs.load(path, into=network.factory).save(again)
+        return again
+
+    def network(self, network: Network, seed: int, variant: str) -> nn.Module:
+        """Read back from the file."""
+        if variant == "dense":
+            return self.dense(network, seed)
+        return gs.load(self._compressed_file(network, seed, variant), into=network.factory).dense().eval()
+
+    def predictions(self, network: Network, seed: int, variant: str, inputs: Tensor) -> Tensor:
+        """Classes, [n]."""
+        with torch.no_grad():
+            model = self.network(network, seed, variant)
+            return torch.cat([model(part).argmax(1) for part in inputs.split(500)])
+
+
+def _accounted(place: Place, network: Network, seed: int, variant: str) -> dict[str, Any]:
+    """Description length and generalisation of one file beside the dense network."""
+    data, model, dense = place.fashion, place.network(network, seed, variant), place.dense(network, seed)
+    dense_bytes = place.dense_file(network, seed).stat().st_size
+    file = place.dense_file(network, seed) if variant == "dense" else place.coded(network, seed, variant)
+    half = len(data.test) // 2
+    train = (data.train, data.train_labels)
+    lengths = gs.measure.description_length(
+        file,
+        model,
+        {"train": train, "test": (data.test[half:], data.test_labels[half:])},
+        calibrate_on=(data.test[:half], data.test_labels[:half]),
+        dense=dense,
+        dense_bytes=dense_bytes,
+        free=("architecture", "order of the classes", "hyper-parameters of training"),
+        classes=10,
+    )
+    general = gs.measure.generalisation(model, train, (data.test, data.test_labels), dense=dense, classes=10)
+    return {
+        "file_bytes": file.stat().st_size,
+        "dense_bytes": dense_bytes,
+        "description_length": lengths.to_json(),
+        "generalisation": general.to_json(),
+    }
+
+
+def _attacked(place: Place, network: Network, seed: int, variant: str) -> dict[str, Any]:
+    """Robustness in L∞, and corruptions."""
+    data = small(place.fashion, 1, place.images)
+    model, dense = place.network(network, seed, variant), place.dense(network, seed)
+    begin = time.process_time()
+    robust = gs.measure.robustness(
+        model,
+        data.test,
+        data.test_labels,
+        epsilons=EPSILONS,
+        dense=None if variant == "dense" else dense,
+        seed=seed,
+    )
+    attacks = time.process_time() - begin
+    damaged = gs.measure.corruptions(model, data.test, data.test_labels, seed=seed)
+    return {"robustness": robust.to_json(), "corruptions": damaged.to_json(), "attack_seconds": attacks}
+
+
+def _vog(place: Place, network: Network, seed: int) -> dict[str, Any]:
+    """Both logits over the states of training, on test images; and the largest difference to a plain loop."""
+    data, final = place.fashion, place.dense(network, seed)
+    rows = {}
+    for logit in ("predicted", "true"):
+        found = gs.measure.vog(place.states(network, seed), final, data.test, data.test_labels, logit=logit, classes=10)
+        rows[logit] = found.to_json()
+    return rows
+
+
+def _pie(place: Place, network: Network) -> list[dict[str, Any]]:
+    """Populations: dense, another dense one as control, and compressed at each sparsity."""
+    data = place.fashion
+    count = 2 if place.quick else POPULATION
+
+    def said(variant: str, first: int) -> list[Tensor]:
+        return [place.predictions(network, s, variant, data.test) for s in range(first, first + count)]
+
+    dense, control = said("dense", 0), said("dense", count)
+    rows = []
+    for variant in (v for v in VARIANTS if v.endswith("sparse")):
+        found = gs.measure.pie(dense, said(variant, 0), control, data.test, data.test_labels)
+        rows.append({"network": network.name, "variant": variant, **found.to_json()})
+    return rows
+
+
+def answer(place: Place, task: str) -> Any:
+    """The row of a task."""
+    kind, name, *rest = task.split("/")
+    network = next(n for n in NETWORKS if n.name == name)
+    if kind == "dense":
+        return place.train(network, int(rest[0]))
+    if kind == "file":
+        return place.compress(network, int(rest[0]), rest[1])
+    if kind == "accounted":
+        return _accounted(place, network, int(rest[0]), rest[1])
+    if kind == "attacked":
+        return _attacked(place, network, int(rest[0]), rest[1])
+    if kind == "vog":
+        return _vog(place, network, int(rest[0]))
+    return {"rows": _pie(place, network)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """One task."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("task")
+    parser.add_argument("--quick", action="store_true")
+    given = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    begin = time.process_time()
+    row = answer(Place(given.data, quick=given.quick), given.task)
+    print(json.dumps({"cpu_seconds": time.process_time() - begin, "row": row}))
+
+
+if __name__ == "__main__":
+    main()
