@@ -37,6 +37,10 @@ _MEASURED = (
 _ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
 
 
+_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
+"""glibc keeps freed memory; else every activation is mapped, touched and given back, page by page."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What one process does.
@@ -81,7 +85,7 @@ def tasks(*, quick: bool) -> list[Task]:
 
 def _asked(task: Task, data: Path, *, quick: bool) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.understand_worker", str(data), task.key]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, **_MEMORY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     begin = time.monotonic()
     done = subprocess.run(
         [*command, *(["--quick"] if quick else [])],
