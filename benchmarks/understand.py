@@ -34,6 +34,7 @@ _MEASURED = (
     *("gossamer/measure/**/*.py", "gossamer/coding/*.py", "gossamer/encoding/*.py", "gossamer/store/*.py"),
     "benchmarks/understand_worker.py",
 )
+_PREQUENTIAL = ("gossamer/measure/prequential.py", "gossamer/measure/label_code.py", "benchmarks/understand_worker.py")
 _ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
 
 
@@ -79,6 +80,11 @@ def tasks(*, quick: bool) -> list[Task]:
     made += [
         Task(f"vog/{name}/{seed}", _MEASURED, (f"dense/{name}/{seed}",)) for name in names for seed in range(seeds)
     ]
+    for seed in range(1 if quick else 3):
+        made.append(Task(f"prequential/LeNet-5/{seed}", (*CODE_OF_DENSE, *_PREQUENTIAL)))
+    for seed in range(seeds):
+        before = tuple(f"file/LeNet-5/{seed}/{variant}" for variant in VARIANTS[1:])
+        made.append(Task(f"search/LeNet-5/{seed}", (*_MEASURED, "gossamer/search/*.py"), before))
     made.append(Task("pie/LeNet-5", _MEASURED, tuple(t.key for t in made if t.key.startswith(("dense", "file")))))
     return made
 
@@ -149,7 +155,8 @@ class Run:
 
 def document(run: Run) -> dict[str, Any]:
     """Rows by kind."""
-    found: dict[str, list[dict[str, Any]]] = {"description_length": [], "robustness": [], "pie": [], "vog": []}
+    kinds = ("description_length", "robustness", "pie", "vog", "prequential", "search")
+    found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for key, row in run.rows.items():
         kind, network, *rest = key.split("/")
         where = {"network": network} | dict(zip(("seed", "variant"), rest, strict=False))
@@ -161,6 +168,8 @@ def document(run: Run) -> dict[str, Any]:
             found["vog"].append(where | row["row"])
         elif kind == "pie":
             found["pie"] += row["row"]["rows"]
+        elif kind in ("prequential", "search"):
+            found[kind].append(where | row["row"])
     seconds = sum(row["cpu_seconds"] for row in run.rows.values())
     return {
         "cpu": cpu_name(),
