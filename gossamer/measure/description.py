@@ -111,6 +111,18 @@ class DescriptionLength:
         return found or None
 
     @property
+    def dense_two_part_bits_calibrated(self) -> dict[str, float] | None:
+        """The same with the dense network's own temperature; None without one."""
+        if self.dense_bytes is None or self.dense_temperature is None:
+            return None
+        bits = 8 * self.dense_bytes + TEMPERATURE_BITS
+        return {
+            name: bits + s.dense_label_bits_calibrated
+            for name, s in self.sets.items()
+            if s.dense_label_bits_calibrated is not None
+        }
+
+    @property
     def pays_from(self) -> dict[str, int | None]:
         """Per set: with how many samples alike the file costs less than it saves; None: with no number."""
         return {n: pays_from(self.model_bits, s.label_bits, s.labels, self.classes) for n, s in self.sets.items()}
@@ -156,6 +168,7 @@ class DescriptionLength:
             "two_part_bits": self.two_part_bits,
             "two_part_bits_calibrated": self.two_part_bits_calibrated,
             "dense_two_part_bits": self.dense_two_part_bits,
+            "dense_two_part_bits_calibrated": self.dense_two_part_bits_calibrated,
             "pays_from": self.pays_from,
             "pays_from_calibrated": self.pays_from_calibrated,
             "dense_pays_from": self.dense_pays_from,

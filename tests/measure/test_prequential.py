@@ -42,29 +42,18 @@ def counted(network: nn.Module | None, inputs: Tensor, targets: Tensor) -> nn.Mo
 
 def test_two_runs_agree_to_the_last_bit_whatever_was_drawn_before() -> None:
     fashion = load_fashion()
+    data, sizes = (fashion.train[:1000], fashion.train_labels[:1000]), (50, 150, 300, 500)
     found = []
     for start in (1, 2):
         torch.manual_seed(start)
         random.seed(start)
         torch.rand(start)
-        found.append(
-            gs.measure.prequential(
-                trained,
-                fashion.train[:1000],
-                fashion.train_labels[:1000],
-                classes=10,
-                blocks=(50, 150, 300, 500),
-                seed=3,
-            )
-        )
+        found.append(gs.measure.prequential(trained, *data, classes=10, blocks=sizes, seed=3))
     first, second = found
     assert first == second
     assert first.digest == second.digest
     assert first.bits < first.uniform_bits == 1000 * math.log2(10)
-    other = gs.measure.prequential(
-        trained, fashion.train[:1000], fashion.train_labels[:1000], classes=10, blocks=(50, 150, 300, 500), seed=4
-    )
-    assert other.digest != first.digest
+    assert gs.measure.prequential(trained, *data, classes=10, blocks=sizes, seed=4).digest != first.digest
 
 
 def test_the_document_has_the_digest_of_the_exact_doubles() -> None:
