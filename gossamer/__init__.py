@@ -7,7 +7,7 @@
 True
 """
 
-from gossamer import methods, presets
+from gossamer import measure, methods, presets
 from gossamer.api import Compressed, compress, load
 from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
@@ -40,12 +40,14 @@ __all__ = [
     "factorize",
     "load",
     "lower",
+    "measure",
     "methods",
     "nn",
     "pack",
     "presets",
     "prune",
     "quantize",
+    "search",
     "share",
     "shrink",
     "train",
@@ -54,12 +56,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # `lower`, `nn` and `train` bring the compiler along; everything else starts without it.
+    # `lower`, `nn` and `train` bring the compiler along, `search` stands above all these; the rest starts without them.
     if name == "lower":
         from gossamer.runtime.lower import lower
 
         return lower
-    if name in ("nn", "train"):
+    if name in ("nn", "search", "train"):
         import importlib
 
         return importlib.import_module(f"gossamer.{name}")

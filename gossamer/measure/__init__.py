@@ -1,7 +1,27 @@
 """What a compressed network costs and what it is worth, measured from the reloaded file."""
 
 from gossamer.measure.accuracy import Accuracy, accuracy
+from gossamer.measure.description import DescriptionLength, description_length
+from gossamer.measure.generalisation import Generalisation, generalisation
 from gossamer.measure.latency import Timing, interleaved
 from gossamer.measure.ledger import Ledger, TensorAccount, ledger_of
+from gossamer.measure.prequential import Prequential, prequential
+from gossamer.measure.temperature import Temperature, calibrated
 
-__all__ = ["Accuracy", "Ledger", "TensorAccount", "Timing", "accuracy", "interleaved", "ledger_of"]
+__all__ = [
+    "Accuracy",
+    "DescriptionLength",
+    "Generalisation",
+    "Ledger",
+    "Prequential",
+    "Temperature",
+    "TensorAccount",
+    "Timing",
+    "accuracy",
+    "calibrated",
+    "description_length",
+    "generalisation",
+    "interleaved",
+    "ledger_of",
+    "prequential",
+]
