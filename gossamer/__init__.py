@@ -46,6 +46,7 @@ __all__ = [
     "presets",
     "prune",
     "quantize",
+    "report",
     "share",
     "shrink",
     "train",
@@ -54,12 +55,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # `lower`, `nn` and `train` bring the compiler along; everything else starts without it.
+    # `lower`, `nn` and `train` bring the compiler along, `report` what draws it; everything else starts without.
     if name == "lower":
         from gossamer.runtime.lower import lower
 
         return lower
-    if name in ("nn", "train"):
+    if name in ("nn", "report", "train"):
         import importlib
 
         return importlib.import_module(f"gossamer.{name}")
