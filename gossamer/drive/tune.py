@@ -79,6 +79,8 @@ class Tune:
         held_out: batches to judge by after every epoch, or the fraction of the data (the last) that is kept for it;
             the best weights are put back in the end. None: the last weights stay.
         patience: stop after so many epochs without a better loss on ``held_out``; None: all epochs.
+        watch: called with (network, step from 1 on, steps) after every step, such as a `VogCallback`; it must leave the
+            network as it is. Not part of a recipe file.
 
     Source: Hinton et al. 2015, arXiv 1503.02531; Romero et al. 2015, FitNets, arXiv 1412.6550 (hidden states);
     Zagoruyko and Komodakis 2017, arXiv 1612.03928 (attention).
@@ -103,6 +105,7 @@ class Tune:
     attention_weight: float = 1.0
     held_out: float | Batches | None = None
     patience: int | None = None
+    watch: Callable[[nn.Module, int, int], None] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0 or self.temperature <= 0:
@@ -279,6 +282,8 @@ def _epochs(
                 nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], tune.clip)
             optimizer.step()
             step += 1
+            if tune.watch is not None:
+                tune.watch(model, step, steps)
             progress.update(title, step, steps)
         if held_out is None:
             continue
