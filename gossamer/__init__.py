@@ -7,7 +7,7 @@
 True
 """
 
-from gossamer import methods, presets
+from gossamer import measure, methods, presets
 from gossamer.api import Compressed, compress, load
 from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
@@ -40,6 +40,7 @@ __all__ = [
     "factorize",
     "load",
     "lower",
+    "measure",
     "methods",
     "nn",
     "pack",
@@ -47,6 +48,7 @@ __all__ = [
     "prune",
     "quantize",
     "report",
+    "search",
     "share",
     "shrink",
     "train",
@@ -55,12 +57,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # `lower`, `nn` and `train` bring the compiler along, `report` what draws it; everything else starts without.
+    # `lower`, `nn` and `train` bring the compiler along, `report` what draws it, `search` stands above all these; the
+    # rest starts without them.
     if name == "lower":
         from gossamer.runtime.lower import lower
 
         return lower
-    if name in ("nn", "report", "train"):
+    if name in ("nn", "report", "search", "train"):
         import importlib
 
         return importlib.import_module(f"gossamer.{name}")
