@@ -85,7 +85,9 @@ class Given:
         if self.network is None and not folder and (self.data or self.train_data or self.dense):
             raise PlanError("found --data, --train-data or --dense without --network, expected the network's code")
         if self.calib is not None and (not folder or self.data is not None):
-            raise PlanError("--calib: found no Hugging Face folder as --dense, or --data beside it, expected text alone")
+            raise PlanError(
+                "--calib: found no Hugging Face folder as --dense, or --data beside it, expected text alone"
+            )
         if self.train_data is not None and self.data is None:
             raise PlanError("--train-data: found no --data beside it, expected test samples too")
         inputs = [p.resolve() for p in (*self.files, self.dense) if p is not None]

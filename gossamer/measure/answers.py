@@ -60,9 +60,7 @@ class Answers:
         return found
 
 
-def answers(
-    model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, *, batch: int = 500
-) -> Answers:
+def answers(model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, *, batch: int = 500) -> Answers:
     """Run a network over labelled samples.
 
     Args:
@@ -81,7 +79,9 @@ def answers(
         2
     """
     if len(inputs) == 0 or len(inputs) != len(targets):
-        raise DataError(f"found {len(inputs)} inputs and {len(targets)} targets, expected as many of both, at least one")
+        raise DataError(
+            f"found {len(inputs)} inputs and {len(targets)} targets, expected as many of both, at least one"
+        )
     modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
     if isinstance(model, nn.Module):
         model.eval()

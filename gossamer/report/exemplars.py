@@ -38,14 +38,29 @@ def changed_examples(look: Look, names: Names) -> Figure | None:
     traced = any(s.get("compressed") for s in seen.values())
     note = (
         "The examples whose right answer lost most of its probability."
-        + (" Beside each image: which pixels sway the dense network, then this one (input gradients)." if traced else "")
+        + (
+            " Beside each image: which pixels sway the dense network, then this one (input gradients)."
+            if traced
+            else ""
+        )
         + ("" if pictured or not cards else " The word in question is marked.")
     )
-    chart = tag("div", {"class": "exemplars" if pictured else "exemplars wordy", "role": "list"}, *cards) if cards else Markup("")
+    chart = (
+        tag("div", {"class": "exemplars" if pictured else "exemplars wordy", "role": "list"}, *cards)
+        if cards
+        else Markup("")
+    )
     positions = any(r.get("position") is not None for r in rows)
-    columns = [Column("example"), *([Column("position")] if positions else []), Column("is", False), Column("dense said", False)]
+    columns = [
+        Column("example"),
+        *([Column("position")] if positions else []),
+        Column("is", False),
+        Column("dense said", False),
+    ]
     columns += [Column("this one says", False), Column("dense, p of the truth"), Column("here, p of the truth")]
-    table = Table(f"Examples that changed in {look.name}", tuple(columns), tuple(_cells(r, names, positions) for r in rows))
+    table = Table(
+        f"Examples that changed in {look.name}", tuple(columns), tuple(_cells(r, names, positions) for r in rows)
+    )
     return Figure(f"changed-{look.letter.lower()}", title, note, chart, table)
 
 
@@ -53,12 +68,24 @@ def _card(r: Mapping[str, Any], seen: Mapping[str, Any], names: Names) -> Markup
     true, before, after = (class_name(r[key], names) for key in ("true", "dense", "compressed"))
     chances = f"{percent(finite(r['dense_p']), 0)} → {percent(finite(r['compressed_p']), 0)}"
     verdict = [tag("span", {"class": _verdict(said, true)}, said) for said in (before, after)]
-    words = tag("p", {}, tag("b", {}, true), tag("br"), verdict[0], " → ", verdict[1], tag("br"), tag("small", {}, f"p of the truth {chances}"))
+    words = tag(
+        "p",
+        {},
+        tag("b", {}, true),
+        tag("br"),
+        verdict[0],
+        " → ",
+        verdict[1],
+        tag("br"),
+        tag("small", {}, f"p of the truth {chances}"),
+    )
     if seen.get("image"):
         pictures = [_image(seen["image"], f"example {key_of(r)}: {true}")]
         pictures += [_image(seen[key], f"{key} saliency") for key in ("dense", "compressed") if seen.get(key)]
         return tag("div", {"class": "card", "role": "listitem"}, tag("div", {"class": "pictures"}, *pictures), words)
-    context = tag("p", {"class": "context"}, seen.get("before", ""), tag("mark", {}, seen.get("word", "")), seen.get("after", ""))
+    context = tag(
+        "p", {"class": "context"}, seen.get("before", ""), tag("mark", {}, seen.get("word", "")), seen.get("after", "")
+    )
     return tag("div", {"class": "card", "role": "listitem"}, context, words)
 
 
@@ -70,7 +97,7 @@ def _image(picture: Mapping[str, Any], alt: str) -> Markup:
     tall, wide = int(picture["height"]), int(picture["width"])
     scale = 72 / max(tall, wide)
     size = {"width": max(8, round(wide * scale)), "height": max(8, round(tall * scale))}
-    return tag("img", {"src": picture["uri"], "alt": alt, "class": "pixels", "loading": "lazy", **size})
+    return tag("img", {"src": picture["uri"], "alt": alt, "class": "pixels", **size})
 
 
 def _cells(r: Mapping[str, Any], names: Names, positions: bool) -> tuple[Any, ...]:

@@ -100,17 +100,13 @@ def _front(gain: _Gain, looks: Sequence[Look], dense: Look | None) -> Figure | N
     )
 
 
-def _chart(
-    gain: _Gain, found: Sequence[tuple[Look, float, float]], best: set[int], reference: float | None
-) -> Markup:
+def _chart(gain: _Gain, found: Sequence[tuple[Look, float, float]], best: set[int], reference: float | None) -> Markup:
     accuracies = [a for *_, a in found] + ([reference] if reference is not None else [])
     x = Scale.of([1.0, *(g for _, g, _ in found)], 58.0, _WIDTH - 14.0, log=True)
     y = Scale.of(accuracies, _HEIGHT - 50.0, 30.0, room=0.16)
     frame = Frame(_WIDTH, _HEIGHT, x, y)
     digits = 0 if y.high - y.low > 0.06 else 1
-    parts = [
-        frame.axes(x.ticks(6), y.ticks(6), _tick, lambda v: percent(v, digits), gain.axis, "↑ right answers")
-    ]
+    parts = [frame.axes(x.ticks(6), y.ticks(6), _tick, lambda v: percent(v, digits), gain.axis, "↑ right answers")]
     if reference is not None:
         at = y(reference)
         parts.append(line(x.start, at, x.end, at, "dense-line"))

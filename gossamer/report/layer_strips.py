@@ -40,9 +40,13 @@ def layer_strips(look: Look, most: int) -> Figure:
     ]
     rows = tuple(_row(r, bits, ranked=ranked) for r in shown)
     left = len(layers) - len(shown)
-    note = "In the network's order." + (f" {left} smaller tensors are left out; the JSON has all." if left else "")
+    note = "In the network's order." + (
+        f" {left} smaller tensors are left out; gossamer report --json has all." if left else ""
+    )
     table = Table(f"Tensors of {look.name}", tuple(columns), rows)
-    return Figure(f"layers-{look.letter.lower()}", "Density, bits and rank, tensor by tensor", note, Markup(""), table, open=True)
+    return Figure(
+        f"layers-{look.letter.lower()}", "Density, bits and rank, tensor by tensor", note, Markup(""), table, open=True
+    )
 
 
 def _row(r: Mapping[str, Any], bits: Scale, *, ranked: bool) -> tuple[Cell, ...]:
@@ -85,7 +89,9 @@ def gallery(look: Look) -> Figure | None:
             for r in rows
         ),
     )
-    note = "Outputs go down, inputs to the right; darker cells keep more of their weights, the darkest as many as is said."
+    note = (
+        "Outputs go down, inputs to the right; darker cells keep more of their weights, the darkest as many as is said."
+    )
     drawing = tag("div", {"class": "gallery", "role": "list"}, *cards)
     return Figure(f"masks-{look.letter.lower()}", "Which weights are left", note, drawing, table)
 
@@ -101,7 +107,7 @@ def _card(picture: Mapping[str, Any], name: str, told: str) -> Markup:
     tall, wide = int(picture["height"]), int(picture["width"])
     scale = 176 / max(wide, tall)
     size = {"width": max(24, round(wide * scale)), "height": max(24, round(tall * scale))}
-    image = tag("img", {"src": picture["uri"], "alt": f"mask of {name}", "class": "pixels", "loading": "lazy", **size})
+    image = tag("img", {"src": picture["uri"], "alt": f"mask of {name}", "class": "pixels", **size})
     darkest = percent(finite(picture["darkest"]), 0)
     words = tag("p", {}, tag("b", {}, name), tag("br"), f"{told}, darkest {darkest}")
     return tag("div", {"class": "card", "role": "listitem"}, image, words)
@@ -115,7 +121,9 @@ def kernel_strips(look: Look, most: int) -> Figure | None:
     timed = [t for k in kernels if (t := finite(k["milliseconds"])) is not None]
     ordered = sorted(kernels, key=lambda k: -(finite(k["milliseconds"]) or 0.0))[:most]
     kept = [k for k in kernels if any(k is o for o in ordered)]
-    longest = max([*timed, *(d for k in kernels if (d := finite(k.get("dense_milliseconds"))) is not None)], default=0.0)
+    longest = max(
+        [*timed, *(d for k in kernels if (d := finite(k.get("dense_milliseconds"))) is not None)], default=0.0
+    )
     rows = tuple(_kernel(k, longest) for k in kept)
     columns = (
         Column("layer", False),

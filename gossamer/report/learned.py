@@ -28,7 +28,9 @@ def _share(value: object) -> Cell:
 def reliability(looks: Sequence[Look], dense: Look | None) -> Figure | None:
     """Accuracy over confidence, one small chart per file; None if not measured."""
     everyone = [*looks, *([dense] if dense is not None else [])]
-    found = [(look, part) for look in everyone if (part := look.part("generalisation")) is not None and part["reliability"]]
+    found = [
+        (look, part) for look in everyone if (part := look.part("generalisation")) is not None and part["reliability"]
+    ]
     if not found:
         return None
     x, y = Scale(0.0, 1.0, 42.0, _SMALL - 18.0), Scale(0.0, 1.0, _TALL - 38.0, 12.0)
@@ -40,14 +42,25 @@ def reliability(looks: Sequence[Look], dense: Look | None) -> Figure | None:
         filled = [r for r in part["reliability"] if r["n"] and finite(r["confidence"]) is not None]
         most = max((r["n"] for r in filled), default=1)
         dots = [_bin(frame, r, most) for r in filled]
-        curve = frame.curve([(float(r["confidence"]), float(r["accuracy"])) for r in filled if r["n"] >= _ENOUGH], "here thin")
+        curve = frame.curve(
+            [(float(r["confidence"]), float(r["accuracy"])) for r in filled if r["n"] >= _ENOUGH], "here thin"
+        )
         error = percent(finite(part["calibration_error"]))
         parts = [axes, line(x.start, y.start, x.end, y.end, "dense-line"), curve, *dots]
         parts.append(label(x.end, y.start - 8, f"error {error}", "note", "end"))
-        members.append((look.letter, look.name, drawing(_SMALL, _TALL, f"{look.name}: calibration error {error}", parts)))
+        members.append(
+            (look.letter, look.name, drawing(_SMALL, _TALL, f"{look.name}: calibration error {error}", parts))
+        )
         head = Cell(look.name, look.name, badge(look.letter))
         rows += [(head, *_bin_cells(r)) for r in part["reliability"]]
-    columns = (Column("file", False), Column("from"), Column("to"), Column("samples"), Column("confidence"), Column("right"))
+    columns = (
+        Column("file", False),
+        Column("from"),
+        Column("to"),
+        Column("samples"),
+        Column("confidence"),
+        Column("right"),
+    )
     note = "Answers by how sure the network says it is; below the dashed line it is too sure. Larger dots hold more samples."
     table = Table("Reliability", columns, tuple(rows))
     return Figure("reliability", "Can its confidence be believed?", note, multiples(members), table)
@@ -83,7 +96,12 @@ def class_strips(look: Look, names: Names, most: int) -> Figure | None:
         return None
     listed = sorted(part["per_class"], key=_change)
     shown = listed[:most]
-    numbers = [v for r in shown for key in ("low", "high", "accuracy", "dense_accuracy") if (v := finite(r.get(key))) is not None]
+    numbers = [
+        v
+        for r in shown
+        for key in ("low", "high", "accuracy", "dense_accuracy")
+        if (v := finite(r.get(key))) is not None
+    ]
     scale = Scale.of(numbers, 6.0, STRIP - 6.0)
     rows = tuple(_class(r, names, scale) for r in shown)
     changed = [r for r in part["per_class"] if r["changed"]]
@@ -102,7 +120,9 @@ def class_strips(look: Look, names: Names, most: int) -> Figure | None:
         Column("changed", False),
     )
     left = len(listed) - len(shown)
-    note = "Most lost first; whiskers are 95% intervals, the tick is the dense network." + (f" {left} more in the JSON." if left else "")
+    note = "Most lost first; whiskers are 95% intervals, the tick is the dense network." + (
+        f" {left} more with --json." if left else ""
+    )
     table = Table(f"Classes of {look.name}", columns, rows)
     return Figure(f"classes-{look.letter.lower()}", title, note, Markup(""), table, open=True)
 

@@ -34,7 +34,10 @@ def density_map(live: npt.NDArray[np.bool_], rows: int, columns: int) -> Shares:
         >>> density_map(np.array([[True, True, False, False]] * 2), 1, 2).tolist()
         [[1.0, 0.0]]
     """
-    edges = [np.arange(min(most, size)) * size // min(most, size) for most, size in zip((rows, columns), live.shape, strict=True)]
+    edges = [
+        np.arange(min(most, size)) * size // min(most, size)
+        for most, size in zip((rows, columns), live.shape, strict=True)
+    ]
     down = np.add.reduceat(live, edges[0], axis=0, dtype=np.int64)
     sums = np.add.reduceat(down, edges[1], axis=1)
     sizes = [np.diff(np.append(edge, size)) for edge, size in zip(edges, live.shape, strict=True)]

@@ -24,7 +24,7 @@ from gossamer.report.subjects import DenseSubject, Subject
 __all__ = ["Bench", "Effort", "accuracy_of", "changes_of", "corruptions_of", "generalisation_of", "latency_of"]
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
-_LISTED, _SEEN = 60, 12
+_LISTED, _SEEN = 24, 12
 _BATCH = 250
 
 Told = Callable[[str, int, int], None]
@@ -229,5 +229,3 @@ def words_seen(document_rows: Sequence[dict[str, Any]], words: Names) -> dict[in
     if isinstance(words, dict):
         return {n: words[n] for n in sorted(numbers) if n in words}
     return {n: words[n] for n in sorted(numbers) if 0 <= n < len(words)}
-
-

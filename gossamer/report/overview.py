@@ -46,9 +46,7 @@ def overview(looks: Sequence[Look], dense: Look | None) -> Figure:
     everyone = [*looks, *([dense] if dense is not None else [])]
     measures = [m for m in _measures(looks) if any(m.of(look) is not None for look in everyone)]
     scales = {m.title: _scale(m, everyone) for m in measures}
-    rows = tuple(
-        (_head(look), *(_cell(m, look, dense, scales[m.title]) for m in measures)) for look in everyone
-    )
+    rows = tuple((_head(look), *(_cell(m, look, dense, scales[m.title]) for m in measures)) for look in everyone)
     columns = (Column("file", number=False), *(Column(m.title, hint=m.hint) for m in measures))
     note = (
         "Each strip has one scale for all files, logarithmic for sizes and times; the upright tick is the dense network, "

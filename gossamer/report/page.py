@@ -29,8 +29,9 @@ from gossamer.report.tables import Figure, Panel, Section
 
 __all__ = ["embedded", "page_of"]
 
-_ROWS = 600  # of layers, over all files
-_FEWEST = 12
+_ROWS = (720, 360, 180, 90)  # of layers, over all files: the most with which the page stays small enough
+_FEWEST = 6
+_LARGEST = 1_400_000
 _CLASSES = 40
 
 
@@ -46,7 +47,18 @@ def page_of(document: Mapping[str, Any]) -> str:
 
     Exact: the same document gives the same bytes.
     """
+    for rows in _ROWS:
+        page = _drawn(document, rows, whole=rows > _ROWS[-1])
+        if len(page.encode()) <= _LARGEST:
+            break
+    return page
+
+
+def _drawn(document: Mapping[str, Any], rows: int, *, whole: bool) -> str:
+    """The page with so many rows of layers, and with all or only the largest of them in its data."""
     looks, dense = looks_of(document)
+    each = max(_FEWEST, rows // max(1, len(looks)))
+    kept = document if whole else _largest_layers(document, each)
     style, script = _part("style.css"), _part("script.js")
     best = chosen(looks, dense)
     return _template().render(
@@ -56,13 +68,13 @@ def page_of(document: Mapping[str, Any]) -> str:
         claim=str(document["title"]) if best is None else claim(best, dense),
         why="" if best is None else why_chosen(best, looks, dense),
         first="" if best is None else best.letter,
-        sections=_sections(document, looks, dense),
+        sections=_sections(document, looks, dense, each),
         facts=_facts(document, looks),
         missing=[(str(what), str(why)) for what, why in document.get("missing", {}).items()],
         policy=_policy(style, script),
         style=Markup(style),  # files of ours
         script=Markup(script),
-        data=Markup(embedded(_without_pictures(document))),
+        data=Markup(embedded(_without_pictures(kept))),
     )
 
 
@@ -92,6 +104,17 @@ def _without_pictures(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {k: _without_pictures(v) for k, v in value.items() if k not in ("uri", "seen")}
     return [_without_pictures(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _largest_layers(document: Mapping[str, Any], most: int) -> dict[str, Any]:
+    """The document with no more than so many layers and kernels of each file."""
+    files = []
+    for file in document["files"]:
+        layers, kernels = file["layers"], file["kernels"]
+        largest = {r["name"] for r in sorted(layers, key=lambda r: -r["dense_bytes"])[:most]}
+        cut = {"layers": [r for r in layers if r["name"] in largest], "kernels": kernels and kernels[:most]}
+        files.append({**file, **cut, "layers_left_out": max(0, len(layers) - most)})
+    return {**document, "files": files}
 
 
 @cache
@@ -128,7 +151,7 @@ def _digest(text: str) -> str:
     return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
 
 
-def _sections(document: Mapping[str, Any], looks: Sequence[Look], dense: Look | None) -> list[Section]:
+def _sections(document: Mapping[str, Any], looks: Sequence[Look], dense: Look | None, rows: int) -> list[Section]:
     compared = [overview(looks, dense), *fronts(looks, dense)]
     behaved = [
         robustness_curves(looks, dense),
@@ -139,12 +162,15 @@ def _sections(document: Mapping[str, Any], looks: Sequence[Look], dense: Look | 
         *description_lengths(looks, dense),
     ]
     names = _names(document["data"]["classes"])
-    rows = max(_FEWEST, _ROWS // max(1, len(looks)))
     panels = tuple(_panel(look, dense, names, rows) for look in looks)
     kept = tuple(figure for figure in behaved if figure is not None)
     return [
         Section("compared", "Compared", "", tuple(compared)),
-        *([Section("behaviour", "What accuracy hides", "The dense network is beside every file.", kept)] if kept else []),
+        *(
+            [Section("behaviour", "What accuracy hides", "The dense network is beside every file.", kept)]
+            if kept
+            else []
+        ),
         *([Section("detail", "Inside a file", "", (), panels)] if panels else []),
     ]
 
@@ -178,7 +204,9 @@ def _facts(document: Mapping[str, Any], looks: Sequence[Look]) -> list[tuple[str
     data = document["data"]
     facts = [("Machine", str(document["machine"])), ("Measured", str(document["measured"]))]
     if data["examples"]:
-        facts.append(("Examples", f"{data['examples']:,}" + (f" of shape {data['shape']}" if data.get("shape") else "")))
+        facts.append(
+            ("Examples", f"{data['examples']:,}" + (f" of shape {data['shape']}" if data.get("shape") else ""))
+        )
     facts += [(str(k), str(v)) for k, v in document.get("settings", {}).items()]
     free = {str(f): None for look in looks for f in look.file.get("free", ())}
     free |= {str(f): None for look in looks for f in (look.part("description_length") or {}).get("free", ())}

@@ -71,9 +71,7 @@ def _ratio(look: Look) -> float:
     return max(1.0, look.number("ratio") or 1.0)
 
 
-def _figure(
-    name: str, title: str, note: str, kinds: tuple[str, str], found: Sequence[_Pair]
-) -> Figure | None:
+def _figure(name: str, title: str, note: str, kinds: tuple[str, str], found: Sequence[_Pair]) -> Figure | None:
     if not found:
         return None
     x = Scale.of([pair.ratio for pair in found], 58.0, _WIDTH - 16.0, log=True)

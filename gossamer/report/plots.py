@@ -88,7 +88,12 @@ def drawing(width: float, height: float, title: str, parts: Iterable[Markup], ki
 def multiples(members: Sequence[tuple[str, str, Markup]]) -> Markup:
     """Small charts of one kind beside each other: (letter, name, chart)."""
     shown = [
-        tag("div", {"class": "small", "role": "listitem"}, tag("p", {"class": "small-name"}, badge(letter), " ", name), chart)
+        tag(
+            "div",
+            {"class": "small", "role": "listitem"},
+            tag("p", {"class": "small-name"}, badge(letter), " ", name),
+            chart,
+        )
         for letter, name, chart in members
     ]
     return tag("div", {"class": "multiples", "role": "list"}, *shown)
@@ -156,5 +161,4 @@ def bar_strip(shares: Sequence[tuple[float, str]], *, tick: float | None = None,
 
 
 def _strip(parts: Iterable[Markup], width: float = STRIP) -> Markup:
-    size = {"width": width, "height": _HEIGHT, "viewBox": f"0 0 {number(width)} {number(_HEIGHT)}"}
-    return tag("svg", {**size, "class": "strip", "aria-hidden": "true"}, *parts)
+    return tag("svg", {"width": width, "height": _HEIGHT, "class": "strip", "aria-hidden": "true"}, *parts)

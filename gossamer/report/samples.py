@@ -93,7 +93,9 @@ def gathered(data: tuple[Tensor, Tensor] | Batches, most: int | None, what: str)
 
 def _checked(inputs: Tensor, targets: Tensor, what: str) -> Samples:
     if len(inputs) != len(targets) or len(inputs) == 0:
-        raise DataError(f"{what}: found {len(inputs)} inputs and {len(targets)} targets, expected as many, at least one")
+        raise DataError(
+            f"{what}: found {len(inputs)} inputs and {len(targets)} targets, expected as many, at least one"
+        )
     if targets.is_floating_point() or targets.is_complex() or targets.dim() not in (1, 2):
         raise DataError(f"{what}: found targets {targets.dtype} {tuple(targets.shape)}, expected class numbers")
     return Samples(inputs.detach(), targets.detach().long())

@@ -35,9 +35,7 @@ class Scale:
     log: bool = False
 
     @classmethod
-    def of(
-        cls, numbers: Iterable[float], start: float, end: float, *, log: bool = False, room: float = 0.06
-    ) -> Scale:
+    def of(cls, numbers: Iterable[float], start: float, end: float, *, log: bool = False, room: float = 0.06) -> Scale:
         """That holds all numbers and some room at both ends.
 
         Args:
@@ -81,7 +79,9 @@ class Scale:
 def _round_ticks(low: float, high: float, most: int) -> tuple[float, ...]:
     rough = (high - low) / max(1, most)
     unit = 10.0 ** math.floor(math.log10(rough))
-    step = next(f * unit for f in (1, 2, 2.5, 5, 10, 20) if math.floor(high / (f * unit)) - math.ceil(low / (f * unit)) < most)
+    step = next(
+        f * unit for f in (1, 2, 2.5, 5, 10, 20) if math.floor(high / (f * unit)) - math.ceil(low / (f * unit)) < most
+    )
     first = math.ceil(low / step - 1e-9)
     return tuple(round(i * step, 12) for i in range(first, math.floor(high / step + 1e-9) + 1))
 

@@ -13,8 +13,9 @@
     setTimeout(() => URL.revokeObjectURL(address), 10000);
   };
 
+  const key = (cell) => cell.dataset.k ?? cell.textContent;
   const titles = (table) => all("thead th", table).map((head) => head.textContent.trim());
-  const values = (table) => all("tbody tr", table).map((row) => [...row.cells].map((cell) => cell.dataset.k));
+  const values = (table) => all("tbody tr", table).map((row) => [...row.cells].map(key));
   const kinds = (table) => all("button.sort", table).map((button) => button.dataset.kind);
 
   // A leading =, +, - or @ would be run by a spreadsheet, unless it begins a number.
@@ -66,10 +67,10 @@
         }
         head.setAttribute("aria-sort", next);
         const sign = next === "ascending" ? 1 : -1;
-        const key = (row) => row.cells[column].dataset.k;
-        const full = original.filter((row) => key(row) !== "");
-        full.sort((a, b) => sign * compare(button.dataset.kind, key(a), key(b)));
-        body.append(...full, ...original.filter((row) => key(row) === ""));
+        const of = (row) => key(row.cells[column]);
+        const full = original.filter((row) => of(row) !== "");
+        full.sort((a, b) => sign * compare(button.dataset.kind, of(a), of(b)));
+        body.append(...full, ...original.filter((row) => of(row) === ""));
       });
     });
   }

@@ -73,9 +73,7 @@ def _small(pixels: Tensor) -> Tensor:
     return F.adaptive_avg_pool2d(pixels.detach().float(), size)
 
 
-def word_sights(
-    rows: Sequence[Mapping[str, Any]], inputs: Tensor, words: Names
-) -> dict[str, Any]:
+def word_sights(rows: Sequence[Mapping[str, Any]], inputs: Tensor, words: Names) -> dict[str, Any]:
     """Words before the one in question, that one, and some after it.
 
     Args:

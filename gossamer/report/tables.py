@@ -50,7 +50,12 @@ class Cell:
         """The key as the script reads it."""
         if self.key is None:
             return ""
-        return f"{self.key:.10g}" if isinstance(self.key, float) else clean(str(self.key))
+        return f"{self.key:.7g}" if isinstance(self.key, float) else clean(str(self.key))
+
+    @property
+    def key_differs(self) -> bool:
+        """Whether the script cannot take the text for the key."""
+        return bool(self.mark) or self.key_text != clean(self.shown)
 
 
 @final

@@ -27,11 +27,15 @@ def document(files: int = 7, layers: int = 8, *, hostile: bool = False, seed: in
     """
     draw = random.Random(seed)
     bad = HOSTILE if hostile else ""
-    names = [f"model-{word}{bad}" for word in ("pruned", "four-bits", "shared", "low-rank", "shrunk", "composed", "tiny")]
+    names = [
+        f"model-{word}{bad}" for word in ("pruned", "four-bits", "shared", "low-rank", "shrunk", "composed", "tiny")
+    ]
     made = [_file(f"dense{bad}", 1.0, 0.911, layers, draw, bad, dense=True)]
     for i in range(files):
         ratio = 1.3 * 1.6**i
-        made.append(_file(names[i % 7] + ("" if i < 7 else f"-{i}"), ratio, 0.912 - 0.002 * i * i / 4, layers, draw, bad))
+        made.append(
+            _file(names[i % 7] + ("" if i < 7 else f"-{i}"), ratio, 0.912 - 0.002 * i * i / 4, layers, draw, bad)
+        )
     return {
         "version": 1,
         "title": f"Seven files{bad}",
@@ -47,7 +51,16 @@ def document(files: int = 7, layers: int = 8, *, hostile: bool = False, seed: in
 def bare(files: int = 2, layers: int = 3) -> dict[str, Any]:
     """A document of ledgers alone."""
     made = document(files, layers)
-    optional = ("accuracy", "latency", "kernels", "description_length", "generalisation", "robustness", "corruptions", "changed")
+    optional = (
+        "accuracy",
+        "latency",
+        "kernels",
+        "description_length",
+        "generalisation",
+        "robustness",
+        "corruptions",
+        "changed",
+    )
     made["data"] = {"examples": 0, "classes": []}
     made["files"] = [{**f, **dict.fromkeys(optional)} for f in made["files"] if not f["dense"]]
     return made
@@ -73,7 +86,13 @@ def _file(
         "kernels": None
         if dense
         else [
-            {"layer": r["name"], "kernel": "sliced", "milliseconds": 0.02 * (1 + i), "dense_milliseconds": 0.03 * (1 + i), "why": bad}
+            {
+                "layer": r["name"],
+                "kernel": "sliced",
+                "milliseconds": 0.02 * (1 + i),
+                "dense_milliseconds": 0.03 * (1 + i),
+                "why": bad,
+            }
             for i, r in enumerate(rows)
             if len(r["shape"]) > 1
         ],
@@ -141,13 +160,26 @@ def _length(size: int, accuracy: float) -> dict[str, Any]:
 def _generalisation(accuracy: float, draw: random.Random) -> dict[str, Any]:
     train = accuracy + 0.04
     bins = [
-        {"low": i / 10, "high": (i + 1) / 10, "n": 20 * i * i, "confidence": i / 10 + 0.05, "accuracy": max(0.0, i / 10)}
+        {
+            "low": i / 10,
+            "high": (i + 1) / 10,
+            "n": 20 * i * i,
+            "confidence": i / 10 + 0.05,
+            "accuracy": max(0.0, i / 10),
+        }
         for i in range(10)
     ]
     classes = []
     for i in range(10):
         a = min(0.99, accuracy + draw.uniform(-0.15, 0.08))
-        row = {"class": i, "n": 200, "accuracy": a, "low": a - 0.05, "high": a + 0.03, "dense_accuracy": min(0.99, a + 0.02)}
+        row = {
+            "class": i,
+            "n": 200,
+            "accuracy": a,
+            "low": a - 0.05,
+            "high": a + 0.03,
+            "dense_accuracy": min(0.99, a + 0.02),
+        }
         classes.append({**row, "p": 0.01, "p_adjusted": 0.1 * i, "changed": i == 0})
     return {
         "train_accuracy": train,
@@ -167,7 +199,11 @@ def _robustness(accuracy: float, dense: bool, bad: str) -> dict[str, Any]:
         "examples": 200,
         "clean": accuracy,
         "epsilons": [e for e, _ in curve],
-        "rows": [{"attack": a + bad, "epsilon": e, "accuracy": y + d} for a, d in (("FGSM", 0.05), ("PGD", 0.01)) for e, y in curve],
+        "rows": [
+            {"attack": a + bad, "epsilon": e, "accuracy": y + d}
+            for a, d in (("FGSM", 0.05), ("PGD", 0.01))
+            for e, y in curve
+        ],
         "worst": [{"epsilon": e, "accuracy": y, "low": max(0.0, y - 0.05), "high": y + 0.05} for e, y in curve],
         "transfer": None if dense else [{"epsilon": e, "accuracy": (y + accuracy) / 2} for e, y in curve],
         "surrogate": None,
@@ -187,7 +223,14 @@ def _corruptions(accuracy: float, draw: random.Random) -> dict[str, Any]:
 
 def _changed(draw: random.Random) -> dict[str, Any]:
     rows = [
-        {"index": 7 * i, "true": i % 10, "dense": i % 10, "compressed": (i + 3) % 10, "dense_p": 0.9 - i / 50, "compressed_p": 0.1}
+        {
+            "index": 7 * i,
+            "true": i % 10,
+            "dense": i % 10,
+            "compressed": (i + 3) % 10,
+            "dense_p": 0.9 - i / 50,
+            "compressed_p": 0.1,
+        }
         for i in range(24)
     ]
     return {"rows": rows, "agreement": draw.uniform(0.9, 0.99)}
