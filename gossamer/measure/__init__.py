@@ -3,5 +3,37 @@
 from gossamer.measure.accuracy import Accuracy, accuracy
 from gossamer.measure.latency import Timing, interleaved
 from gossamer.measure.ledger import Ledger, TensorAccount, ledger_of
+from gossamer.measure.robustness import (
+    APGD,
+    FGSM,
+    PGD,
+    QUICK,
+    STANDARD,
+    Attack,
+    Normalized,
+    Robustness,
+    Square,
+    Worst,
+    robustness,
+)
 
-__all__ = ["Accuracy", "Ledger", "TensorAccount", "Timing", "accuracy", "interleaved", "ledger_of"]
+__all__ = [
+    "APGD",
+    "FGSM",
+    "PGD",
+    "QUICK",
+    "STANDARD",
+    "Accuracy",
+    "Attack",
+    "Ledger",
+    "Normalized",
+    "Robustness",
+    "Square",
+    "TensorAccount",
+    "Timing",
+    "Worst",
+    "accuracy",
+    "interleaved",
+    "ledger_of",
+    "robustness",
+]
