@@ -300,7 +300,7 @@ def _behaviour(bench: Bench, network: Logits, *, is_dense: bool) -> list[tuple[s
                 )
             )
         if bench.effort.corrupted:
-            parts.append(("corruptions", 10.0, lambda _: {"corruptions": corruptions_of(bench, network)}))
+            parts.append(("corruptions", 10.0, lambda told: {"corruptions": corruptions_of(bench, network, told)}))
     return parts
 
 

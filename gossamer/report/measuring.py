@@ -11,11 +11,12 @@ from torch import Tensor
 
 from gossamer.errors import DataError
 from gossamer.measure.answers import answers
+from gossamer.measure.corruption import corruptions
 from gossamer.measure.description import description_length
 from gossamer.measure.exemplars import changed, saliency
 from gossamer.measure.generalisation import generalisation
 from gossamer.measure.latency import interleaved
-from gossamer.measure.robustness import QUICK, STANDARD, Attack, Normalized, corruptions, robustness
+from gossamer.measure.robustness import QUICK, STANDARD, Attack, Normalized, robustness
 from gossamer.report.learned import Names
 from gossamer.report.samples import Logits, Samples, pixel_range
 from gossamer.report.sights import image_sights, word_sights
@@ -190,11 +191,11 @@ def robustness_of(bench: Bench, network: Logits, *, is_dense: bool, told: Told |
     ).to_json()
 
 
-def corruptions_of(bench: Bench, network: Logits) -> dict[str, Any]:
+def corruptions_of(bench: Bench, network: Logits, told: Told | None) -> dict[str, Any]:
     """Accuracy under common corruptions."""
     assert bench.test is not None
     few = bench.test.first(bench.effort.corrupted)
-    return corruptions(bench.on_pixels(network), bench.pixels(few.inputs), few.targets, seed=0).to_json()
+    return corruptions(bench.on_pixels(network), bench.pixels(few.inputs), few.targets, progress=told).to_json()
 
 
 def changes_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -1,0 +1,107 @@
+"""A network as an attack sees it: logits, and the gradient of a loss with respect to the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from gossamer.errors import DataError
+from gossamer.measure.robustness.losses import Objective
+
+__all__ = ["Network", "Probe", "gives_gradients", "undisturbed"]
+
+Network = Callable[[Tensor], Tensor]
+"""Inputs [n, …] → logits [n, classes]; most often an nn.Module."""
+
+
+@contextmanager
+def undisturbed(*networks: Network | None) -> Iterator[None]:
+    """Within the context networks are in eval mode and nothing but inputs has gradients; afterwards all is as before.
+
+    Weights that are computed from others (`torch.nn.utils.parametrize`) are computed once.
+    """
+    modules = [m for n in networks if isinstance(n, nn.Module) for m in n.modules()]
+    parameters = [p for n in networks if isinstance(n, nn.Module) for p in n.parameters()]
+    modes, wanted = [m.training for m in modules], [p.requires_grad for p in parameters]
+    with ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(parametrize.cached())
+        try:
+            for module in modules:
+                module.training = False
+            for parameter in parameters:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for module, mode in zip(modules, modes, strict=True):
+                module.training = mode
+            for parameter, want in zip(parameters, wanted, strict=True):
+                parameter.requires_grad_(want)
+
+
+def gives_gradients(model: Network, inputs: Tensor) -> bool:
+    """Whether the outputs for these inputs can be differentiated with respect to them.
+
+    Example:
+        >>> gives_gradients(nn.Linear(2, 2), torch.zeros(1, 2)), gives_gradients(lambda x: x.detach(), torch.zeros(1, 2))
+        (True, False)
+    """
+    with torch.enable_grad():
+        outputs = model(inputs.detach().clone().requires_grad_())
+    return isinstance(outputs, Tensor) and outputs.requires_grad
+
+
+@final
+class Probe:
+    """Asks a network; for use within `undisturbed`.
+
+    Args:
+        model: judged: which inputs fool it.
+        gradients: differentiated in its place: a surrogate with useful gradients. None: the model itself.
+        stops: False: no input counts as fooling, so that attacks go on to the strongest inputs (for transfer).
+    """
+
+    def __init__(self, model: Network, gradients: Network | None = None, *, stops: bool = True) -> None:
+        self._model, self._gradients, self._stops = model, gradients, stops
+        self.evaluations = 0
+        """Inputs that the network was asked about."""
+
+    def logits(self, points: Tensor) -> Tensor:
+        """[n, classes], without gradients."""
+        with torch.no_grad():
+            return self._checked(self._model(points), points)
+
+    def ascend(self, points: Tensor, objective: Objective) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, the objective's values, and the gradients of those with respect to the points."""
+        leaf = points.detach().requires_grad_()
+        with torch.enable_grad():
+            source = self._model if self._gradients is None else self._gradients
+            outputs = self._checked(source(leaf), points)
+            values = objective(outputs)
+            if not values.requires_grad:
+                raise DataError("found outputs without gradients, expected a differentiable network or a surrogate")
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        if self._gradients is None:
+            return outputs.detach(), values.detach(), gradient
+        logits = self.logits(points)
+        return logits, objective(logits), gradient
+
+    def fooled(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """Mask [n]: another class has the largest logit."""
+        if not self._stops:
+            return torch.zeros(len(logits), dtype=torch.bool)
+        return logits.argmax(1) != targets
+
+    def _checked(self, outputs: object, points: Tensor) -> Tensor:
+        self.evaluations += len(points)
+        if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(points) or outputs.shape[1] < 2:
+            found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise DataError(f"found outputs of {found}, expected logits [{len(points)}, classes], two classes or more")
+        return outputs
