@@ -1,13 +1,7 @@
 """What a compressed network costs and what it is worth, measured from the reloaded file."""
 
-from gossamer.measure.accuracy import (
-    Accuracy,
-    accuracy,
-)
-from gossamer.measure.description import (
-    DescriptionLength,
-    description_length,
-)
+from gossamer.measure.accuracy import Accuracy, accuracy
+from gossamer.measure.description import DescriptionLength, description_length
 from gossamer.measure.exemplars import (
     Audit,
     Changed,
@@ -23,23 +17,10 @@ from gossamer.measure.exemplars import (
     sampling_weights,
     vog,
 )
-from gossamer.measure.generalisation import (
-    Generalisation,
-    generalisation,
-)
-from gossamer.measure.latency import (
-    Timing,
-    interleaved,
-)
-from gossamer.measure.ledger import (
-    Ledger,
-    TensorAccount,
-    ledger_of,
-)
-from gossamer.measure.prequential import (
-    Prequential,
-    prequential,
-)
+from gossamer.measure.generalisation import Generalisation, generalisation
+from gossamer.measure.latency import Timing, interleaved
+from gossamer.measure.ledger import Ledger, TensorAccount, ledger_of
+from gossamer.measure.prequential import Prequential, prequential
 from gossamer.measure.robustness import (
     APGD,
     FGSM,
@@ -53,10 +34,7 @@ from gossamer.measure.robustness import (
     Worst,
     robustness,
 )
-from gossamer.measure.temperature import (
-    Temperature,
-    calibrated,
-)
+from gossamer.measure.temperature import Temperature, calibrated
 
 __all__ = [
     "APGD",

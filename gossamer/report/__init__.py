@@ -1,4 +1,4 @@
-"""Everything that was measured of one or more files, as JSON and as one page to look at. Needs the extra ``[report]``."""
+"""Everything that was measured of files, as JSON and as one page to look at. Needs the extra ``[report]``."""
 
 from gossamer.report.collect import report_of
 from gossamer.report.measuring import Effort

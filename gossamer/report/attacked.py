@@ -39,7 +39,7 @@ def robustness_curves(looks: Sequence[Look], dense: Look | None) -> Figure | Non
         members.append((look.letter, look.name, drawing(_WIDTH, _HEIGHT, _said(look, curve), parts)))
     shown = _legend(transfer=any(_transfer(look) for look in looks))
     warned = [tag("p", {"class": "warning"}, badge(o.letter), f" {w}") for o in looks for w in _warnings(o)]
-    note = "Share of right answers when every image may be changed by ε per pixel, in 255ths, the strongest attack on each."
+    note = "Share of right answers when pixels may change by ε, in 255ths; of all attacks the worst for each image."
     chart = tag("div", {}, shown, multiples(members), *warned)
     everyone = [*looks, *([dense] if dense is not None else [])]
     return Figure("robustness", "Under attack", note, chart, _attack_table(everyone))

@@ -29,7 +29,7 @@ from gossamer.report.measuring import (
 )
 from gossamer.report.report import Report
 from gossamer.report.samples import Logits, gathered
-from gossamer.report.subjects import DenseSubject, Subject, dense_bytes_of, distinct_names, read_subject
+from gossamer.report.subjects import DenseSubject, Network, Subject, dense_bytes_of, distinct_names, read_subject
 
 __all__ = ["report_of"]
 
@@ -44,7 +44,7 @@ _STEP = 100
 def report_of(
     files: Sequence[str | Path],
     *,
-    network: nn.Module | Callable[[], nn.Module] | None = None,
+    network: Network | None = None,
     data: Data | None = None,
     train_data: Data | None = None,
     dense: nn.Module | None = None,
@@ -95,8 +95,13 @@ def report_of(
         raise PlanError(f"examples: found {examples}, expected at least 1")
     if network is None and (data is not None or dense is not None):
         raise PlanError("network: found none beside data or dense weights, expected the code of the network")
-    collector = _Collector.of(files, network, data, train_data, dense, classes, examples, effort or Effort())
-    return Report(collector.run(title or _title(files), progress or NoProgress()))
+    modes = [(module, module.training) for module in dense.modules()] if dense is not None else []
+    try:
+        collector = _Collector.of(files, network, data, train_data, dense, classes, examples, effort or Effort())
+        return Report(collector.run(title or _title(files), progress or NoProgress()))
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def _title(files: Sequence[str | Path]) -> str:
@@ -110,7 +115,7 @@ class _Collector:
 
     paths: list[Path]
     names: list[str]
-    factory: Callable[[], nn.Module] | None
+    network: Network | None
     bench: Bench
     missing: dict[str, str] = field(default_factory=dict)
     entries: list[dict[str, Any]] = field(default_factory=list)
@@ -119,7 +124,7 @@ class _Collector:
     def of(
         cls,
         files: Sequence[str | Path],
-        network: nn.Module | Callable[[], nn.Module] | None,
+        network: Network | None,
         data: Data | None,
         train_data: Data | None,
         dense: nn.Module | None,
@@ -132,9 +137,6 @@ class _Collector:
         for path in paths:
             if not path.is_file():
                 raise DataError(f"{path}: found no such file, expected a .gsm file")
-        factory: Callable[[], nn.Module] | None = None
-        if network is not None:
-            factory = (lambda: network) if isinstance(network, nn.Module) else network
         whole = None if data is None else gathered(data, 2 * examples, "data")
         test = None if whole is None else whole.first(examples)
         fitted = whole.after(examples) if whole is not None and len(whole) > examples else None
@@ -142,7 +144,7 @@ class _Collector:
         held = None
         if dense is not None:
             held = DenseSubject(dense, Logits(dense).eval(), dense_bytes_of(dense))
-        return cls(paths, distinct_names(paths), factory, Bench.of(test, train, fitted, held, effort, classes))
+        return cls(paths, distinct_names(paths), network, Bench.of(test, train, fitted, held, effort, classes))
 
     def run(self, title: str, progress: Progress) -> dict[str, Any]:
         """The document."""
@@ -159,7 +161,7 @@ class _Collector:
             count += 1
         for path, name in zip(self.paths, self.names, strict=True):
             told(0.0, name)
-            self.entries.append(self._entry(read_subject(path, name, self.factory), told))
+            self.entries.append(self._entry(read_subject(path, name, self.network), told))
             count += 1
         _time_dense(self.entries)
         return self._document(title)
@@ -197,7 +199,7 @@ class _Collector:
 
     def _explain_what_is_missing(self) -> None:
         bench = self.bench
-        if self.factory is None:
+        if self.network is None:
             self.missing["Accuracy, time, robustness"] = "needs the network's code (--network) and data (--data)"
             return
         if bench.test is None:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from math import prod
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from gossamer.encoding.factors import CP, LowRank, TensorTrain, Tucker
@@ -88,6 +87,7 @@ def rank_of(tree: Encoding) -> int | None:
     """Width of the narrowest bottleneck of a factorized weight, or None: it is not factorized.
 
     Example:
+        >>> import torch
         >>> from gossamer.encoding.values import Dense
         >>> rank_of(LowRank(Dense(torch.ones(4, 2)), Dense(torch.ones(2, 5))))
         2

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gossamer.report.looks import Look
-from gossamer.report.plots import STRIP, Frame, badge, drawing, dot_strip, multiples
+from gossamer.report.plots import STRIP, Frame, badge, dot_strip, drawing, multiples
 from gossamer.report.scales import Scale, finite, percent, points
 from gossamer.report.svg import Markup, label, line, tag
 from gossamer.report.tables import Cell, Column, Figure, Table, numeric, text
@@ -61,7 +61,7 @@ def reliability(looks: Sequence[Look], dense: Look | None) -> Figure | None:
         Column("confidence"),
         Column("right"),
     )
-    note = "Answers by how sure the network says it is; below the dashed line it is too sure. Larger dots hold more samples."
+    note = "Answers by how sure the network is; below the dashed line it is too sure. Larger dots hold more answers."
     table = Table("Reliability", columns, tuple(rows))
     return Figure("reliability", "Can its confidence be believed?", note, multiples(members), table)
 

@@ -32,8 +32,8 @@ def _figure(i: int, name: str, found: Sequence[tuple[Look, Mapping[str, Any]]], 
     rows = [_row(look, part, own, name, scale, uniform) for look, part, own in sets]
     whole = _dense_row(found, dense, name, scale, uniform)
     note = (
-        f"To send {sets[0][2]['labels']:,} labels to someone who has the inputs: from what they take under the network (orange) "
-        "to the same with the network's file sent first (blue), in bits, on a logarithmic scale. The tick is what they take "
+        f"Bits to send {sets[0][2]['labels']:,} labels to someone who has the inputs: what they take under the network "
+        "(orange), and with the network's file sent first (blue), on a logarithmic scale. The tick is what they take "
         "without any network: left of it, the file pays for itself."
     )
     paying = [look for (look, *_), total in zip(sets, totals, strict=True) if total < uniform]

@@ -49,7 +49,7 @@ def overview(looks: Sequence[Look], dense: Look | None) -> Figure:
     rows = tuple((_head(look), *(_cell(m, look, dense, scales[m.title]) for m in measures)) for look in everyone)
     columns = (Column("file", number=False), *(Column(m.title, hint=m.hint) for m in measures))
     note = (
-        "Each strip has one scale for all files, logarithmic for sizes and times; the upright tick is the dense network, "
+        "Each strip has one scale for all files, logarithmic for sizes and times; the tick is the dense network, "
         "whiskers are 95% intervals of shares and the middle half of times."
     )
     return Figure("files", "Every file at a glance", note, Markup(""), Table("All files", columns, rows), open=True)

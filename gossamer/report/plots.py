@@ -116,7 +116,7 @@ def dot_strip(
     kind: str = "dot",
     width: float = STRIP,
 ) -> Markup:
-    """A dot on a track, with a whisker and a tick where the dense network is; decoration of a cell that says the number."""
+    """A dot on a track, with a whisker, and a tick where the dense network is; the cell also says the number."""
     middle = _HEIGHT / 2
     parts = [line(scale.start, middle, scale.end, middle, "track")]
     if dense is not None:

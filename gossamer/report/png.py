@@ -51,7 +51,7 @@ def grey_png(pixels: Pixels) -> bytes:
     Args:
         pixels: uint8 [height, width].
     """
-    return _file(_halves(pixels >> 4), pixels.shape[1], 4, 0, ())
+    return _file(_halves((pixels >> 4).astype(np.uint8)), pixels.shape[1], 4, 0, ())
 
 
 def tinted_png(shares: npt.NDArray[Any], colour: tuple[int, int, int]) -> bytes:
@@ -80,8 +80,7 @@ def data_uri(content: bytes) -> str:
 def _halves(levels: Pixels) -> Pixels:
     """Two pixels per byte, the first in the high half."""
     padded = np.pad(levels, ((0, 0), (0, levels.shape[1] % 2)))
-    packed: Pixels = (padded[:, ::2] << 4) | padded[:, 1::2]
-    return packed
+    return ((padded[:, ::2] << 4) | padded[:, 1::2]).astype(np.uint8)
 
 
 def _file(rows: Pixels, width: int, depth: int, kind: int, extra: tuple[tuple[bytes, bytes], ...]) -> bytes:

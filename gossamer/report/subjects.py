@@ -19,6 +19,8 @@ from gossamer.store.safetensors_file import dense_file_bytes
 
 __all__ = ["DenseSubject", "Subject", "dense_bytes_of", "distinct_names", "read_subject"]
 
+Network = nn.Module | Callable[[], nn.Module]
+
 
 @final
 @dataclass(frozen=True)
@@ -60,19 +62,25 @@ class DenseSubject:
     name: str = "dense"
 
 
-def read_subject(path: Path, name: str, factory: Callable[[], nn.Module] | None) -> Subject:
+def read_subject(path: Path, name: str, network: Network | None) -> Subject:
     """Read a file and rebuild its network.
+
+    Args:
+        path: the file.
+        name: that tells it apart.
+        network: its architecture, as a factory or a module (which is copied), or None.
 
     Raises:
         DataError: no such file.
         FormatError: damaged, hostile, or for another network.
     """
-    expected = None if factory is None else specs(factory())
+    made = network if network is None or isinstance(network, nn.Module) else network()
+    expected = None if made is None else specs(made)
     container = read_container(path, expected, measure_entropy=True)
     ledger = ledger_of(container, zstd=False)
-    if factory is None:
+    if network is None:
         return Subject(name, path, container, ledger, None, None)
-    compressed = Compressed(container.specs, container.trees, factory, notes=container.notes, path=path)
+    compressed = Compressed(container.specs, container.trees, network, notes=container.notes, path=path)
     return Subject(name, path, container, ledger, compressed, Logits(compressed.dense()))
 
 

@@ -71,7 +71,7 @@ def clean(text: str) -> str:
 
 
 def _holds(c: str) -> bool:
-    return " " <= c and not "\x7f" <= c <= "\x9f" and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff"
+    return c >= " " and not "\x7f" <= c <= "\x9f" and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff"
 
 
 def _value(value: Any) -> str:

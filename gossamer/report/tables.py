@@ -11,6 +11,8 @@ from gossamer.report.svg import Markup, clean
 
 __all__ = ["Cell", "Column", "Figure", "Panel", "Section", "Table", "joined", "numeric", "text"]
 
+NOTHING = Markup("")
+
 
 @final
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Cell:
 
     shown: str
     key: float | str | None
-    mark: Markup = Markup("")
+    mark: Markup = NOTHING
     kind: str = ""
 
     @property
@@ -138,7 +140,7 @@ class Section:
     panels: tuple[Panel, ...] = ()
 
 
-def text(shown: str, mark: Markup = Markup(""), kind: str = "") -> Cell:
+def text(shown: str, mark: Markup = NOTHING, kind: str = "") -> Cell:
     """A cell of text.
 
     Example:
@@ -148,7 +150,7 @@ def text(shown: str, mark: Markup = Markup(""), kind: str = "") -> Cell:
     return Cell(shown, shown, mark, kind)
 
 
-def numeric(value: object, shown: str, mark: Markup = Markup(""), kind: str = "") -> Cell:
+def numeric(value: object, shown: str, mark: Markup = NOTHING, kind: str = "") -> Cell:
     """A cell of a number; a dash where there is none.
 
     Example:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from documents import bare, document
 
 from benchmarks.chromium import Chromium, Tab, found_chromium
 from benchmarks.understand_page import measured_page
-from documents import bare, document
 from gossamer.report.page import page_of
 
 pytestmark = pytest.mark.skipif(found_chromium() is None, reason="no Chromium found")

@@ -12,8 +12,8 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
-
 from documents import CLASSES, HOSTILE, bare, document
+
 from gossamer.report.page import embedded, page_of
 from gossamer.report.svg import clean
 

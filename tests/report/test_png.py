@@ -23,7 +23,8 @@ def chunks(content: bytes) -> dict[bytes, bytes]:
         assert zlib.crc32(name + body) == sum_
         found[name] = body
         at += 12 + size
-    assert list(found)[0] == b"IHDR" and list(found)[-1] == b"IEND"
+    names = list(found)
+    assert (names[0], names[-1]) == (b"IHDR", b"IEND")
     return found
 
 
