@@ -1,6 +1,7 @@
 """What a compressed network costs and what it is worth, measured from the reloaded file."""
 
 from gossamer.measure.accuracy import Accuracy, accuracy
+from gossamer.measure.corruption import Corruption, Corruptions, corruptions
 from gossamer.measure.latency import Timing, interleaved
 from gossamer.measure.ledger import Ledger, TensorAccount, ledger_of
 from gossamer.measure.robustness import (
@@ -25,6 +26,8 @@ __all__ = [
     "STANDARD",
     "Accuracy",
     "Attack",
+    "Corruption",
+    "Corruptions",
     "Ledger",
     "Normalized",
     "Robustness",
@@ -33,6 +36,7 @@ __all__ = [
     "Timing",
     "Worst",
     "accuracy",
+    "corruptions",
     "interleaved",
     "ledger_of",
     "robustness",

@@ -220,7 +220,7 @@ class Attack(ABC):
         check_threat((epsilon,), norm)
         with undisturbed(model):
             made = inputs.detach().clone()
-            probe = Probe(model)
+            probe = Probe(model, made)
             wrong = []
             for rows in torch.arange(len(made)).split(batch):
                 logits = probe.logits(made[rows])
@@ -254,8 +254,8 @@ def check_examples(inputs: Tensor, targets: Tensor, bounds: tuple[float, float])
     least, most = float(inputs.min()), float(inputs.max())
     if least < low or most > high:
         raise DataError(
-            f"inputs: found values from {least:.6g} to {most:.6g}, expected {low:.6g} to {high:.6g}: say bounds=, and ε "
-            "in the same units, or attack pixels and normalise within the network"
+            f"inputs: found values from {least:.6g} to {most:.6g}, expected {low:.6g} to {high:.6g}: say bounds=, "
+            "and ε in the same units, or attack pixels and normalise within the network"
         )
 
 
