@@ -6,14 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
-import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
 from gossamer.measure.corruption.kinds import Corruption
 from gossamer.measure.robustness.attack import check_classes, check_examples
 from gossamer.measure.robustness.chance import keys_of
-from gossamer.measure.robustness.probe import Network, Probe, undisturbed
+from gossamer.measure.robustness.probe import Network, Probe, parts, undisturbed
 
 __all__ = ["Corrupted", "Corruptions", "corruptions"]
 
@@ -94,6 +93,7 @@ def corruptions(
     Cost: one evaluation per image, kind and severity, and the corruption, mostly less than that.
 
     Example:
+        >>> import torch
         >>> bright = lambda x: torch.stack([x.mean((1, 2, 3)), torch.full((len(x),), 0.5)], 1)
         >>> grey, right = torch.full((2, 1, 8, 8), 0.6), torch.tensor([0, 0])
         >>> found = corruptions(bright, grey, right, kinds=[Corruption.BRIGHTNESS], severities=[5])
@@ -118,13 +118,13 @@ def corruptions(
                     progress(f"{kind.value} {severity}", done, len(kinds) * len(severities))
                 done += 1
                 right = 0
-                for numbers in torch.arange(count).split(batch):
+                for numbers in parts(count, batch):
                     keys = keys_of(seed, kind.value, numbers)
                     logits = probe.logits(kind.of(inputs[numbers], severity, keys))
                     check_classes(targets, logits.shape[1])
                     right += int((logits.argmax(1) == targets[numbers]).sum())
                 rows.append(Corrupted(kind, severity, right / count))
-        clean = sum(
-            int((probe.logits(inputs[i]).argmax(1) == targets[i]).sum()) for i in torch.arange(count).split(batch)
-        )
+        clean = 0
+        for numbers in parts(count, batch):
+            clean += int((probe.logits(inputs[numbers]).argmax(1) == targets[numbers]).sum())
     return Corruptions(clean / count, tuple(rows))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.robustness.ball import Ball, Norm
-from gossamer.measure.robustness.probe import Network, Probe, undisturbed
+from gossamer.measure.robustness.probe import Network, Probe, parts, undisturbed
 
 __all__ = ["Attack", "Found", "Hunt", "Scene", "check_examples", "check_threat"]
 
@@ -56,7 +56,7 @@ class Scene:
 
     def batches(self) -> Iterator[tuple[Tensor, Scene]]:
         """Numbers within this scene, and the part."""
-        for rows in torch.arange(len(self.inputs)).split(self.batch):
+        for rows in parts(len(self.inputs), self.batch):
             yield rows, self.take(rows)
 
 
@@ -222,7 +222,7 @@ class Attack(ABC):
             made = inputs.detach().clone()
             probe = Probe(model, made)
             wrong = []
-            for rows in torch.arange(len(made)).split(batch):
+            for rows in parts(len(made), batch):
                 logits = probe.logits(made[rows])
                 check_classes(targets, logits.shape[1])
                 wrong.append(logits.argmax(1) != targets[rows])

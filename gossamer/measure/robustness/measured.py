@@ -23,7 +23,7 @@ from gossamer.measure.robustness.attack import (
 from gossamer.measure.robustness.ball import Norm
 from gossamer.measure.robustness.fgsm import FGSM
 from gossamer.measure.robustness.pgd import PGD
-from gossamer.measure.robustness.probe import Network, Probe, gives_gradients, undisturbed
+from gossamer.measure.robustness.probe import Network, Probe, gives_gradients, parts, undisturbed
 from gossamer.measure.robustness.square import Square
 from gossamer.measure.robustness.worst import Worst
 
@@ -237,7 +237,7 @@ def _measured(
 ) -> Robustness:
     count, warnings = len(inputs), []
     probe = Probe(model, inputs)
-    logits = torch.cat([probe.logits(part) for part in inputs.split(batch)])
+    logits = torch.cat([probe.logits(inputs[rows]) for rows in parts(count, batch)])
     check_classes(targets, logits.shape[1])
     if not bool(torch.isfinite(logits).all()):
         raise DataError("found outputs that are not finite for unchanged inputs")
@@ -275,7 +275,7 @@ def _measured(
             found = attack.find(scene, known.setdefault((id(ask), radius), {}))
             here = found.fooled
             if kind == "transfer":
-                said = [probe.logits(part) for part in found.points.split(batch)]
+                said = [probe.logits(found.points[rows]) for rows in parts(len(right), batch)]
                 here = torch.cat(said).argmax(1) != targets[right] if said else here
             fooled[kind, attack.name, radius] = here
             rows[kind].append(Row(attack.name, radius, (len(right) - int(here.sum())) / count))

@@ -13,10 +13,16 @@ from torch.nn.utils import parametrize
 from gossamer.errors import DataError
 from gossamer.measure.robustness.losses import Objective
 
-__all__ = ["Network", "Probe", "gives_gradients", "undisturbed"]
+__all__ = ["Network", "Probe", "gives_gradients", "parts", "undisturbed"]
 
 Network = Callable[[Tensor], Tensor]
 """Inputs [n, …] → logits [n, classes]; most often an nn.Module."""
+
+
+def parts(count: int, batch: int) -> Iterator[Tensor]:
+    """The numbers 0 to count − 1, int64, so many at a time."""
+    for start in range(0, count, batch):
+        yield torch.arange(start, min(start + batch, count))
 
 
 @contextmanager
@@ -55,12 +61,13 @@ def gives_gradients(model: Network, inputs: Tensor) -> bool:
     """
     with torch.enable_grad():
         outputs = model(inputs.detach().clone().requires_grad_())
-    return isinstance(outputs, Tensor) and outputs.requires_grad
+    said: object = outputs  # a network may return anything
+    return isinstance(said, Tensor) and said.requires_grad
 
 
 def _channels_innermost(images: Tensor) -> Tensor:
     """The same numbers in another order of memory, also where there is one channel: convolutions follow it."""
-    n, c, height, width = images.shape
+    c, height, width = images.shape[1:]
     return torch.empty_strided(images.shape, (c * height * width, 1, width * c, c), dtype=images.dtype).copy_(images)
 
 

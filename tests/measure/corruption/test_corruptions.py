@@ -46,7 +46,7 @@ def test_images_stay_images_and_severity_changes_them_more(kind: Corruption, cha
         changed.append(float((made - images).square().mean()))
     assert changed[0] > 0
     assert changed[4] > changed[0]
-    assert all(b > 0.8 * a for a, b in itertools.pairwise(changed))
+    assert all(b > 0.5 * a for a, b in itertools.pairwise(changed))
 
 
 @pytest.mark.parametrize("kind", KINDS)
