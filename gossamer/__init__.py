@@ -9,6 +9,7 @@ True
 
 from gossamer import measure, methods, presets
 from gossamer.api import Compressed, compress, load
+from gossamer.drive.adversarial import Adversarial
 from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
@@ -22,6 +23,7 @@ from gossamer.methods import code, factorize, prune, quantize, share, shrink
 from gossamer.store.packed_file import PackedFile
 
 __all__ = [
+    "Adversarial",
     "BlockByBlock",
     "CompositionError",
     "Compressed",

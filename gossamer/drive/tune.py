@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
+from gossamer.drive.adversarial import Adversarial, divergence
 from gossamer.drive.calls import call
 from gossamer.drive.distil import Heard, soft_loss, widened
 from gossamer.drive.frozen import frozen
@@ -76,6 +77,8 @@ class Tune:
         hidden_weight: of each pair of hidden states.
         attention: the same, for the positions at which they are large: Σ over channels of a², scaled to length 1.
         attention_weight: of each pair of attention maps.
+        adversarial: train on the worst inputs nearby instead of those that there are: the label's share of the loss is
+            that of `Adversarial`, with the recipe's own loss. Judging on ``held_out`` is by it too.
         held_out: batches to judge by after every epoch, or the fraction of the data (the last) that is kept for it;
             the best weights are put back in the end. None: the last weights stay.
         patience: stop after so many epochs without a better loss on ``held_out``; None: all epochs.
@@ -103,6 +106,7 @@ class Tune:
     hidden_weight: float = 1.0
     attention: Mapping[str, str] = field(default_factory=dict)
     attention_weight: float = 1.0
+    adversarial: Adversarial | None = None
     held_out: float | Batches | None = None
     patience: int | None = None
     watch: Callable[[nn.Module, int, int], None] | None = field(default=None, compare=False, repr=False)
@@ -136,6 +140,9 @@ class Tune:
             raise PlanError(
                 f"Tune: found patience {self.patience}, held_out {self.held_out}, expected 1 or more with data to judge"
             )
+        if self.adversarial is not None and (not isinstance(self.adversarial, Adversarial) or self.distil == 1):
+            found = f"{self.adversarial!r}, distil {self.distil}"
+            raise PlanError(f"Tune: adversarial: found {found}, expected an Adversarial with a distil below 1")
         object.__setattr__(self, "hidden", dict(self.hidden))
         object.__setattr__(self, "attention", dict(self.attention))
 
@@ -363,7 +370,7 @@ def _loss(
         )
     value = torch.zeros(())
     if tune.distil < 1:
-        value = (1 - tune.distil) * loss(outputs, targets)
+        value = (1 - tune.distil) * _labelled(model, inputs, targets, outputs, tune, loss)
     if teacher is not None and tune.taught:
         with torch.no_grad(), _arithmetic(teacher, tune):
             taught = cast(Tensor, widened(call(teacher, inputs)))
@@ -374,6 +381,18 @@ def _loss(
         if heard is not None and (tune.hidden or tune.attention):
             value = value + heard.loss(tune.hidden_weight, tune.attention_weight)
     return value
+
+
+def _labelled(model: nn.Module, inputs: Any, targets: Any, outputs: Any, tune: Tune, loss: Loss) -> Tensor:
+    """The labels' part of the loss; ``outputs`` are those for the inputs as they are."""
+    if tune.adversarial is None:
+        return loss(outputs, targets)
+    with _arithmetic(model, tune):
+        points = tune.adversarial.inputs(model, inputs, targets, loss)
+        others = cast(Tensor, widened(call(model, points)))
+    if tune.adversarial.trades is None:
+        return loss(others, targets)
+    return loss(outputs, targets) + tune.adversarial.trades * divergence(outputs, others)
 
 
 def _arithmetic(network: nn.Module, tune: Tune) -> ExitStack:

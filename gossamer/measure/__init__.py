@@ -1,6 +1,7 @@
 """What a compressed network costs and what it is worth, measured from the reloaded file."""
 
 from gossamer.measure.accuracy import Accuracy, accuracy
+from gossamer.measure.corruption import Corruption, Corruptions, corruptions
 from gossamer.measure.description import DescriptionLength, description_length
 from gossamer.measure.exemplars import (
     Audit,
@@ -46,6 +47,8 @@ __all__ = [
     "Attack",
     "Audit",
     "Changed",
+    "Corruption",
+    "Corruptions",
     "Curriculum",
     "DescriptionLength",
     "Generalisation",
@@ -65,6 +68,7 @@ __all__ = [
     "audit",
     "calibrated",
     "changed",
+    "corruptions",
     "deciles",
     "description_length",
     "generalisation",

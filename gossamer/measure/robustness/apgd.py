@@ -43,7 +43,8 @@ class APGD(Attack):
 
     Cost: ``steps`` gradients and one evaluation per start, class and example that is not fooled yet.
 
-    Source: Croce and Hein 2020, arXiv 2003.01690, algorithm 1 and section 4. Here the best point also ends the momentum.
+    Source: Croce and Hein 2020, arXiv 2003.01690, algorithm 1 and section 4. Here going back to the
+    best point also ends the momentum.
     """
 
     loss: Literal["ce", "dlr", "targeted"] = "ce"

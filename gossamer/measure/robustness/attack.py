@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.robustness.ball import Ball, Norm
-from gossamer.measure.robustness.probe import Network, Probe, undisturbed
+from gossamer.measure.robustness.probe import Network, Probe, parts, undisturbed
 
 __all__ = ["Attack", "Found", "Hunt", "Scene", "check_examples", "check_threat"]
 
@@ -56,7 +56,7 @@ class Scene:
 
     def batches(self) -> Iterator[tuple[Tensor, Scene]]:
         """Numbers within this scene, and the part."""
-        for rows in torch.arange(len(self.inputs)).split(self.batch):
+        for rows in parts(len(self.inputs), self.batch):
             yield rows, self.take(rows)
 
 
@@ -220,9 +220,9 @@ class Attack(ABC):
         check_threat((epsilon,), norm)
         with undisturbed(model):
             made = inputs.detach().clone()
-            probe = Probe(model)
+            probe = Probe(model, made)
             wrong = []
-            for rows in torch.arange(len(made)).split(batch):
+            for rows in parts(len(made), batch):
                 logits = probe.logits(made[rows])
                 check_classes(targets, logits.shape[1])
                 wrong.append(logits.argmax(1) != targets[rows])
@@ -254,8 +254,8 @@ def check_examples(inputs: Tensor, targets: Tensor, bounds: tuple[float, float])
     least, most = float(inputs.min()), float(inputs.max())
     if least < low or most > high:
         raise DataError(
-            f"inputs: found values from {least:.6g} to {most:.6g}, expected {low:.6g} to {high:.6g}: say bounds=, and ε "
-            "in the same units, or attack pixels and normalise within the network"
+            f"inputs: found values from {least:.6g} to {most:.6g}, expected {low:.6g} to {high:.6g}: say bounds=, "
+            "and ε in the same units, or attack pixels and normalise within the network"
         )
 
 

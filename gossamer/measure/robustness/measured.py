@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.robustness.apgd import APGD
@@ -23,7 +23,7 @@ from gossamer.measure.robustness.attack import (
 from gossamer.measure.robustness.ball import Norm
 from gossamer.measure.robustness.fgsm import FGSM
 from gossamer.measure.robustness.pgd import PGD
-from gossamer.measure.robustness.probe import Network, Probe, gives_gradients, undisturbed
+from gossamer.measure.robustness.probe import Network, Probe, gives_gradients, parts, undisturbed
 from gossamer.measure.robustness.square import Square
 from gossamer.measure.robustness.worst import Worst
 
@@ -167,8 +167,8 @@ def robustness(
     """How often a network is right when inputs may be changed by at most ε.
 
     Attacks run on the examples that the network gets right, and each leaves an example as soon as it is fooled. A row
-    is what that attack finds alone. The worst case of a radius is over all attacks (also those through ``surrogate`` and
-    ``dense``) at this and all smaller radii, whose balls lie within.
+    is what that attack finds alone. The worst case of a radius is over all attacks (also those through ``surrogate``
+    and ``dense``) at this and all smaller radii, whose balls lie within.
 
     Args:
         model: inputs → logits [n, classes]. Gradients are taken through it if it has them (also if its parameters
@@ -189,8 +189,8 @@ def robustness(
 
     Returns:
         `Robustness`. It warns where gradients are masked: transfer or the surrogate's gradients fool more than the
-        network's own by over two standard errors, or Square more than all that use gradients; where there were no gradients at all; and
-        where the network does not give the same outputs twice.
+        network's own by over two standard errors, or Square does; where there are no gradients; and where the network
+        gives other outputs for the same inputs.
 
     Raises:
         DataError: inputs that are not finite or out of bounds, targets that are no classes, radii below 0.
@@ -200,7 +200,7 @@ def robustness(
         others leave early.
 
     Example:
-        >>> model = nn.Linear(2, 2)
+        >>> model = torch.nn.Linear(2, 2)
         >>> _ = model.weight.data.copy_(torch.eye(2)), model.bias.data.zero_()
         >>> x, y = torch.tensor([[0.75, 0.5], [0.9, 0.1]]), torch.tensor([0, 0])
         >>> found = robustness(model, x, y, epsilons=[0.0, 0.2], attacks=[FGSM()])
@@ -236,8 +236,8 @@ def _measured(
     progress: Report | None,
 ) -> Robustness:
     count, warnings = len(inputs), []
-    probe = Probe(model)
-    logits = torch.cat([probe.logits(part) for part in inputs.split(batch)])
+    probe = Probe(model, inputs)
+    logits = torch.cat([probe.logits(inputs[rows]) for rows in parts(count, batch)])
     check_classes(targets, logits.shape[1])
     if not bool(torch.isfinite(logits).all()):
         raise DataError("found outputs that are not finite for unchanged inputs")
@@ -255,11 +255,12 @@ def _measured(
             raise PlanError("attacks: found only such as need gradients, expected a network with gradients, or Square")
     plans = [(probe, a, "rows") for a in white]
     if surrogate is not None:
-        plans += [(Probe(model, surrogate), a, "surrogate") for a in led]
+        through = Probe(model, inputs, surrogate)
+        plans += [(through, a, "surrogate") for a in led]
     # The inputs on which the dense network is most wrong, whether or not it is wrong on weaker ones.
     carrier = next((a for a in led if isinstance(a, PGD)), PGD())
     if dense is not None:
-        plans.append((Probe(dense, stops=False), carrier, "transfer"))
+        plans.append((Probe(dense, inputs, stops=False), carrier, "transfer"))
 
     rows: dict[str, list[Row]] = {"rows": [], "surrogate": [], "transfer": []}
     fooled: dict[tuple[str, str, float], Tensor] = {}
@@ -274,7 +275,7 @@ def _measured(
             found = attack.find(scene, known.setdefault((id(ask), radius), {}))
             here = found.fooled
             if kind == "transfer":
-                said = [probe.logits(part) for part in found.points.split(batch)]
+                said = [probe.logits(found.points[rows]) for rows in parts(len(right), batch)]
                 here = torch.cat(said).argmax(1) != targets[right] if said else here
             fooled[kind, attack.name, radius] = here
             rows[kind].append(Row(attack.name, radius, (len(right) - int(here.sum())) / count))

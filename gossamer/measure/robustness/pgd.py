@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-import torch
 from torch import Tensor
 
 from gossamer.errors import PlanError
@@ -22,8 +21,9 @@ class PGD(Attack):
     """x ← P(x + α·sign ∇ₓ loss(x)), the strongest of all points on the way kept, from several starts.
 
     The first start is the input itself and its first step reaches to the end of the ball, which is the point of
-    `FGSM`: so PGD fools whatever FGSM does, by construction. Steps then shrink from ε linearly: α = ε·(1 − k/steps). Other
-    starts are random. In L2 the sign is gradient/‖gradient‖. An example that is fooled is left at once.
+    `FGSM`: so PGD fools whatever FGSM does, by construction. Step k after it has length
+    α = ε·(1 − k/steps). Other starts are random. In L2 the sign is gradient/‖gradient‖. An example that is
+    fooled is left at once.
 
     Args:
         steps: gradients per start, ≥ 1.

@@ -62,7 +62,8 @@ def windows(image: Image, a: int, b: int, down: Tensor, along: Tensor) -> Tensor
     """Mask [n, height, width] of one a × b window per image, at a place given by two numbers in [0, 1)."""
     top, left = _corner(down, image.height, a)[:, None], _corner(along, image.width, b)[:, None]
     y, x = torch.arange(image.height)[None], torch.arange(image.width)[None]
-    return ((y >= top) & (y < top + a))[:, :, None] & ((x >= left) & (x < left + b))[:, None, :]
+    rows, columns = (y >= top) & (y < top + a), (x >= left) & (x < left + b)
+    return rows[:, :, None] & columns[:, None, :]
 
 
 def bump(a: int, b: int, *, across: bool) -> Tensor:
@@ -89,9 +90,9 @@ def _peak(a: int, b: int) -> Tensor:
     x = (torch.arange(b) - b // 2).abs()[None, :]
     distance = torch.maximum(y, x)
     rings = torch.arange(int(distance.max()), -1, -1)
-    weights = 1.0 / (rings.double() + 1) ** 2  # from the outermost rectangle in
+    weights: Tensor = 1.0 / (rings.double() + 1) ** 2  # from the outermost rectangle in
     sums = weights.cumsum(0).flip(0)  # by distance: all rectangles around a place
-    return sums[distance]
+    return sums.index_select(0, distance.flatten()).view(a, b)
 
 
 def placed(image: Image, shape: Tensor, down: Tensor, along: Tensor) -> Tensor:
