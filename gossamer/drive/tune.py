@@ -21,6 +21,7 @@ from gossamer.drive.distil import Heard, soft_loss, widened
 from gossamer.drive.frozen import frozen
 from gossamer.drive.progress import Progress
 from gossamer.errors import DataError, PlanError
+from gossamer.methods.base import DERIVED
 
 __all__ = ["Batches", "Loss", "Products", "Tune", "batches_of", "train"]
 
@@ -109,7 +110,10 @@ class Tune:
     adversarial: Adversarial | None = None
     held_out: float | Batches | None = None
     patience: int | None = None
-    watch: Callable[[nn.Module, int, int], None] | None = field(default=None, compare=False, repr=False)
+    # A function, not a setting: recipe files neither set nor show it.
+    watch: Callable[[nn.Module, int, int], None] | None = field(
+        default=None, compare=False, repr=False, metadata=DERIVED
+    )
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0 or self.temperature <= 0:

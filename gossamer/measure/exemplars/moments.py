@@ -56,7 +56,7 @@ class GradientMoments:
         """Per example the mean over input elements of √(M / K), float64 [n]."""
         if self.count < 2:
             raise DataError(f"variance of gradients: found {self.count} checkpoints, expected at least 2")
-        parts = [part.double().div(self.count).sqrt_().flatten(1).mean(1) for part in self.squares.split(_BLOCK)]
+        parts = [part.double().div(self.count).sqrt_().flatten(1).mean(1) for part in torch.split(self.squares, _BLOCK)]
         return torch.cat(parts)
 
     def state_dict(self) -> dict[str, Any]:

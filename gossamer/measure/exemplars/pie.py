@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
-from gossamer.measure.exemplars.running import check_data, predictions
+from gossamer.measure.exemplars.running import check_data, predictions, told
 
 __all__ = ["GroupAccuracy", "Pie", "modal", "pie"]
 
@@ -151,11 +151,9 @@ def pie(
 
     Source: Hooker, Courville, Clark, Dauphin, Frome 2019, arXiv 1911.05248, section 2.2.
     """
-    if not isinstance(targets, Tensor) or targets.dtype != torch.int64 or targets.dim() != 1 or len(targets) == 0:
-        told = f"{tuple(targets.shape)} of {targets.dtype}" if isinstance(targets, Tensor) else type(targets).__name__
-        raise DataError(f"pie: targets: found {told}, expected torch.int64 [n], at least one")
-    if inputs is not None:
-        check_data("pie", inputs, targets, batch)
+    check_data("pie", targets if inputs is None else inputs, targets, batch)
+    if targets.dim() != 1:
+        raise DataError(f"pie: targets: found {told(targets)}, expected torch.int64 [n]")
     groups: dict[str, Sequence[Member]] = {"dense": dense, "compressed": compressed}
     if control is not None:
         groups["control"] = control
@@ -229,10 +227,7 @@ def _said(name: str, members: Sequence[Member], inputs: Tensor | None, targets: 
         where = f"pie: {name}[{i}]"
         if isinstance(member, Tensor):
             if member.shape != targets.shape or member.dtype != torch.int64 or int(member.min()) < 0:
-                told = f"{tuple(member.shape)} of {member.dtype}"
-                raise DataError(
-                    f"{where}: found {told}, expected predictions ({len(targets)},) of torch.int64 from 0 on"
-                )
+                raise DataError(f"{where}: found {told(member)}, expected predictions ({len(targets)},) of torch.int64")
             found.append(member.cpu())
             continue
         if inputs is None or not callable(member):

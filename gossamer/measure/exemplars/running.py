@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import DataError
 
-__all__ = ["Network", "batches", "check_data", "input_gradient", "logits", "predictions", "resting"]
+__all__ = ["Network", "batches", "check_data", "input_gradient", "logits", "predictions", "resting", "told"]
 
 Network = Callable[[Tensor], Tensor]
 
@@ -29,7 +29,7 @@ def resting(model: object) -> Iterator[None]:
             module.training = training
 
 
-def check_data(where: str, inputs: Tensor, targets: Tensor | None, batch: int) -> None:
+def check_data(where: str, inputs: object, targets: object, batch: int) -> None:
     """Refuse what is no set of examples.
 
     Args:
@@ -42,17 +42,20 @@ def check_data(where: str, inputs: Tensor, targets: Tensor | None, batch: int) -
         DataError: nothing to measure on, numbers that do not agree, targets that are no classes.
     """
     if not isinstance(inputs, Tensor) or inputs.dim() == 0 or len(inputs) == 0:
-        found = f"shape {tuple(inputs.shape)}" if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise DataError(f"{where}: inputs: found {found}, expected a tensor of at least one example")
+        raise DataError(f"{where}: inputs: found {told(inputs)}, expected a tensor of at least one example")
     if batch < 1:
         raise DataError(f"{where}: batch: found {batch}, expected at least 1")
     if targets is None:
         return
     if not isinstance(targets, Tensor) or targets.dtype != torch.int64:
-        found = str(targets.dtype) if isinstance(targets, Tensor) else type(targets).__name__
-        raise DataError(f"{where}: targets: found {found}, expected a tensor of torch.int64")
+        raise DataError(f"{where}: targets: found {told(targets)}, expected a tensor of torch.int64")
     if len(targets) != len(inputs):
         raise DataError(f"{where}: found {len(inputs)} inputs and {len(targets)} targets, expected as many of both")
+
+
+def told(value: object) -> str:
+    """A value as messages name it."""
+    return f"{tuple(value.shape)} of {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
 
 
 def batches(count: int, batch: int) -> list[slice]:
@@ -67,10 +70,9 @@ def logits(where: str, model: Network, part: Tensor) -> Tensor:
         DataError: outputs that are not one row of scores per example (and position), or not finite.
     """
     with torch.no_grad():
-        scores = model(part)
+        scores: object = model(part)
     if not isinstance(scores, Tensor) or scores.dim() not in (2, 3) or len(scores) != len(part):
-        found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-        raise DataError(f"{where}: outputs: found {found}, expected [{len(part)}, classes] for a batch")
+        raise DataError(f"{where}: outputs: found {told(scores)}, expected [{len(part)}, classes] for a batch")
     if not bool(torch.isfinite(scores).all()):
         raise DataError(f"{where}: outputs: found scores that are not finite")
     return scores
@@ -91,8 +93,7 @@ def predictions(where: str, model: Network, inputs: Tensor, batch: int) -> tuple
             part = inputs[rows]
             scores = logits(where, model, part)
             if scores.dim() != 2:
-                told = tuple(scores.shape)
-                raise DataError(f"{where}: outputs: found shape {told}, expected [{len(part)}, classes] for a batch")
+                raise DataError(f"{where}: outputs: found {told(scores)}, expected [{len(part)}, classes] for a batch")
             classes = scores.shape[1]
             found.append(scores.argmax(1).cpu())
     return torch.cat(found), classes
@@ -120,10 +121,9 @@ def input_gradient(where: str, model: Network, part: Tensor, chosen: Tensor | No
         raise DataError(f"{where}: inputs: found {part.dtype}, expected floats, which have gradients")
     with torch.enable_grad():
         moved = part.detach().clone().requires_grad_()
-        scores = model(moved)
+        scores: object = model(moved)
         if not isinstance(scores, Tensor) or scores.dim() != 2 or len(scores) != len(part):
-            found = f"shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else type(scores).__name__
-            raise DataError(f"{where}: outputs: found {found}, expected [{len(part)}, classes] for a batch")
+            raise DataError(f"{where}: outputs: found {told(scores)}, expected [{len(part)}, classes] for a batch")
         if not scores.requires_grad:
             raise DataError(f"{where}: found outputs without gradients, expected a network like that of dense()")
         own = scores.detach().argmax(1) if chosen is None else chosen.to(scores.device)
@@ -131,9 +131,8 @@ def input_gradient(where: str, model: Network, part: Tensor, chosen: Tensor | No
         if low < 0 or high >= scores.shape[1]:
             raise DataError(f"{where}: found classes {low} to {high}, expected 0 to {scores.shape[1] - 1}")
         wanted = scores.gather(1, own.unsqueeze(1)).sum()
-        (gradient,) = torch.autograd.grad(wanted, moved, allow_unused=True)
-    if gradient is None:  # outputs that depend on parameters alone
-        return torch.zeros_like(part)
+        # Outputs need not depend on the inputs: those of parameters alone have gradients too.
+        (gradient,) = torch.autograd.grad(wanted, moved, allow_unused=True, materialize_grads=True)
     if not bool(torch.isfinite(gradient).all()):
         raise DataError(f"{where}: found a gradient that is not finite")
     return gradient

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, final
+from typing import Any, Literal, final
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from gossamer.errors import DataError
 from gossamer.measure.exemplars.moments import GradientMoments
 from gossamer.measure.exemplars.running import check_data, predictions
-from gossamer.measure.exemplars.vog import Logit, Vog, add_checkpoint, finished
+from gossamer.measure.exemplars.vog import Vog, add_checkpoint, finished
 
 __all__ = ["VogCallback"]
 
@@ -24,16 +24,11 @@ class VogCallback:
     pass the object itself as ``gs.Tune(…, watch=callback)``. Random numbers, gradients of parameters, the modules'
     modes and statistics of normalisations are left as they are: training goes as it would have without.
 
-    The class that the *finished* network predicts is not known yet. Either take the true class, or say with
-    ``predicted`` which classes another network (the dense one, a teacher, an earlier run) predicts; or keep state dicts
-    instead and call `gossamer.measure.vog` with them.
-
     Args:
         inputs: floats [n, ...], the examples to be scored.
         targets: int64 [n].
         every: steps from one checkpoint to the next.
-        logit: "true", or "predicted" together with ``predicted``.
-        predicted: int64 [n], the classes whose logits are looked at.
+        logit: "predicted" (by each checkpoint) or "true"; the "final" prediction is not known yet.
         batch: examples at a time.
         dtype: of running means; see `GradientMoments`.
 
@@ -63,8 +58,7 @@ class VogCallback:
         targets: Tensor,
         *,
         every: int,
-        logit: Logit = "true",
-        predicted: Tensor | None = None,
+        logit: Literal["predicted", "true"] = "predicted",
         batch: int = 500,
         dtype: torch.dtype = torch.float32,
     ) -> None:
@@ -76,19 +70,10 @@ class VogCallback:
                 f"VogCallback: found {inputs.dtype} inputs and targets {tuple(targets.shape)}, "
                 "expected floats and [n] with n of 10 or more"
             )
-        if logit not in ("predicted", "true") or (logit == "predicted") != (predicted is not None):
-            told = "no predicted" if predicted is None else "predicted"
-            raise DataError(
-                f"VogCallback: found logit {logit!r} with {told}, expected 'true' without, or 'predicted' with the "
-                "classes that a finished network predicts"
-            )
-        if predicted is not None:
-            check_data("VogCallback: predicted", inputs, predicted, batch)
-            if predicted.shape != targets.shape:
-                raise DataError(f"VogCallback: predicted: found {tuple(predicted.shape)}, expected [{len(targets)}]")
+        if logit not in ("predicted", "true"):
+            raise DataError(f"VogCallback: logit: found {logit!r}, expected 'predicted' or 'true'")
         self._inputs, self._targets, self._batch = inputs, targets, batch
-        self._logit: Logit = logit
-        self._chosen = targets if predicted is None else predicted
+        self._logit: Literal["predicted", "true"] = logit
         self._every = every
         self._moments = GradientMoments(inputs.shape, dtype)
         self._step = 0
@@ -123,19 +108,21 @@ class VogCallback:
             DataError: outputs that do not fit, or gradients that are not finite: training has diverged.
         """
         where = f"VogCallback: checkpoint {self.checkpoints + 1}"
-        add_checkpoint(where, self._moments, model, self._inputs, self._chosen, self._batch)
+        chosen = self._targets if self._logit == "true" else None
+        add_checkpoint(where, self._moments, model, self._inputs, chosen, self._batch)
 
     def vog(self, model: nn.Module) -> Vog:
         """Scores from what was seen so far.
 
         Args:
-            model: the network whose errors the deciles show.
+            model: the finished network: its errors are what the deciles show, its predictions the classes within which
+                scores of "predicted" are normalised.
 
         Raises:
             DataError: fewer than two checkpoints.
         """
-        said, _ = predictions("VogCallback", model, self._inputs, self._batch)
-        return finished(self._logit, self._moments, self._chosen, said != self._targets.cpu())
+        predicted, _ = predictions("VogCallback", model, self._inputs, self._batch)
+        return finished(self._logit, self._moments, predicted, self._targets.cpu())
 
     def state_dict(self) -> dict[str, Any]:
         """Running means and the number of steps, for `gossamer.store`'s ``write_state`` or ``torch.save``."""

@@ -19,7 +19,7 @@ from gossamer.measure.exemplars.steering import easiest_first, sampling_weights
 
 __all__ = ["Logit", "Vog", "normalised", "vog"]
 
-Logit = Literal["predicted", "true"]
+Logit = Literal["predicted", "true", "final"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,11 +27,13 @@ class Vog:
     """Variance of gradients of every example.
 
     Args:
-        logit: whose gradients: of the class that the finished network predicts, or of the true class.
+        logit: whose gradients: of the class that each checkpoint predicts, the true class, or the one predicted in the
+            end.
         checkpoints: K, how many were seen.
         raw: float64 [n], the mean over input elements of the standard deviation over checkpoints.
         scores: float64 [n], ``raw`` as distance from the mean of its class, in standard deviations of that class.
-        classes: int64 [n], the class of each example's logit, by which scores are normalised.
+        classes: int64 [n], the classes within which scores are normalised: true ones for "true", else those that the
+            finished network predicts.
         wrong: bool [n], whether the finished network's answer was wrong.
     """
 
@@ -95,14 +97,18 @@ def vog(
 ) -> Vog:
     """Variance of gradients over the checkpoints of a training run.
 
-    S_t = ∂A_c / ∂x at checkpoint t, with A_c the logit (before the softmax) of one class c per example; element by
+    S_t = ∂A_c / ∂x at checkpoint t, with A_c the logit (before the softmax) of one class c of the example; element by
     element μ = 1/K Σ_t S_t and V = √(1/K Σ_t (S_t − μ)²); an example's raw value is the mean of V over all elements of
-    its input, and its score is (raw − mean) / deviation over the examples of the same class c.
+    its input, and its score is (raw − mean) / deviation over the examples of the same class.
 
-    c is the same at all checkpoints, so that what varies is the network and not the question asked: with "predicted"
-    the class that ``model`` predicts in the end, which needs no labels, with "true" the label. The classes of the
-    normalisation follow: predicted ones with "predicted", true ones with "true". The two give different curves: the
-    true logit of a misclassified example may be one that the network hardly ever moved, which can reverse the order.
+    "predicted": c is what checkpoint t itself predicts, so that S_t explains the answer that it gives; an answer that
+    changes from checkpoint to checkpoint changes what S_t is about, and adds to the variance. Needs no labels. "true":
+    c is the label. "final": c is what ``model`` predicts, at all checkpoints. With the last two what varies is one
+    function's gradient, whose size follows the size of the logit: examples of low scores are then often those whose
+    logit was never raised, among them many mistakes, and the order can be the reverse.
+
+    The classes within which scores are normalised follow: true ones for "true", those that ``model`` predicts for the
+    other two.
 
     Which checkpoints count: those of early training show what is learned late, those of late training what is still
     not settled. Take them evenly spaced, and say which.
@@ -113,7 +119,7 @@ def vog(
         model: the finished network, inputs → logits [n, classes], differentiable.
         inputs: floats [n, ...].
         targets: int64 [n].
-        logit: "predicted" or "true".
+        logit: "predicted", "true" or "final".
         classes: how many there are, checked against the network's; None: as many as that has.
         batch: examples at a time.
         dtype: in which running means are kept; see `GradientMoments` for what float32 costs.
@@ -138,7 +144,7 @@ def vog(
     """
     _check(inputs, targets, logit, batch)
     predicted, width = predictions("vog", model, inputs, batch)
-    chosen = predicted if logit == "predicted" else targets
+    chosen = {"predicted": None, "true": targets, "final": predicted}[logit]
     moments = GradientMoments(inputs.shape, dtype)
     if classes is not None and classes != width:
         raise DataError(f"vog: classes: found {classes}, expected the {width} of the network's outputs")
@@ -149,31 +155,33 @@ def vog(
         where = f"vog: checkpoint {number}"
         network = _network(where, checkpoint, model, holder)
         add_checkpoint(where, moments, network, inputs, chosen, batch)
-    return finished(logit, moments, chosen, predicted != targets.cpu())
+    return finished(logit, moments, predicted, targets.cpu())
 
 
 def add_checkpoint(
-    where: str, moments: GradientMoments, network: nn.Module, inputs: Tensor, chosen: Tensor, batch: int
+    where: str, moments: GradientMoments, network: nn.Module, inputs: Tensor, chosen: Tensor | None, batch: int
 ) -> None:
-    """Put a network's gradients into running moments."""
+    """Put a network's gradients into running moments: of the chosen logits, None: of those that it predicts itself."""
     moments.begin()
     with resting(network):
         for rows in batches(len(inputs), batch):
-            moments.add(rows.start, input_gradient(where, network, inputs[rows], chosen[rows]))
+            moments.add(
+                rows.start, input_gradient(where, network, inputs[rows], None if chosen is None else chosen[rows])
+            )
 
 
-def finished(logit: Logit, moments: GradientMoments, chosen: Tensor, wrong: Tensor) -> Vog:
+def finished(logit: Logit, moments: GradientMoments, predicted: Tensor, targets: Tensor) -> Vog:
     """Scores from running moments.
 
     Args:
         logit: which was taken.
         moments: of its gradients.
-        chosen: int64 [n], its class.
-        wrong: bool [n].
+        predicted: int64 [n], what the finished network predicts.
+        targets: int64 [n].
     """
     raw = moments.deviation()
-    classes = chosen.cpu()
-    return Vog(logit, moments.count, raw, normalised(raw, classes), classes, wrong)
+    classes = targets if logit == "true" else predicted
+    return Vog(logit, moments.count, raw, normalised(raw, classes), classes, predicted != targets)
 
 
 def normalised(raw: Tensor, classes: Tensor) -> Tensor:
@@ -191,7 +199,7 @@ def normalised(raw: Tensor, classes: Tensor) -> Tensor:
         [-1.0, 1.0, 0.0, 0.0]
     """
     values, found = raw.double(), torch.zeros(len(raw), dtype=torch.float64)
-    for number in classes.unique().tolist():
+    for number in sorted(set(classes.tolist())):
         mine = classes == number
         members = values[mine]
         deviation = members.std(correction=0)
@@ -203,8 +211,8 @@ def normalised(raw: Tensor, classes: Tensor) -> Tensor:
 
 def _check(inputs: Tensor, targets: Tensor, logit: str, batch: int) -> None:
     check_data("vog", inputs, targets, batch)
-    if logit not in ("predicted", "true"):
-        raise DataError(f"vog: logit: found {logit!r}, expected 'predicted' or 'true'")
+    if logit not in ("predicted", "true", "final"):
+        raise DataError(f"vog: logit: found {logit!r}, expected 'predicted', 'true' or 'final'")
     if len(inputs) < 10 or targets.dim() != 1:
         raise DataError(f"vog: found targets of shape {tuple(targets.shape)}, expected [n] with n of 10 or more")
 

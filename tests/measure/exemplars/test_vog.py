@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
+from gossamer.drive.recipe_file import dump_recipe
 from gossamer.errors import DataError
 from gossamer.measure import VogCallback, deciles, vog
 from gossamer.store.state_file import read_state, write_state
@@ -43,7 +44,9 @@ def trained(every: int = 3, steps: int = 12) -> tuple[nn.Module, list[dict[str, 
     return model.eval(), saved
 
 
-def by_direct_loop(saved: list[dict[str, Tensor]], model: nn.Module, inputs: Tensor, classes: Tensor) -> Tensor:
+def by_direct_loop(
+    saved: list[dict[str, Tensor]], model: nn.Module, inputs: Tensor, asked: Tensor | None, classes: Tensor
+) -> Tensor:
     """The definition, example by example and in float64, as a reader of the paper would write it down."""
     gradients = []
     for state in saved:
@@ -51,7 +54,8 @@ def by_direct_loop(saved: list[dict[str, Tensor]], model: nn.Module, inputs: Ten
         at.load_state_dict(state)
         at.double().eval()
         rows = []
-        for image, c in zip(inputs.double(), classes.tolist(), strict=True):
+        wanted = at(inputs.double()).argmax(1) if asked is None else asked
+        for image, c in zip(inputs.double(), wanted.tolist(), strict=True):
             x = image.unsqueeze(0).requires_grad_()
             rows.append(torch.autograd.grad(at(x)[0, c], x)[0][0])
         gradients.append(torch.stack(rows))
@@ -65,13 +69,14 @@ def by_direct_loop(saved: list[dict[str, Tensor]], model: nn.Module, inputs: Ten
     return torch.stack([raw, scores])
 
 
-@pytest.mark.parametrize("logit", ["predicted", "true"])
+@pytest.mark.parametrize("logit", ["predicted", "true", "final"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_equals_a_direct_loop_over_checkpoints(logit: Any, dtype: torch.dtype) -> None:
     (model, saved), (inputs, targets) = trained(), images()
     found = vog(saved, model, inputs, targets, logit=logit, batch=17, dtype=dtype)
-    classes = model(inputs).argmax(1) if logit == "predicted" else targets
-    raw, scores = by_direct_loop(saved, model, inputs, classes)
+    final = model(inputs).argmax(1)
+    classes = targets if logit == "true" else final
+    raw, scores = by_direct_loop(saved, model, inputs, None if logit == "predicted" else classes, classes)
     assert (found.raw - raw).abs().max() < 1e-5 * raw.mean()
     assert (found.scores - scores).abs().max() < 1e-5
     assert torch.equal(found.classes, classes)
@@ -135,9 +140,10 @@ def test_the_network_is_left_as_it_was() -> None:
     assert not inputs.requires_grad
 
 
-def test_a_callback_finds_what_checkpoints_give_and_does_not_disturb_training() -> None:
+@pytest.mark.parametrize("logit", ["predicted", "true"])
+def test_a_callback_finds_what_checkpoints_give_and_does_not_disturb_training(logit: Any) -> None:
     model, (inputs, targets) = network(), images()
-    watch = VogCallback(inputs, targets, every=3)
+    watch = VogCallback(inputs, targets, every=3, logit=logit)
     saved: list[dict[str, Tensor]] = []
 
     def train(model: nn.Module, look: bool) -> nn.Module:
@@ -156,16 +162,13 @@ def test_a_callback_finds_what_checkpoints_give_and_does_not_disturb_training() 
     for mine, other in zip(alone.state_dict().values(), watched.state_dict().values(), strict=True):
         assert torch.equal(mine, other)
     assert watch.checkpoints == len(saved) == 4
-    assert torch.equal(watch.vog(watched).scores, vog(saved, watched, inputs, targets, logit="true").scores)
+    assert torch.equal(watch.vog(watched).scores, vog(saved, watched, inputs, targets, logit=logit).scores)
 
 
 def test_a_callback_that_is_resumed_from_a_file_goes_on_bit_for_bit(tmp_path: Path) -> None:
     (model, saved), (inputs, targets) = trained(), images()
-    said = model(inputs).argmax(1)
-    settings: Any = {"every": 2, "logit": "predicted", "predicted": said}
-    whole, first = VogCallback(inputs, targets, **settings), VogCallback(inputs, targets, **settings)
+    whole, first, second = (VogCallback(inputs, targets, every=2) for _ in range(3))
     at = copy.deepcopy(model)
-    second = VogCallback(inputs, targets, **settings)
     for i, state in enumerate(saved):
         at.load_state_dict(state)
         whole.step(at)
@@ -185,6 +188,7 @@ def test_a_recipe_is_watched_through_tune() -> None:
     watch = VogCallback(inputs, targets, every=2)
     tune = gs.Tune(epochs=4, lr=1e-2, watch=watch)
     assert tune == gs.Tune(epochs=4, lr=1e-2)
+    assert dump_recipe([tune]) == dump_recipe([gs.Tune(epochs=4, lr=1e-2)])  # it is no setting
     small = gs.compress(network().eval(), [gs.prune.Magnitude(sparsity=0.5), tune], data=batches)
     assert watch.checkpoints == 6
     assert watch.vog(small.dense()).checkpoints == 6
@@ -248,7 +252,7 @@ def test_the_json_has_the_whole_curve_and_no_infinity() -> None:
         ({"checkpoints": [{"weight": torch.zeros(1)}] * 2}, "checkpoint 1: found a state dict of another network"),
         ({"checkpoints": ["epoch1.pt", "epoch2.pt"]}, "checkpoint 1: found str, expected a network or a state dict"),
         ({"targets": torch.zeros(59, dtype=torch.int64)}, "found 60 inputs and 59 targets"),
-        ({"targets": torch.zeros(60)}, "targets: found torch.float32"),
+        ({"targets": torch.zeros(60)}, "targets: found .* of torch.float32"),
         ({"targets": torch.full((60,), 4)}, "found targets 4 to 4, expected 0 to 3"),
         ({"inputs": torch.zeros(60, 1, 8, 8, dtype=torch.int64)}, "found"),
         ({"logit": "softmax"}, "logit: found 'softmax'"),
@@ -281,7 +285,7 @@ def test_a_network_without_gradients_or_with_broken_ones_is_refused() -> None:
         vog([Frozen()] * 2, Frozen(), inputs, targets)
     with pytest.raises(DataError, match="checkpoint 1: found a gradient that is not finite"):
         vog([Broken()] * 2, Broken(), inputs, targets)
-    with pytest.raises(DataError, match="logit 'predicted' with no predicted"):
-        VogCallback(inputs, targets, every=1, logit="predicted")
+    with pytest.raises(DataError, match="logit: found 'final'"):
+        VogCallback(inputs, targets, every=1, logit="final")  # type: ignore[arg-type]
     with pytest.raises(DataError, match="every: found 0"):
         VogCallback(inputs, targets, every=0)
