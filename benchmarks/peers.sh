@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Environments of the programs that `benchmarks.runtime`, `benchmarks.training` and `benchmarks.coding` compare with: one folder each, never Gossamer's own.
+# Environments of the programs that `benchmarks.runtime`, `benchmarks.training`, `benchmarks.coding` and `benchmarks.understand` compare with: one folder each, never Gossamer's own.
 #   benchmarks/peers.sh [FOLDER]      (.peers by default)
 # What cannot be installed is reported and left out. DeepSparse (Neural Magic licence) is run for evaluation only.
 set -u
@@ -54,6 +54,14 @@ peer openvino "3.11 3.12 3.10 3.13" openvino openvino numpy
 peer sparselab "3.11 3.12 3.13" sparselab "sparselab==0.2.2" "torch==${TORCH:-2.13.0}" numpy
 # nncodec needs torchvision to be importable; the benchmark puts a blank in its place, since none fits this torch
 peer coding "3.11 3.12" zipnn "zipnn==0.5.4" "nncodec==2.1.3" zstandard blosc2 constriction safetensors "torch==${TORCH:-2.13.0}" numpy
+# torchattacks without what it declares (an old requests, scipy, torchvision): the attacks that are raced need torch and
+# numpy alone, and are imported one by one
+peer attacks "3.11 3.12 3.13" torch "torch==${TORCH:-2.13.0}" numpy
+if [ -x "$folder/attacks/bin/python" ] &&
+  ! "$folder/attacks/bin/python" -m pip install --disable-pip-version-check --no-deps "torchattacks==3.5.1" >>"$folder/attacks.log" 2>&1; then
+  echo "attacks: torchattacks cannot be installed, see $folder/attacks.log"
+  missing+=(attacks)
+fi
 peer deepsparse "3.11 3.10 3.9 3.8" deepsparse "deepsparse==1.8.0" "numpy<2"
 
 if [ ${#missing[@]} -gt 0 ]; then

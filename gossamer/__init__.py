@@ -9,6 +9,7 @@ True
 
 from gossamer import measure, methods, presets
 from gossamer.api import Compressed, compress, load
+from gossamer.drive.adversarial import Adversarial
 from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
@@ -22,6 +23,7 @@ from gossamer.methods import code, factorize, prune, quantize, share, shrink
 from gossamer.store.packed_file import PackedFile
 
 __all__ = [
+    "Adversarial",
     "BlockByBlock",
     "CompositionError",
     "Compressed",
@@ -47,6 +49,7 @@ __all__ = [
     "presets",
     "prune",
     "quantize",
+    "report",
     "search",
     "share",
     "shrink",
@@ -56,12 +59,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    # `lower`, `nn` and `train` bring the compiler along, `search` stands above all these; the rest starts without them.
+    # `lower`, `nn` and `train` bring the compiler along, `report` what draws it, `search` stands above all these; the
+    # rest starts without them.
     if name == "lower":
         from gossamer.runtime.lower import lower
 
         return lower
-    if name in ("nn", "search", "train"):
+    if name in ("nn", "report", "search", "train"):
         import importlib
 
         return importlib.import_module(f"gossamer.{name}")

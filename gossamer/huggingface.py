@@ -20,7 +20,18 @@ from torch.nn import functional as F
 
 from gossamer.errors import DataError
 
-__all__ = ["causal", "factory", "load_folder", "next_token_loss", "save_folder", "text_windows", "with_targets"]
+__all__ = [
+    "causal",
+    "factory",
+    "load_folder",
+    "next_token_loss",
+    "next_tokens",
+    "quiet_transformers",
+    "save_folder",
+    "text_windows",
+    "vocabulary",
+    "with_targets",
+]
 
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf", ".index.json")
 _BATCH = 4  # windows at a time
@@ -115,12 +126,7 @@ def text_windows(
     files = sorted(text.rglob("*.txt")) if text.is_dir() else [text]
     if not files or not all(file.is_file() for file in files):
         raise DataError(f"{text}: found no text, expected a file, or a folder of .txt files")
-    try:
-        tokenizer = _transformers().AutoTokenizer.from_pretrained(
-            str(folder), local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # transformers raises whatever it raises
-        raise DataError(f"{folder}: found no tokenizer that can be loaded: {_line(error)}") from error
+    tokenizer = _tokenizer(folder)
     windows: list[list[int]] = []
     for file in files:
         try:
@@ -144,6 +150,46 @@ def text_windows(
 def with_targets(batches: Sequence[Any]) -> list[Any]:
     """(inputs, tokens) of batches of text, for `next_token_loss`."""
     return [(batch, batch["input_ids"]) for batch in batches]
+
+
+def next_tokens(
+    folder: str | Path, text: str | Path, *, window: int = 128, samples: int = 128
+) -> list[tuple[Tensor, Tensor]]:
+    """Windows of tokens with the token that follows each, in batches of four.
+
+    Args:
+        folder: with the tokenizer.
+        text: as of `text_windows`.
+        window: positions of a sample.
+        samples: at most.
+
+    Returns:
+        (inputs, targets), int64 [4, window] each: targets[:, t] follows inputs[:, t].
+
+    Raises:
+        DataError: as `text_windows`.
+    """
+    found = text_windows(folder, text, window=window + 1, samples=samples)
+    return [(batch["input_ids"][:, :-1], batch["input_ids"][:, 1:]) for batch in found]
+
+
+def vocabulary(folder: str | Path) -> list[str]:
+    """What each token stands for in a text, by number.
+
+    Raises:
+        DataError: no tokenizer that can be loaded.
+    """
+    tokenizer = _tokenizer(Path(folder))
+    return [str(tokenizer.decode([number])) for number in range(len(tokenizer))]
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return _transformers().AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises whatever it raises
+        raise DataError(f"{folder}: found no tokenizer that can be loaded: {_line(error)}") from error
 
 
 def save_folder(network: nn.Module, like: str | Path, out: str | Path) -> int:

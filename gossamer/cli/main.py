@@ -1,4 +1,4 @@
-"""``gossamer demo | compress | inspect | decompress | pack | unpack | sensitivity | bench``."""
+"""``gossamer demo | compress | inspect | decompress | pack | unpack | sensitivity | bench | report``."""
 
 from __future__ import annotations
 
@@ -345,6 +345,65 @@ def bench(
         batches=batch or [1, 16],
         threads=threads or [],
         seconds=seconds,
+        json_file=json_file,
+        quiet=quiet,
+        console=Console(),
+    )
+
+
+@app.command()
+def report(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE…", help=".gsm files of one network.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The .html to write.")],
+    network: Network = None,
+    data: Annotated[
+        str | None,
+        typer.Option("--data", metavar="PACKAGE.MODULE:FUNCTION", help="Returns test batches (inputs, targets)."),
+    ] = None,
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            "--train-data", metavar="PACKAGE.MODULE:FUNCTION", help="The same of training, all that is to count."
+        ),
+    ] = None,
+    dense: Annotated[
+        Path | None,
+        typer.Option(
+            "--dense",
+            metavar="WEIGHTS",
+            help="Of the network before compression: .safetensors, weights-only .pt, or a Hugging Face folder.",
+        ),
+    ] = None,
+    calib: Annotated[
+        Path | None,
+        typer.Option("--calib", metavar="TEXT", help="Instead of --data: text for a Hugging Face folder."),
+    ] = None,
+    window: Annotated[int, typer.Option(help="Tokens of an example of --calib.")] = 128,
+    classes: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Names of classes: cat,dog,… or a text file with one per line."),
+    ] = None,
+    examples: Annotated[int, typer.Option(help="Test examples to measure on.")] = 1000,
+    quick: Annotated[
+        bool, typer.Option("--quick/--thorough", help="Attacks to look with, or to publish figures by.")
+    ] = True,
+    attacks: Annotated[bool, typer.Option(help="Attack and corrupt images.")] = True,
+    title: Annotated[str, typer.Option(help="Above the headline.")] = "",
+    json_file: JsonFile = None,
+    quiet: Quiet = False,
+) -> None:
+    """Write one page that shows what compression did: bytes, accuracy, time, robustness, what changed.
+
+    The page is one file, works without a network, and has every number as a table. Without --network and --data it
+    shows what the files say of themselves.
+    """
+    from gossamer.cli.report import Given, Sizes, report_files
+
+    report_files(
+        given=Given(tuple(files), network, data, train_data, dense, calib, window, classes),
+        sizes=Sizes(examples, quick, attacks),
+        output=output,
+        title=title,
         json_file=json_file,
         quiet=quiet,
         console=Console(),

@@ -11,7 +11,9 @@ from typing import Any
 import torch
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
+from torch import nn
 
 from gossamer.demo.data import Fashion, load_fashion
 from gossamer.demo.job import Result, run_job
@@ -49,19 +51,28 @@ def run_demo(
         except OSError as error:
             raise DataError(f"{out}: cannot be made: {error.strerror}") from error
     rows: list[dict[str, Any]] = []
+    page: Path | str = ""
     keep = nullcontext(str(out)) if out is not None else tempfile.TemporaryDirectory()
     with keep as folder:
         for classic in CLASSICS:
-            results = _run_classic(classic, fashion, Path(folder), seed, quiet, console)
+            dense, results = _run_classic(classic, fashion, Path(folder), seed, quiet)
             console.print(_heading(classic, results))
             console.print(_table(results))
             rows += [_row(r) for r in results]
+            if classic is CLASSICS[0]:
+                page = _page(classic, dense, results, fashion, Path(folder), out, quiet)
     console.print(_explanation(fashion, torch.get_num_threads()))
     if out is not None:
         best = out / _file_name(CLASSICS[0], CLASSICS[0].jobs[-1])
         console.print(f"The files are in {out}; look into one with: gossamer inspect {best}")
     console.print(f"Took {time.perf_counter() - begin:.0f} s.")
-    write_json(json_file, {"rows": rows, "seconds": time.perf_counter() - begin, "full": fashion.full})
+    if isinstance(page, Path):
+        console.print(f"All of {CLASSICS[0].name} as one page to look at:")
+        console.print(escape(str(page)), soft_wrap=True)
+    else:
+        console.print(f"No page to look at: {escape(page)}")
+    shown = {"page": str(page)} if isinstance(page, Path) else {}
+    write_json(json_file, {"rows": rows, "seconds": time.perf_counter() - begin, "full": fashion.full, **shown})
 
 
 def _file_name(classic: Classic, job: Job) -> str:
@@ -70,8 +81,8 @@ def _file_name(classic: Classic, job: Job) -> str:
 
 
 def _run_classic(
-    classic: Classic, fashion: Fashion, folder: Path, seed: int, quiet: bool, console: Console
-) -> list[Result]:
+    classic: Classic, fashion: Fashion, folder: Path, seed: int, quiet: bool
+) -> tuple[nn.Module, list[Result]]:
     with TerminalProgress(enabled=False if quiet else None) as progress:
         title = f"{classic.name}: training the dense network"
         dense = train_dense(
@@ -84,7 +95,28 @@ def _run_classic(
             path = folder / _file_name(classic, job)
             named = _Titled(progress, f"{classic.name} {i}/{len(jobs)}: {job.name}")
             results.append(run_job(classic, job, dense, before, fashion, seed=seed, path=path, progress=named))
-    return results
+    return dense, results
+
+
+def _page(
+    classic: Classic,
+    dense: nn.Module,
+    results: list[Result],
+    fashion: Fashion,
+    folder: Path,
+    out: Path | None,
+    quiet: bool,
+) -> Path | str:
+    """The report of a network's files, beside them or in a folder of its own; or why there is none."""
+    try:
+        from gossamer.demo.page import write_page
+    except DataError as error:
+        return str(error)
+    files = [folder / _file_name(classic, r.job) for r in results]
+    file = (out if out is not None else Path(tempfile.mkdtemp(prefix="gossamer-demo-"))) / "report.html"
+    with TerminalProgress(enabled=False if quiet else None) as progress:
+        write_page(file, files, classic, dense, fashion, progress=progress)
+    return file.absolute()
 
 
 class _Titled:

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from gossamer.drive.adversarial import Adversarial
 from gossamer.drive.gradual import Gradual
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.quantization_aware import QuantizationAware
@@ -133,10 +134,11 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "QuantizationAware": QuantizationAware,
         "RelativeEntropy": RelativeEntropy,
         "Tune": Tune,
+        "Adversarial": Adversarial,
     }
 )
 _NAMES: Mapping[type[Any], str] = types.MappingProxyType({kind: name for name, kind in ENTRIES.items()})
-_PARTS = (Unstructured, Rows, Columns, Block, NofM, KernelPattern, Sensitivity, PerTensor, LatencyTable)
+_PARTS = (Unstructured, Rows, Columns, Block, NofM, KernelPattern, Sensitivity, PerTensor, LatencyTable, Adversarial)
 
 
 def load_recipe(path: str | Path) -> Recipe:

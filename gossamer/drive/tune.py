@@ -15,11 +15,13 @@ from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, RandomSampler, SequentialSampler, Subset
 
+from gossamer.drive.adversarial import Adversarial, divergence
 from gossamer.drive.calls import call
 from gossamer.drive.distil import Heard, soft_loss, widened
 from gossamer.drive.frozen import frozen
 from gossamer.drive.progress import Progress
 from gossamer.errors import DataError, PlanError
+from gossamer.methods.base import DERIVED
 
 __all__ = ["Batches", "Loss", "Products", "Tune", "batches_of", "train"]
 
@@ -76,9 +78,13 @@ class Tune:
         hidden_weight: of each pair of hidden states.
         attention: the same, for the positions at which they are large: Σ over channels of a², scaled to length 1.
         attention_weight: of each pair of attention maps.
+        adversarial: train on the worst inputs nearby instead of those that there are: the label's share of the loss is
+            that of `Adversarial`, with the recipe's own loss. Judging on ``held_out`` is by it too.
         held_out: batches to judge by after every epoch, or the fraction of the data (the last) that is kept for it;
             the best weights are put back in the end. None: the last weights stay.
         patience: stop after so many epochs without a better loss on ``held_out``; None: all epochs.
+        watch: called with (network, step from 1 on, steps) after every step, such as a `VogCallback`; it must leave the
+            network as it is. Not part of a recipe file.
 
     Source: Hinton et al. 2015, arXiv 1503.02531; Romero et al. 2015, FitNets, arXiv 1412.6550 (hidden states);
     Zagoruyko and Komodakis 2017, arXiv 1612.03928 (attention).
@@ -101,8 +107,13 @@ class Tune:
     hidden_weight: float = 1.0
     attention: Mapping[str, str] = field(default_factory=dict)
     attention_weight: float = 1.0
+    adversarial: Adversarial | None = None
     held_out: float | Batches | None = None
     patience: int | None = None
+    # A function, not a setting: recipe files neither set nor show it.
+    watch: Callable[[nn.Module, int, int], None] | None = field(
+        default=None, compare=False, repr=False, metadata=DERIVED
+    )
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.lr <= 0 or self.temperature <= 0:
@@ -133,6 +144,9 @@ class Tune:
             raise PlanError(
                 f"Tune: found patience {self.patience}, held_out {self.held_out}, expected 1 or more with data to judge"
             )
+        if self.adversarial is not None and (not isinstance(self.adversarial, Adversarial) or self.distil == 1):
+            found = f"{self.adversarial!r}, distil {self.distil}"
+            raise PlanError(f"Tune: adversarial: found {found}, expected an Adversarial with a distil below 1")
         object.__setattr__(self, "hidden", dict(self.hidden))
         object.__setattr__(self, "attention", dict(self.attention))
 
@@ -279,6 +293,8 @@ def _epochs(
                 nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], tune.clip)
             optimizer.step()
             step += 1
+            if tune.watch is not None:
+                tune.watch(model, step, steps)
             progress.update(title, step, steps)
         if held_out is None:
             continue
@@ -358,7 +374,7 @@ def _loss(
         )
     value = torch.zeros(())
     if tune.distil < 1:
-        value = (1 - tune.distil) * loss(outputs, targets)
+        value = (1 - tune.distil) * _labelled(model, inputs, targets, outputs, tune, loss)
     if teacher is not None and tune.taught:
         with torch.no_grad(), _arithmetic(teacher, tune):
             taught = cast(Tensor, widened(call(teacher, inputs)))
@@ -369,6 +385,18 @@ def _loss(
         if heard is not None and (tune.hidden or tune.attention):
             value = value + heard.loss(tune.hidden_weight, tune.attention_weight)
     return value
+
+
+def _labelled(model: nn.Module, inputs: Any, targets: Any, outputs: Any, tune: Tune, loss: Loss) -> Tensor:
+    """The labels' part of the loss; ``outputs`` are those for the inputs as they are."""
+    if tune.adversarial is None:
+        return loss(outputs, targets)
+    with _arithmetic(model, tune):
+        points = tune.adversarial.inputs(model, inputs, targets, loss)
+        others = cast(Tensor, widened(call(model, points)))
+    if tune.adversarial.trades is None:
+        return loss(others, targets)
+    return loss(outputs, targets) + tune.adversarial.trades * divergence(outputs, others)
 
 
 def _arithmetic(network: nn.Module, tune: Tune) -> ExitStack:

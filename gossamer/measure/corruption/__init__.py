@@ -1,0 +1,6 @@
+"""Common corruptions of images, and accuracy under them."""
+
+from gossamer.measure.corruption.kinds import Corruption
+from gossamer.measure.corruption.measured import Corrupted, Corruptions, corruptions
+
+__all__ = ["Corrupted", "Corruption", "Corruptions", "corruptions"]

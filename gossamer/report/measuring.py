@@ -1,0 +1,232 @@
+"""What is measured of each network, one function per part of the document."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from gossamer.errors import DataError
+from gossamer.measure.answers import answers
+from gossamer.measure.corruption import corruptions
+from gossamer.measure.description import description_length
+from gossamer.measure.exemplars import changed, saliency
+from gossamer.measure.generalisation import generalisation
+from gossamer.measure.latency import interleaved
+from gossamer.measure.robustness import QUICK, STANDARD, Attack, Normalized, robustness
+from gossamer.report.learned import Names
+from gossamer.report.samples import Logits, Samples, pixel_range
+from gossamer.report.sights import image_sights, word_sights
+from gossamer.report.subjects import DenseSubject, Subject
+
+__all__ = ["Bench", "Effort", "accuracy_of", "changes_of", "corruptions_of", "generalisation_of", "latency_of"]
+
+EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
+_LISTED, _SEEN = 24, 12
+_BATCH = 250
+
+Told = Callable[[str, int, int], None]
+
+
+@final
+@dataclass(frozen=True)
+class Effort:
+    """How much is tried.
+
+    Args:
+        attacks: none at all if empty.
+        attacked: examples that are attacked.
+        corrupted: examples that are corrupted; 0: none.
+        seconds: of timing each file.
+    """
+
+    attacks: tuple[Attack, ...] = QUICK
+    attacked: int = 200
+    corrupted: int = 300
+    seconds: float = 0.5
+
+    @classmethod
+    def thorough(cls) -> Effort:
+        """With attacks and examples to publish figures by."""
+        return cls(STANDARD, 1000, 1000, 2.0)
+
+    @classmethod
+    def unattacked(cls) -> Effort:
+        """No attacks and no corruptions."""
+        return cls((), 0, 0)
+
+
+@final
+@dataclass(frozen=True)
+class Bench:
+    """What all networks are measured with.
+
+    Args:
+        test: samples that nothing was fitted to, or None.
+        train: samples of training, or None.
+        fitted: samples for a temperature, none of which are among the others, or None.
+        dense: the network that files come from, or None.
+        effort: how much is tried.
+        classes: their names.
+        low: black, per channel; of images only.
+        high: white, per channel.
+    """
+
+    test: Samples | None
+    train: Samples | None
+    fitted: Samples | None
+    dense: DenseSubject | None
+    effort: Effort
+    classes: Names
+    low: Tensor | None = field(default=None)
+    high: Tensor | None = field(default=None)
+
+    @classmethod
+    def of(
+        cls,
+        test: Samples | None,
+        train: Samples | None,
+        fitted: Samples | None,
+        dense: DenseSubject | None,
+        effort: Effort,
+        classes: Names,
+    ) -> Bench:
+        """With the range of pixels of the test samples, if these are images."""
+        if test is None or not test.images:
+            return cls(test, train, fitted, dense, effort, classes)
+        low, high = pixel_range(test.inputs)
+        return cls(test, train, fitted, dense, effort, classes, low, high)
+
+    @property
+    def images(self) -> bool:
+        """Whether inputs are images."""
+        return self.low is not None
+
+    def pixels(self, inputs: Tensor) -> Tensor:
+        """Images from black, 0, to white, 1."""
+        assert self.low is not None and self.high is not None
+        return ((inputs - self.low) / (self.high - self.low)).clamp(0, 1)
+
+    def on_pixels(self, network: Logits) -> Normalized:
+        """A network of such images."""
+        assert self.low is not None and self.high is not None
+        width = self.high - self.low
+        return Normalized(network, (-self.low / width).flatten().tolist(), (1 / width).flatten().tolist())
+
+
+def accuracy_of(bench: Bench, network: Logits) -> dict[str, Any]:
+    """Right answers on the test samples."""
+    assert bench.test is not None
+    return answers(network, *bench.test.pair, batch=_BATCH).to_json()
+
+
+def latency_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Time of one forward pass of the lowered network beside the dense one, taking turns; and what runs each layer."""
+    assert bench.test is not None and subject.compressed is not None and subject.network is not None
+    one = bench.test.inputs[:1].contiguous()
+    lowered = subject.compressed.lower(one)
+    dense: Callable[[Tensor], Any] = subject.network if bench.dense is None else bench.dense.module
+    found = interleaved({"dense": lambda: dense(one), "here": lambda: lowered(one)}, seconds=bench.effort.seconds)
+    here, before = found["here"], found["dense"]
+    latency = {
+        "milliseconds": here.median_ms,
+        "low": here.low_ms,
+        "high": here.high_ms,
+        "dense_milliseconds": before.median_ms,
+        "batch": 1,
+        "threads": torch.get_num_threads(),
+    }
+    kernels = [
+        {
+            "layer": choice.layer,
+            "kernel": choice.kernel,
+            "milliseconds": choice.ms,
+            "dense_milliseconds": choice.dense_ms,
+            "why": "; ".join(part for part in (choice.layout, choice.reason) if part),
+        }
+        for choice in lowered.explain()
+    ]
+    return latency, kernels
+
+
+def lengths_of(bench: Bench, subject: Subject) -> dict[str, Any]:
+    """Description length of the labels of all samples, from the file's bytes."""
+    assert subject.network is not None
+    sets = {name: s.pair for name, s in (("train", bench.train), ("test", bench.test)) if s is not None}
+    dense = bench.dense
+    return description_length(
+        subject.path,
+        subject.network,
+        sets,
+        calibrate_on=None if bench.fitted is None else bench.fitted.pair,
+        dense=None if dense is None else dense.network,
+        dense_bytes=None if dense is None else dense.size,
+        batch=_BATCH,
+    ).to_json()
+
+
+def generalisation_of(bench: Bench, network: Logits, *, is_dense: bool) -> dict[str, Any]:
+    """Training against test, calibration, classes."""
+    assert bench.test is not None and bench.train is not None
+    dense = None if bench.dense is None or is_dense else bench.dense.network
+    return generalisation(network, bench.train.pair, bench.test.pair, dense=dense, bins=10, batch=_BATCH).to_json()
+
+
+def robustness_of(bench: Bench, network: Logits, *, is_dense: bool, told: Told | None) -> dict[str, Any]:
+    """Accuracy under attack, in L∞, pixels from 0 to 1."""
+    assert bench.test is not None
+    few = bench.test.first(bench.effort.attacked)
+    dense = None if bench.dense is None or is_dense else bench.on_pixels(bench.dense.network)
+    return robustness(
+        bench.on_pixels(network),
+        bench.pixels(few.inputs),
+        few.targets,
+        epsilons=EPSILONS,
+        attacks=bench.effort.attacks,
+        dense=dense,
+        progress=told,
+    ).to_json()
+
+
+def corruptions_of(bench: Bench, network: Logits, told: Told | None) -> dict[str, Any]:
+    """Accuracy under common corruptions."""
+    assert bench.test is not None
+    few = bench.test.first(bench.effort.corrupted)
+    return corruptions(bench.on_pixels(network), bench.pixels(few.inputs), few.targets, progress=told).to_json()
+
+
+def changes_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Examples that the dense network answers otherwise, and what they look like."""
+    assert bench.test is not None and bench.dense is not None and subject.network is not None
+    inputs, targets = bench.test.pair
+    found = changed(bench.dense.network, subject.network, inputs, targets, most=_LISTED, batch=_BATCH).to_json()
+    rows: Sequence[dict[str, Any]] = found["rows"][:_SEEN]
+    if not rows:
+        return found, {}
+    if bench.test.positions:
+        return found, ({} if inputs.is_floating_point() else word_sights(rows, inputs, bench.classes))
+    if not bench.images:
+        return found, {}
+    chosen = torch.tensor([row["index"] for row in rows])
+    few, labels = inputs[chosen], targets[chosen]
+    traced = [_traced(network, few, labels) for network in (bench.dense.network, subject.network)]
+    return found, image_sights(rows, bench.pixels(few), *traced)
+
+
+def _traced(network: Logits, inputs: Tensor, targets: Tensor) -> Tensor | None:
+    """Input gradients, or None of a network without any."""
+    try:
+        return saliency(network, inputs, targets)
+    except (DataError, RuntimeError):  # what torch raises where a graph is cut
+        return None
+
+
+def words_seen(document_rows: Sequence[dict[str, Any]], words: Names) -> dict[int, str]:
+    """Of a vocabulary only the words that rows name."""
+    numbers = {int(row[key]) for row in document_rows for key in ("true", "dense", "compressed")}
+    if isinstance(words, dict):
+        return {n: words[n] for n in sorted(numbers) if n in words}
+    return {n: words[n] for n in sorted(numbers) if 0 <= n < len(words)}

@@ -1,0 +1,140 @@
+"""Labelled samples that networks are compared on, and what can be done with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from gossamer.errors import DataError
+
+__all__ = ["Logits", "Samples", "gathered", "pixel_range"]
+
+Batches = Iterable[Any]
+
+
+@final
+@dataclass(frozen=True)
+class Samples:
+    """Inputs and targets.
+
+    Args:
+        inputs: [n, …].
+        targets: int64 [n], or [n, positions].
+    """
+
+    inputs: Tensor
+    targets: Tensor
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @property
+    def pair(self) -> tuple[Tensor, Tensor]:
+        """Both."""
+        return self.inputs, self.targets
+
+    @property
+    def positions(self) -> bool:
+        """Whether there is a label per position, as in texts."""
+        return self.targets.dim() > 1
+
+    @property
+    def images(self) -> bool:
+        """Whether inputs are images [channels, height, width] of one to four channels and at least 8×8 pixels."""
+        shape = self.inputs.shape
+        return self.inputs.is_floating_point() and len(shape) == 4 and shape[1] <= 4 and min(shape[2:]) >= 8
+
+    def first(self, count: int) -> Samples:
+        """So many from the start."""
+        return Samples(self.inputs[:count], self.targets[:count])
+
+    def after(self, count: int) -> Samples:
+        """Without so many from the start."""
+        return Samples(self.inputs[count:], self.targets[count:])
+
+
+def gathered(data: tuple[Tensor, Tensor] | Batches, most: int | None, what: str) -> Samples:
+    """Samples of batches, from the start.
+
+    Args:
+        data: a pair (inputs, targets) of tensors, or batches of such pairs; inputs may be a mapping with "input_ids".
+        most: samples; None: all.
+        what: for messages.
+
+    Raises:
+        DataError: no samples, or batches that are no pairs of tensors.
+    """
+    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
+        return _checked(data[0][:most], data[1][:most], what)
+    inputs: list[Tensor] = []
+    targets: list[Tensor] = []
+    count = 0
+    for i, batch in enumerate(data):
+        if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
+            raise DataError(f"{what}: found no pair in batch {i}, expected (inputs, targets)")
+        first = batch[0].get("input_ids") if isinstance(batch[0], Mapping) else batch[0]
+        if not (isinstance(first, Tensor) and isinstance(batch[1], Tensor)):
+            raise DataError(f"{what}: found no tensors in batch {i}, expected (inputs, targets)")
+        inputs.append(first)
+        targets.append(batch[1])
+        count += len(first)
+        if most is not None and count >= most:
+            break
+    if not inputs:
+        raise DataError(f"{what}: found no batches, expected at least one")
+    if len({tuple(t.shape[1:]) for t in inputs}) > 1:
+        raise DataError(f"{what}: found inputs of different shapes, expected the same in every batch")
+    return _checked(torch.cat(inputs)[:most], torch.cat(targets)[:most], what)
+
+
+def _checked(inputs: Tensor, targets: Tensor, what: str) -> Samples:
+    if len(inputs) != len(targets) or len(inputs) == 0:
+        raise DataError(
+            f"{what}: found {len(inputs)} inputs and {len(targets)} targets, expected as many, at least one"
+        )
+    if targets.is_floating_point() or targets.is_complex() or targets.dim() not in (1, 2):
+        raise DataError(f"{what}: found targets {targets.dtype} {tuple(targets.shape)}, expected class numbers")
+    return Samples(inputs.detach(), targets.detach().long())
+
+
+@final
+class Logits(nn.Module):
+    """A network whose outputs are its logits, where it returns an object that has them.
+
+    Args:
+        network: inputs → tensor, or object with ``logits``.
+    """
+
+    def __init__(self, network: Callable[..., Any]) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, …, classes]."""
+        found = self.network(inputs)
+        found = getattr(found, "logits", found)
+        if not isinstance(found, Tensor):
+            raise DataError(f"found outputs of type {type(found).__name__}, expected a tensor or an object with logits")
+        return found
+
+
+def pixel_range(images: Tensor) -> tuple[Tensor, Tensor]:
+    """The darkest and the brightest pixel of each channel: black and white, as data were shifted and scaled.
+
+    Args:
+        images: [n, channels, height, width].
+
+    Returns:
+        [channels, 1, 1] each, the second larger than the first.
+
+    Example:
+        >>> low, high = pixel_range(torch.tensor([[[[-1.0, 3.0]]]]))
+        >>> low.item(), high.item()
+        (-1.0, 3.0)
+    """
+    low, high = images.amin((0, 2, 3)), images.amax((0, 2, 3))
+    return low.view(-1, 1, 1), torch.where(high > low, high, low + 1).view(-1, 1, 1)
