@@ -60,7 +60,8 @@ class Adversarial:
             raise PlanError(f"Adversarial: found {found}, expected numbers above 0, steps from 1 on")
         if self.norm not in ("linf", "l2"):
             raise PlanError(f"Adversarial: norm: found {self.norm!r}, expected 'linf' or 'l2'")
-        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
+        bounds: tuple[float, ...] = self.bounds  # a recipe file may hold any number of them
+        if len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise PlanError(f"Adversarial: bounds: found {self.bounds}, expected two numbers, the first smaller")
         if self.trades is not None and not 0 < self.trades < float("inf"):
             raise PlanError(f"Adversarial: trades: found {self.trades}, expected a number above 0, or None")
