@@ -35,6 +35,7 @@ _MEASURED = (
     "benchmarks/understand_worker.py",
 )
 _PREQUENTIAL = ("gossamer/measure/prequential.py", "gossamer/measure/label_code.py", "benchmarks/understand_worker.py")
+_EXEMPLARS = ("gossamer/measure/exemplars/*.py", "benchmarks/understand_worker.py")
 _ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
 
 
@@ -70,22 +71,24 @@ def tasks(*, quick: bool) -> list[Task]:
             made += [
                 Task(f"file/{name}/{seed}/{variant}", CODE_OF_FILES, (f"dense/{name}/{seed}",)) for seed in range(count)
             ]
-    for kind, code in (("accounted", _MEASURED), ("attacked", _ATTACKED)):
-        for name in names:
-            for variant in VARIANTS:
-                before = "dense/{}/{}" if variant == "dense" else "file/{}/{}/" + variant
-                made += [
-                    Task(f"{kind}/{name}/{seed}/{variant}", code, (before.format(name, seed),)) for seed in range(seeds)
-                ]
     made += [
-        Task(f"vog/{name}/{seed}", _MEASURED, (f"dense/{name}/{seed}",)) for name in names for seed in range(seeds)
+        Task(f"vog/{name}/{s}", (*CODE_OF_DENSE, *_EXEMPLARS), (f"dense/{name}/{s}",))
+        for name in names
+        for s in range(seeds)
     ]
+    for seed in range(seeds):  # so that what is not finished in time lacks seeds, not variants
+        for kind, code in (("accounted", _MEASURED), ("attacked", _ATTACKED)):
+            for name in names:
+                for variant in VARIANTS:
+                    before = "dense/{}/{}" if variant == "dense" else "file/{}/{}/" + variant
+                    made.append(Task(f"{kind}/{name}/{seed}/{variant}", code, (before.format(name, seed),)))
     for seed in range(1 if quick else 3):
         made.append(Task(f"prequential/LeNet-5/{seed}", (*CODE_OF_DENSE, *_PREQUENTIAL)))
     for seed in range(seeds):
         before = tuple(f"file/LeNet-5/{seed}/{variant}" for variant in VARIANTS[1:])
         made.append(Task(f"search/LeNet-5/{seed}", (*_MEASURED, "gossamer/search/*.py"), before))
-    made.append(Task("pie/LeNet-5", _MEASURED, tuple(t.key for t in made if t.key.startswith(("dense", "file")))))
+    networks = tuple(t.key for t in made if t.key.startswith(("dense", "file")))
+    made.append(Task("pie/LeNet-5", (*CODE_OF_FILES, *_EXEMPLARS), networks))
     return made
 
 

@@ -22,6 +22,7 @@ import gossamer as gs
 from benchmarks.rows import ROOT, code_hash
 from benchmarks.understand_networks import BATCH, NETWORKS, VARIANTS, Network, dense_of, pixels, recipe_of, small
 from gossamer.demo.data import Fashion, Shuffled
+from gossamer.measure import APGD, FGSM, PGD, Square, Worst
 from gossamer.store import write_safetensors
 
 __all__ = ["Place", "main"]
@@ -32,6 +33,14 @@ CODE_OF_FILES = (
     *("gossamer/drive/gradual.py", "gossamer/drive/tune.py", "gossamer/methods/prune/magnitude.py"),
     *("gossamer/methods/quantize/rtn.py", "gossamer/methods/share/kmeans.py", "gossamer/methods/factorize/svd.py"),
 )
+_FIRST = PGD(steps=10)
+ATTACKS = (
+    FGSM(),
+    _FIRST,
+    Worst("APGD", (APGD("ce", steps=20, warm=_FIRST), APGD("targeted", steps=8, targets=3))),
+    Square(queries=50),
+)
+"""As many steps as 70 networks allow in half an hour; `understand_attacks` races them at more."""
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 SEEDS, POPULATION = 5, 10
 
@@ -125,7 +134,8 @@ class Place:
 
 def _accounted(place: Place, network: Network, seed: int, variant: str) -> dict[str, Any]:
     """Description length and generalisation of one file beside the dense network."""
-    data, model, dense = place.fashion, place.network(network, seed, variant), place.dense(network, seed)
+    data, model = place.fashion, place.network(network, seed, variant)
+    dense = None if variant == "dense" else place.dense(network, seed)
     dense_bytes = place.dense_file(network, seed).stat().st_size
     file = place.dense_file(network, seed) if variant == "dense" else place.coded(network, seed, variant)
     half = len(data.test) // 2
@@ -136,7 +146,7 @@ def _accounted(place: Place, network: Network, seed: int, variant: str) -> dict[
         {"train": train, "test": (data.test[half:], data.test_labels[half:])},
         calibrate_on=(data.test[:half], data.test_labels[:half]),
         dense=dense,
-        dense_bytes=dense_bytes,
+        dense_bytes=None if dense is None else dense_bytes,
         free=("architecture", "order of the classes", "hyper-parameters of training"),
         classes=10,
     )
@@ -159,6 +169,7 @@ def _attacked(place: Place, network: Network, seed: int, variant: str) -> dict[s
         data.test,
         data.test_labels,
         epsilons=EPSILONS,
+        attacks=ATTACKS,
         dense=None if variant == "dense" else dense,
         seed=seed,
     )
