@@ -11,6 +11,7 @@ from gossamer import methods, presets
 from gossamer.api import Compressed, compress, load
 from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.learning import rate
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.packing import pack, unpack
 from gossamer.drive.quantization_aware import QuantizationAware
@@ -46,6 +47,7 @@ __all__ = [
     "presets",
     "prune",
     "quantize",
+    "rate",
     "share",
     "shrink",
     "train",
