@@ -196,13 +196,11 @@ def rate(network: nn.Module) -> Tensor:
 
     Source: Oktay et al. 2020, arXiv 1906.06624, section 2.
     """
-    total: Tensor | None = None
-    for quantizer, holder in _quantized(network).values():
-        found = quantizer.bits(holder.tree)
-        total = found if total is None or found is None else total + found
-    if total is None:
+    said = [quantizer.bits(holder.tree) for quantizer, holder in _quantized(network).values()]
+    known = [bits for bits in said if bits is not None]
+    if not known:
         raise CompositionError("rate: found no weights with bits, expected .trainable([gs.quantize.LearnedRate(…)])")
-    return total
+    return torch.stack(known).sum()
 
 
 def settle(network: nn.Module) -> None:

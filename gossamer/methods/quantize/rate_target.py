@@ -1,4 +1,4 @@
-"""Plans at one price of a bit for all tensors: the price that was given, or the one that leads to a size of the file."""
+"""Plans at one price of a bit for all tensors: the one that was given, or that leads to a size of the file."""
 
 from __future__ import annotations
 
