@@ -15,7 +15,7 @@ from gossamer.measure import accuracy
 
 
 def main(epochs: int = 6, price: float = 0.1) -> tuple[float, float]:
-    """Train, then train on with a price for each bit; returns how much smaller the file is, and what accuracy fell by."""
+    """Train, then train on with a price for each bit; returns the file's ratio and what accuracy fell by."""
     data = load_fashion()
     dense = train_dense(lenet_300_100(), data, gs.Tune(epochs=3, lr=2e-3), batch=256, seed=0)
     small = gs.compress(dense, [])  # nothing is lost yet

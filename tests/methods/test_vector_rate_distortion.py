@@ -21,7 +21,7 @@ from gossamer.errors import PlanError
 from gossamer.methods.quantize import RateDistortion, VectorRateDistortion
 from gossamer.methods.quantize.rate_codes import Codes, Vectors, settled, thinned
 from gossamer.methods.quantize.rate_size import coded_bytes
-from gossamer.methods.quantize.vector_rate_distortion import codebook
+from gossamer.methods.quantize.vector_rate_distortion import codebook, place_bits
 from gossamer.methods.vector_means import cluster
 
 Array = np.ndarray[Any, Any]
@@ -94,7 +94,7 @@ def test_codes_go_that_save_less_than_their_place_in_the_table_takes() -> None:
 def test_error_and_bits_together_are_no_more_than_those_of_k_means(rate: float) -> None:
     weight = laplace(96, 128)
     made = vectors_of(one(VectorRateDistortion(rate=rate, dim=2, scale_dtype="float32"), weight))
-    place = 2 * 32 + 4.0
+    place = place_bits(2)
 
     def total(off: float, index: Array, codes: int) -> float:
         return off + rate * (order0_bits(index) + place * codes)

@@ -10,7 +10,7 @@ a code pays for its place in the table is this project's.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from math import log2
+from math import floor, log2
 from typing import final
 
 import torch
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from gossamer.methods.quantize.rate_levels import code_lengths
 
-__all__ = ["Codes", "Placed", "Vectors", "grown", "settled", "thinned"]
+__all__ = ["Codes", "Placed", "Vectors", "grown", "settled", "spaced", "thinned"]
 
 _PIECE = 1 << 18  # costs held at a time
 _ENOUGH = 1e-4  # a fall of the objective, as a share of it, below which it has settled
 _FAR = 1 << 12  # vectors that are looked at for codes of their own
 _ROUNDS = 4  # of settling after codes went or came
+_FINE = 0.2  # of the root mean squared error: numbers of a table in such steps add 0.3% to the error
 
 
 @final
@@ -220,3 +221,31 @@ def grown(vectors: Vectors, found: Placed, rate: float, table: float, most: int)
     codes = Codes(torch.cat([found.codes.points, torch.stack(new)]), lengths)
     now = settled(vectors, codes, rate, table, _ROUNDS)
     return now if now.total < found.total else found
+
+
+def spaced(vectors: Vectors, found: Placed, rate: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Codes as they are stored, and every vector in the cheapest of them.
+
+    Their numbers become multiples of a power of two far below the error, so that their last bits are zeros and the file
+    takes about 8 bits for each; a code that nothing takes any more is dropped.
+
+    Args:
+        vectors: all.
+        found: where they are.
+        rate: λ.
+        dtype: of the table.
+
+    Returns:
+        Points [k, dim] of that dtype, index int64 [n].
+    """
+    lost = vectors.errors(found.codes.points[found.index]).sum()
+    mass = vectors.weight.sum() * (vectors.values.numel() if vectors.alike else 1)
+    step = _FINE * float((lost / mass).sqrt())
+    points = found.codes.points
+    if step > 0:
+        step = 2.0 ** floor(log2(step))
+        points = (points / step).round() * step
+    stored = points.to(dtype)
+    index = Codes(stored.double(), found.codes.lengths).place(vectors, rate)
+    used = torch.bincount(index, minlength=len(stored)) > 0
+    return stored[used], (used.cumsum(0) - 1)[index]

@@ -31,7 +31,7 @@ from gossamer.methods.base import (
     Summary,
 )
 from gossamer.methods.quantize.groups import ScaleType, check_scale_dtype
-from gossamer.methods.quantize.rate_codes import Codes, Placed, Vectors, grown, settled, thinned
+from gossamer.methods.quantize.rate_codes import Codes, Placed, Vectors, grown, settled, spaced, thinned
 from gossamer.methods.quantize.rate_levels import code_lengths
 from gossamer.methods.quantize.rate_search import Weighed, search
 from gossamer.methods.quantize.rate_size import coded_bytes
@@ -48,7 +48,9 @@ _LLOYD = 8
 _PATH = (64.0, 16.0, 4.0)  # prices on the way, as fractions
 _ROUNDS = 12
 _LAST = 4  # with all vectors
-_FREQUENCY = 4.0  # bits that a symbol takes in the coder's table, about
+_NUMBER, _FREQUENCY = 8.0, 5.0  # bits that a number of a code takes in the file, and its frequency, about
+# Bits by which a number that is fitted to a sample looks too good: D / n of error, and λ is 2 · ln 2 · D / n.
+_FITTED = 0.72
 VECTORS = Skeleton(VectorCodebook, (("table", DENSE),))
 
 
@@ -78,9 +80,9 @@ class VectorRateDistortion(Method):
         weighted: "output" or, with data and targets, "loss", as in `RateDistortion`.
         scale_dtype: of the table at rest.
 
-    Cost: some 10⁹ multiplications per tensor on a sample, then 5 · weights · codes; with a target that up to six times.
+    Cost: some 10⁹ multiplications per tensor on a sample, then 6 · weights · codes; with a target that up to six times.
 
-    Exact: every choice is the best for codes and bits as they were counted last; codes are a local optimum.
+    Exact: every choice is the best for the codes as stored at the bits counted last; codes are a local optimum.
 
     Example:
         >>> VectorRateDistortion(target="16x").dim
@@ -180,8 +182,8 @@ class VectorRateDistortion(Method):
     def encode_seen(self, site: Site, weight: Encoding, entry: Entry, shared: Shared, evidence: Evidence) -> Encoding:
         """Quantize at the plan's price."""
         del shared
-        made, codes = self._encoded(site, weight, entry, evidence)
-        if codes == 1 and not torch.equal(dense := weight.to_dense(), dense[:1, :1].expand(dense.shape)):
+        made, differ = self._encoded(site, weight, entry, evidence)
+        if differ and made.entries() == 1:
             raise PlanError(
                 f"VectorRateDistortion: {site.key}: found a price of {entry['rate']:.3g} per bit, where all its runs "
                 f"are one code, expected a lower rate, a larger target, or skip={site.spec.name!r}"
@@ -201,25 +203,22 @@ class VectorRateDistortion(Method):
         costs = Inputs.of(where, site, evidence, self.inputs, 0.0, by_loss=by_loss)
         return values, costs.weights(weight, None, values)
 
-    def _encoded(self, site: Site, weight: Encoding, entry: Entry, evidence: Evidence) -> tuple[Encoding, int]:
-        """The encoding at a price of bits, with codes as for another if the entry has one; how many codes."""
+    def _encoded(self, site: Site, weight: Encoding, entry: Entry, evidence: Evidence) -> tuple[VectorCodebook, bool]:
+        """The encoding at a price of bits, with codes as for another if the entry has one; whether runs differ."""
         rate = float(entry["rate"])
         values, each = self._seen(site, weight, evidence)
         dims = self._dims(site.shape)
         start, dim = self._found(site.key, values, each, dims, float(entry.get("steps", rate)))
-        vectors, table = runs(values, each, dim), self._place_bits(dim)
-        made = settled(vectors, start, rate, table, _LAST)
-        made = grown(vectors, made, rate, table, self.entries)
-        points = made.codes.points.to(self._dtype)
-        if not bool(torch.isfinite(points).all()):
-            large = float(made.codes.points.abs().max())
-            found = f"found a weight of {large:.3g}, which {self.scale_dtype} cannot hold"
-            raise PlanError(f"VectorRateDistortion: {site.key}: {found}, expected scale_dtype float32 or bfloat16")
-        index = made.index.to(torch.uint8).view(site.shape[0], -1)
-        return VectorCodebook(index, Dense(points[None].contiguous()), site.shape[1:]), len(points)
-
-    def _place_bits(self, dim: int) -> float:
-        return dim * 8.0 * self._dtype.itemsize + _FREQUENCY
+        vectors, table = runs(values, each, dim), place_bits(dim)
+        found = grown(vectors, settled(vectors, start, rate, table, _LAST), rate, table, self.entries)
+        large = float(found.codes.points.abs().max())
+        if large > torch.finfo(self._dtype).max:
+            said = f"found a weight of {large:.3g}, which {self.scale_dtype} cannot hold"
+            raise PlanError(f"VectorRateDistortion: {site.key}: {said}, expected scale_dtype float32 or bfloat16")
+        points, index = spaced(vectors, found, rate, self._dtype)
+        symbols = index.to(torch.uint8).view(site.shape[0], -1)
+        made = VectorCodebook(symbols, Dense(points[None].contiguous()), site.shape[1:])
+        return made, not bool((vectors.values == vectors.values[0]).all())
 
     def _found(self, key: str, values: Tensor, each: Tensor, dims: Sequence[int], rate: float) -> tuple[Codes, int]:
         """The codes with the least sum on a sample, and the weights of each."""
@@ -230,11 +229,17 @@ class VectorRateDistortion(Method):
         values, each = values[picked], each if each.numel() == 1 else each[picked]
         best: tuple[Placed, int] | None = None
         for dim in dims:
-            found = codebook(values, each, dim, rate, share * self._place_bits(dim), self.entries, key_of(dim, key))
+            table = share * place_bits(dim) + (1 - share) * _FITTED * dim
+            found = codebook(values, each, dim, rate, table, self.entries, key_of(dim, key))
             if best is None or found.total < best[0].total:
                 best = found, dim
         assert best is not None
         return best[0].codes, best[1]
+
+
+def place_bits(dim: int) -> float:
+    """What a code of so many numbers takes beside its symbols, about."""
+    return dim * _NUMBER + _FREQUENCY
 
 
 def runs(values: Tensor, each: Tensor, dim: int) -> Vectors:
