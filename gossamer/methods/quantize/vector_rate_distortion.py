@@ -107,7 +107,7 @@ class VectorRateDistortion(Method):
             if getattr(self, name) not in known:
                 found = f"found {getattr(self, name)!r}, expected one of {known}"
                 raise PlanError(f"VectorRateDistortion: {name}: {found}")
-        dims = (self.dim,) if isinstance(self.dim, int) else tuple(self.dim)
+        dims: tuple[object, ...] = self.dim if isinstance(self.dim, tuple) else (self.dim,)
         if not dims or not all(isinstance(d, int) and 1 <= d <= 64 for d in dims):
             raise PlanError(f"VectorRateDistortion: dim: found {self.dim!r}, expected 1 to 64, or several of these")
         if not 2 <= self.entries <= 256:
