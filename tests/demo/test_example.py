@@ -31,9 +31,3 @@ def test_sparse_training_learns_with_a_fraction_of_the_state(capsys: pytest.Capt
         int(n.replace(",", "")) for n in re.findall(r"([\d,]{6,})(?: bytes, of|$)", said, re.MULTILINE)[:2]
     )
     assert sparse < 0.2 * dense
-
-
-def test_a_price_for_each_bit_in_a_loop_of_ones_own_leaves_a_small_file_that_works() -> None:
-    smaller, lost = example("train_for_few_bits").main(epochs=4)
-    assert smaller > 30
-    assert lost < 0.03
