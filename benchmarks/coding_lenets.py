@@ -42,7 +42,11 @@ HELD_OUT = 5_000
 CODE_OF_DENSE = ("gossamer/drive/tune.py", "gossamer/demo/data.py", "gossamer/demo/networks.py")
 CODE = (
     *(*CODE_OF_DENSE, "gossamer/drive/rate_control.py", "gossamer/drive/quantization_aware.py"),
-    *("gossamer/methods/quantize/learned_rate.py", "gossamer/methods/quantize/rate_levels.py"),
+    *(
+        "gossamer/drive/learning.py",
+        "gossamer/methods/quantize/learned_rate.py",
+        "gossamer/methods/quantize/rate_levels.py",
+    ),
 )
 
 

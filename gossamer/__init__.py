@@ -12,6 +12,7 @@ from gossamer.api import Compressed, compress, load
 from gossamer.drive.adversarial import Adversarial
 from gossamer.drive.allocate import allocate
 from gossamer.drive.gradual import Gradual
+from gossamer.drive.learning import rate
 from gossamer.drive.norms import ReestimateNorms
 from gossamer.drive.packing import pack, unpack
 from gossamer.drive.quantization_aware import QuantizationAware
@@ -49,8 +50,12 @@ __all__ = [
     "presets",
     "prune",
     "quantize",
+<<<<<<< HEAD
     "report",
     "search",
+=======
+    "rate",
+>>>>>>> 118ff72d45a7794175cc61c81439e582e2e694bf
     "share",
     "shrink",
     "train",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, final
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.drive.block_journal import Checkpoint
+from gossamer.drive.learning import learning, settled
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import Recipe, run
 from gossamer.drive.relative_entropy import RelativeEntropy
@@ -25,6 +26,7 @@ from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.measure.ledger import Ledger, ledger_of
+from gossamer.methods.base import Method
 from gossamer.network.attach import attach, harvest, hold_statistics
 from gossamer.network.blank import blank
 from gossamer.network.inspect import refuse_live_only, specs
@@ -93,16 +95,35 @@ class Compressed:
         hold_statistics(network, self.specs, self.trees)
         return network
 
-    def trainable(self) -> nn.Module:
+    def trainable(self, methods: Sequence[Method] = ()) -> nn.Module:
         """The network with its leaves attached: survivors, factors, scales and centroids are its parameters.
 
         Train it with any loop and optimiser, then hand it to `harvest`.
+
+        Args:
+            methods: the loop trains for them: weights compute as `gs.quantize.LearnedRate` or `LearnedStep` leave them
+                while the numbers behind them and the steps train. `gs.rate` says what their symbols would take.
+
+        Raises:
+            PlanError: a method that does not learn its steps.
+            CompositionError: a method that matches nothing.
+
+        Example:
+            >>> import gossamer as gs
+            >>> small = gs.compress(nn.Linear(64, 64), [])
+            >>> network = small.trainable([gs.quantize.LearnedRate(only="weight")])
+            >>> small.harvest(network).trees["weight"].size_bits() < 4096 * 4 + 32
+            True
         """
+        if isinstance(methods, Method):
+            raise PlanError(f"trainable: found {type(methods).__name__}, expected a list of methods")
+        if methods:
+            return learning(self._fresh(), self.specs, self.trees, methods).train()
         return attach(self._fresh(), self.specs, self.trees).train()
 
     def harvest(self, network: nn.Module) -> Compressed:
-        """What a network from `trainable` has become."""
-        trees = harvest(network, self.specs, self.trees)
+        """What a network from `trainable` has become, quantized if it was for methods; the network is not changed."""
+        trees = harvest(settled(network), self.specs, self.trees)
         return Compressed(self.specs, trees, self._network, notes=self.notes, skipped=self.skipped)
 
     def lower(self, example_inputs: Tensor | tuple[Any, ...] | Mapping[str, Any]) -> Lowered:

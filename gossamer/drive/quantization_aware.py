@@ -8,22 +8,20 @@ from math import prod
 from typing import final
 
 import torch
-from torch import Tensor, nn
 
+from gossamer.drive.learning import quantizers, rate, settle
 from gossamer.drive.one_shot import Planned, apply_plan, plan_method
 from gossamer.drive.rate_control import RateLoss, blanked
 from gossamer.drive.recipe import Stage, State, example_for, plan_json, run_method
 from gossamer.drive.source import TreeSource
 from gossamer.drive.tune import Tune, batches_of, train
-from gossamer.encoding.node import Encoding, Role, Value
+from gossamer.encoding.node import Encoding, Value
 from gossamer.encoding.values import Constant, Dense
 from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
-from gossamer.methods.base import DENSE, FileFrame, Method, Site
+from gossamer.methods.base import DENSE, FileFrame, Method
 from gossamer.methods.quantize.rate_budget import wanted_bytes
-from gossamer.methods.straight import straight_through
 from gossamer.network.attach import Attached, attach, attached
-from gossamer.network.rebuild import small_tree
 
 __all__ = ["Latents", "QuantizationAware"]
 
@@ -108,14 +106,14 @@ class QuantizationAware(Stage):
         latents = Latents(self.methods, state)
 
         priced = self.rate is not None or self.target is not None
-        rate = latents.rate_loss(self.rate, self.target, self.ramp) if priced else None
+        price = latents.rate_loss(self.rate, self.target, self.ramp) if priced else None
 
         def before_step(step: int, steps: int, optimizer: torch.optim.Optimizer) -> None:
             del optimizer
             if step:
                 latents.moved(refresh=step % self.refresh == 0)
-            if rate is not None:
-                rate.begin_step(step, steps)
+            if price is not None:
+                price.begin_step(step, steps)
 
         train(
             latents.network,
@@ -126,7 +124,7 @@ class QuantizationAware(Stage):
             progress=state.progress,
             title="quantization-aware training",
             before_step=before_step,
-            penalty=rate,
+            penalty=price,
             live=state.live,
         )
         latents.settle(refresh=self.tune.epochs * len(data) % self.refresh == 0)
@@ -145,74 +143,6 @@ def _quantizes(method: Method) -> bool:
     return bool(made) and not any(masks) and all(issubclass(v.kind, Value) and v.kind is not Constant for v in values)
 
 
-@dataclass
-class _Slot:
-    """A site while it trains.
-
-    Args:
-        method: that quantizes it.
-        site: which.
-        grid: what the method last made of it: scales and centroids count, where the values lay does not.
-        learned: holds the grid instead if its leaves train.
-        fresh: the grid was made of the weights as they are now, so their places in it count too.
-    """
-
-    method: Method
-    site: Site
-    grid: Encoding
-    learned: Attached | None = None
-    fresh: bool = True
-
-    def current(self) -> Encoding:
-        """The grid."""
-        return self.grid if self.learned is None else self.learned.tree
-
-    def surrogate(self, latent: Encoding) -> Encoding:
-        """What training computes with."""
-        if self.fresh and self.learned is None:
-            return straight_through(latent, self.grid)
-        return self.method.surrogate(self.site, latent, self.current())
-
-    def quantized(self, latent: Encoding) -> Encoding:
-        """The same for good."""
-        if self.fresh and self.learned is None:
-            return self.grid
-        return self.method.assign(self.site, latent, self.current()) or self.current()
-
-
-@final
-class _Quantizer(nn.Module):
-    """What a weight's latent tree goes through: every site of a method quantized."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slots: dict[str, _Slot] = {}
-        self.learned = nn.ModuleList()  # holders of grids whose leaves train
-
-    def add(self, slot: _Slot) -> None:
-        """Quantize one more site."""
-        if slot.method.learns:
-            # In training steps are float32 whatever they are at rest: they change by less than half precision holds.
-            wide = slot.method.opened(slot.grid).map_leaves(
-                lambda f: f.tensor.float() if f.role is Role.TRAINABLE else f.tensor
-            )
-            slot.learned = Attached(wide, torch.float32, {})
-            self.learned.append(slot.learned)
-        self.slots[slot.site.path] = slot
-
-    def forward(self, tree: Encoding) -> Encoding:
-        """The tree that the layer multiplies with, differentiable in the latent leaves."""
-        for path, slot in self.slots.items():
-            tree = tree.put(path, slot.surrogate(tree.at(path)))
-        return tree
-
-    def quantized(self, tree: Encoding) -> Encoding:
-        """The same for good."""
-        for path, slot in self.slots.items():
-            tree = tree.put(path, slot.quantized(tree.at(path)))
-        return tree
-
-
 @final
 class Latents:
     """A network that computes with quantized weights while the latent ones train.
@@ -223,21 +153,12 @@ class Latents:
     """
 
     def __init__(self, methods: tuple[Method, ...], state: State) -> None:
-        trees = {spec.name: small_tree(state.trees[spec.name]) for spec in state.specs}
-        self._specs = state.specs
-        self.planned: list[Planned] = []
-        self._through: dict[str, _Quantizer] = {}
-        for method in methods:
-            source = TreeSource(self._specs, trees)
+        def plan(method: Method, source: TreeSource) -> Planned:
             bound = method.bind(state.model, example_for(method, state.data))
-            planned = plan_method(bound, source, state.evidence(bound))
-            made = apply_plan(planned, source)
-            for site in planned.sites.values():
-                through = self._through.setdefault(site.spec.name, _Quantizer())
-                through.add(_Slot(planned.method, site, made[site.spec.name].at(site.path)))
-            trees |= made  # so that the next method finds only what is left
-            self.planned.append(planned)
-        self._made = trees
+            return plan_method(bound, source, state.evidence(bound))
+
+        self._specs = state.specs
+        self._through, self.planned, self._made = quantizers(methods, state.specs, state.trees, plan)
         self.network = attach(copy.deepcopy(state.model), state.specs, state.trees, self._through)
 
     def moved(self, *, refresh: bool) -> None:
@@ -263,13 +184,7 @@ class Latents:
         for i, planned in enumerate(self.planned):
             if not (refresh or planned.method.learns or self._assigns(planned)):
                 self._refit(i)
-        for name, holder in self._holders().items():
-            through = self._through[name]
-            quantized = through.quantized(holder.tree)
-            for alias in attached(self.network).values():
-                if alias.through is through:
-                    alias.through = None
-                    alias.replace(quantized)
+        settle(self.network)
 
     def rate_loss(self, price: float | None, target: str | int | None, ramp: float) -> RateLoss:
         """The bits of all methods that say them, as a term of the loss, see `RateLoss`."""
@@ -283,17 +198,15 @@ class Latents:
             return {n: self._through[n].quantized(h.tree) for n, h in self._holders().items() if n in names}
 
         return RateLoss(
-            self.bits, quantized, weights, price=price, target=target, ramp=ramp, blanks=blanks, specs=self._specs
+            lambda: rate(self.network),
+            quantized,
+            weights,
+            price=price,
+            target=target,
+            ramp=ramp,
+            blanks=blanks,
+            specs=self._specs,
         )
-
-    def bits(self) -> Tensor:
-        """Of the symbols that the weights stand for now, differentiable."""
-        total = torch.zeros(())
-        for name, holder in self._holders().items():
-            for path, slot in self._through[name].slots.items():
-                found = slot.method.symbol_bits(slot.site, holder.tree.at(path), slot.current())
-                total = total if found is None else total + found
-        return total
 
     def _holders(self) -> dict[str, Attached]:
         found = attached(self.network)

@@ -64,6 +64,7 @@ from gossamer.methods.quantize import (
     RoundToNearest,
     SmoothQuant,
     Ternary,
+    VectorRateDistortion,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Blocks, Channels, Heads, NarrowEmbedding
@@ -115,6 +116,7 @@ ENTRIES: Mapping[str, type[Any]] = types.MappingProxyType(
         "quantize.LearnedRate": LearnedRate,
         "quantize.MixedBits": MixedBits,
         "quantize.RateDistortion": RateDistortion,
+        "quantize.VectorRateDistortion": VectorRateDistortion,
         "quantize.Cast": Cast,
         "quantize.FoldBatchNorm": FoldBatchNorm,
         "factorize.SVD": SVD,

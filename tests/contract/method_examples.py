@@ -49,6 +49,7 @@ from gossamer.methods.quantize import (
     RoundToNearest,
     SmoothQuant,
     Ternary,
+    VectorRateDistortion,
 )
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
 from gossamer.methods.shrink import Blocks, Channels, Heads, NarrowEmbedding
@@ -151,6 +152,11 @@ METHODS: Mapping[str, Method] = {
     "rate-distortion-gram": RateDistortion(rate=1e-4, group="channel", inputs="gram", zeros="mask"),
     "rate-distortion-loss": RateDistortion(rate=1e-4, inputs="gram", weighted="loss"),
     "rate-distortion-bytes": RateDistortion(target=12_600),
+    "vector-rate-distortion": VectorRateDistortion(rate=1e-4, dim=(1, 2, 4), entries=64),
+    "vector-rate-distortion-inputs-loss": VectorRateDistortion(
+        rate=1e-4, dim=2, entries=16, inputs="sq", weighted="loss", scale_dtype="bfloat16"
+    ),
+    "vector-rate-distortion-bytes": VectorRateDistortion(target=12_600, dim=2, entries=32, scale_dtype="float32"),
     "mixed-bits-average": MixedBits(average_bits=3.7),
     "mixed-bits-bytes": MixedBits(budget_bytes=2400, bits=(2, 5, 8), symmetric=False, scale_dtype="float16"),
     "mixed-bits-inputs": MixedBits(average_bits=4, weighted="inputs"),

@@ -59,6 +59,7 @@ from gossamer.methods.quantize import (
     RoundToNearest,
     SmoothQuant,
     Ternary,
+    VectorRateDistortion,
 )
 from gossamer.methods.second_order import fisher_blocks
 from gossamer.methods.share import Denil, Hashing, KMeans, ProductQuantization, Tie, Translation
@@ -74,7 +75,9 @@ half_too = pytest.mark.parametrize(
 )
 
 
-DENSE_ONLY = (*FACTORIZE, Channels, ProductQuantization, Hashing, Tie, Denil, Translation, Rotate)
+DENSE_ONLY = (
+    *FACTORIZE, Channels, ProductQuantization, Hashing, Tie, Denil, Translation, Rotate, VectorRateDistortion
+)  # fmt: skip
 
 
 def trees_of(model: nn.Module) -> dict[str, Encoding]:
@@ -331,6 +334,7 @@ def test_pruning_again_within_a_structure_stays_in_it_and_across_structures_beco
         (KMeans(bits=3), Channels(sparsity=0.5), "Remove channels first"),
         (Channels(sparsity=0.5), Channels(sparsity=0.5), "Remove channels first"),
         (Magnitude(sparsity=0.5), ProductQuantization(bits=2), "use KMeans on those"),
+        (Magnitude(sparsity=0.5), VectorRateDistortion(rate=1e-4), "use RateDistortion on those"),
         (Magnitude(sparsity=0.5), Hashing(stored=0.1), "hash first"),
         (Magnitude(sparsity=0.5), Tie(threshold=1.0), "Tie plain weights first"),
         (KMeans(bits=3), Denil(stored=0.5), "predict first"),
@@ -520,6 +524,16 @@ def test_a_method_that_matches_nothing_is_refused(method: Method) -> None:
         lambda: LowRankPlusSparse(rank=2, density=0.1, inputs="fisher"),  # type: ignore[arg-type]
         lambda: LowRankPlusSparse(rank=2, density=0.1, damping=0.0),
         lambda: Channels(sparsity=-0.1),
+        VectorRateDistortion,
+        lambda: VectorRateDistortion(rate=0.0),
+        lambda: VectorRateDistortion(rate=1.0, target="8x"),
+        lambda: VectorRateDistortion(target="small"),
+        lambda: VectorRateDistortion(rate=1.0, dim=0),
+        lambda: VectorRateDistortion(rate=1.0, dim=()),
+        lambda: VectorRateDistortion(rate=1.0, entries=257),
+        lambda: VectorRateDistortion(rate=1.0, inputs="gram"),  # type: ignore[arg-type]
+        lambda: VectorRateDistortion(rate=1.0, weighted="size"),  # type: ignore[arg-type]
+        lambda: VectorRateDistortion(rate=1.0, scale_dtype="int8"),  # type: ignore[arg-type]
         lambda: ProductQuantization(dim=0),
         lambda: ProductQuantization(bits=9),
         lambda: ProductQuantization(inputs="sq"),  # type: ignore[arg-type]

@@ -15,8 +15,8 @@ from methods.harness import one, planned_on
 from gossamer.encoding import Kind, TensorSpec, VectorCodebook
 from gossamer.methods.base import Site
 from gossamer.methods.share import KMeans, ProductQuantization
-from gossamer.methods.share.product import _means as centre
-from gossamer.methods.share.product import cluster
+from gossamer.methods.vector_means import _means as centre
+from gossamer.methods.vector_means import cluster
 
 Array = np.ndarray[Any, Any]
 

@@ -15,6 +15,7 @@ from gossamer.methods.quantize.rotate import Rotate
 from gossamer.methods.quantize.rtn import RoundToNearest
 from gossamer.methods.quantize.smooth import SmoothQuant
 from gossamer.methods.quantize.ternary import Ternary
+from gossamer.methods.quantize.vector_rate_distortion import VectorRateDistortion
 
 __all__ = [
     "AWQ",
@@ -32,4 +33,5 @@ __all__ = [
     "RoundToNearest",
     "SmoothQuant",
     "Ternary",
+    "VectorRateDistortion",
 ]

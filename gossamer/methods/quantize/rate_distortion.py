@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import ceil, floor, log2, prod
+from math import prod
 from typing import Literal, final
 
 import torch
@@ -29,7 +29,6 @@ from gossamer.methods.base import (
     Rule,
     Shared,
     Site,
-    Step,
     Summary,
     live_values,
 )
@@ -43,26 +42,15 @@ from gossamer.methods.quantize.groups import (
     no_mask,
     stored_scale,
 )
-from gossamer.methods.quantize.rate_budget import (
-    Curve,
-    Trial,
-    best_trial,
-    close_enough,
-    next_trial,
-    starting_rate,
-    trials_of,
-    wanted_bytes,
-)
 from gossamer.methods.quantize.rate_levels import Levels, cheapest, code_lengths, settled
 from gossamer.methods.quantize.rate_search import Weighed, search
 from gossamer.methods.quantize.rate_size import coded_bytes
 from gossamer.methods.quantize.rate_sweep import Inputs, swept
+from gossamer.methods.quantize.rate_target import check_price, curve_of, planned
 from gossamer.methods.quantize.rtn import AFFINE
 
 __all__ = ["RateDistortion"]
 
-_COARSE = 1 << 12  # values that curves are drawn with
-_LOWEST, _HIGHEST = -14, 6  # powers of two of λ · weights between which curves are drawn
 CODEBOOK = Skeleton(Codebook, (("table", DENSE),))
 
 
@@ -124,12 +112,7 @@ class RateDistortion(Method):
     frame: FileFrame | None = field(default=None, metadata=DERIVED)
 
     def __post_init__(self) -> None:
-        if (self.rate is None) == (self.target is None):
-            raise PlanError(f"RateDistortion: found rate {self.rate}, target {self.target}, expected one of them")
-        if self.rate is not None and not 0 < self.rate < float("inf"):
-            raise PlanError(f"RateDistortion: rate: found {self.rate}, expected a number above 0")
-        if self.target is not None:
-            wanted_bytes("RateDistortion", self.target, FileFrame(1, 0, 0, 0))
+        check_price("RateDistortion", self.rate, self.target)
         for name, known in (
             ("values", ("grid", "centroids")),
             ("inputs", ("equal", "sq", "gram")),
@@ -207,35 +190,14 @@ class RateDistortion(Method):
         if ask is not None:
             made, _ = self._encoded(site, weight, ask.state, evidence)
             return {"bytes": coded_bytes(made)}
-        positions, values = live_values(weight)
-        weighed = self._weighed(site, weight, evidence)
-        live = max(1, len(values))
-        size = log2(live)
-        whole = float((weighed.weight * weighed.values.square()).sum()) or 1.0  # 1 where errors are shares of it
-        rates = [whole * 2.0**j for j in range(floor(_LOWEST - size), ceil(_HIGHEST - size) + 1)]
+        positions, _ = live_values(weight)
         grouped = grouping_of(self.group, site.shape).count(prod(site.shape)) > 1
-        bits = [search(weighed, r, r, grouped=grouped, most=_COARSE).bits for r in rates]
         rest = coded_bytes(self.blank(site, weight)) + (0 if positions is None else _pattern_bytes(weight))
-        return {"rates": rates, "bytes": [rest + b * live / 8 for b in bits]}
+        return curve_of(self._weighed(site, weight, evidence), rest, grouped=grouped)
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """The price at which the file has the size that was asked for."""
-        if self.target is None:
-            return Plan(tuple(Step((s.key,), {"rate": self.rate}) for s in sites))
-        if self.frame is None:
-            raise PlanError("RateDistortion: target: found no file, expected a driver that says what else is in it")
-        wanted = wanted_bytes("RateDistortion", self.target, self.frame)
-        if ask is None:
-            curves = {s.key: Curve(summaries[s.key]["rates"], summaries[s.key]["bytes"]) for s in sites}
-            first = starting_rate("RateDistortion", curves, wanted, self.frame)
-            return Ask({"rate": first, "steps": first, "tried": []})
-        size = self.frame.total([summaries[s.key]["bytes"] for s in sites])
-        trials = [*trials_of(ask.state), Trial(ask.state["rate"], ask.state["steps"], size)]
-        if not close_enough(trials, wanted):
-            rate, steps = next_trial(trials, wanted)
-            return Ask({"rate": rate, "steps": steps, "tried": [[t.rate, t.steps, t.size] for t in trials]})
-        best = best_trial(trials, wanted)
-        return Plan(tuple(Step((s.key,), {"rate": best.rate, "steps": best.steps}) for s in sites))
+        return planned("RateDistortion", self.rate, self.target, self.frame, sites, summaries, ask)
 
     # -- one tensor --------------------------------------------------------------------------------------------------
 
