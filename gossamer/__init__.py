@@ -50,12 +50,9 @@ __all__ = [
     "presets",
     "prune",
     "quantize",
-<<<<<<< HEAD
+    "rate",
     "report",
     "search",
-=======
-    "rate",
->>>>>>> 118ff72d45a7794175cc61c81439e582e2e694bf
     "share",
     "shrink",
     "train",
