@@ -28,8 +28,9 @@ class APGD(Attack):
 
     At checkpoints η halves, and x goes back to the best point, if no more than 0.75 of the steps since the last one
     raised the loss, or if neither η nor the best loss has changed since then. Checkpoints come at shares 0.22, 0.41,
-    0.57, 0.70, … of the steps, in whole steps. Every example has its own η. The first start is the input itself, or where ``warm``
-    ended, others are random; the first step from the input itself reaches to the end of the ball, as that of `FGSM`.
+    0.57, 0.70, … of the steps, in whole steps. Every example has its own η. The first start is the input itself,
+    or where ``warm`` ended, others are random; the first step from the input itself reaches to the end of the ball, as
+    that of `FGSM`.
 
     Args:
         loss: "ce": cross-entropy; "dlr": the difference of logits ratio; "targeted": the targeted DLR, one run for each
