@@ -36,6 +36,11 @@ _MEASURED = (
 )
 _PREQUENTIAL = ("gossamer/measure/prequential.py", "gossamer/measure/label_code.py", "benchmarks/understand_worker.py")
 _EXEMPLARS = ("gossamer/measure/exemplars/*.py", "benchmarks/understand_worker.py")
+_RACED = (
+    "benchmarks/understand_attacks.py",
+    "benchmarks/understand_attacks_worker.py",
+    "benchmarks/understand_race.py",
+)
 _ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
 
 
@@ -51,11 +56,13 @@ class Task:
         key: as the worker knows it.
         code: files that decide the row.
         after: keys of tasks that must be finished.
+        module: of the worker.
     """
 
     key: str
     code: tuple[str, ...] = field(repr=False)
     after: tuple[str, ...] = ()
+    module: str = "understand_worker"
 
 
 def tasks(*, quick: bool) -> list[Task]:
@@ -87,13 +94,16 @@ def tasks(*, quick: bool) -> list[Task]:
     for seed in range(seeds):
         before = tuple(f"file/LeNet-5/{seed}/{variant}" for variant in VARIANTS[1:])
         made.append(Task(f"search/LeNet-5/{seed}", (*_MEASURED, "gossamer/search/*.py"), before))
+    for name in names:
+        before = f"dense/{name}/0"
+        made.append(Task(f"race/{name}/0/dense", (*_ATTACKED, *_RACED), (before,), "understand_race"))
     networks = tuple(t.key for t in made if t.key.startswith(("dense", "file")))
     made.append(Task("pie/LeNet-5", (*CODE_OF_FILES, *_EXEMPLARS), networks))
     return made
 
 
 def _asked(task: Task, data: Path, *, quick: bool) -> dict[str, Any]:
-    command = [sys.executable, "-m", "benchmarks.understand_worker", str(data), task.key]
+    command = [sys.executable, "-m", f"benchmarks.{task.module}", str(data), task.key]
     environment = {**os.environ, **_MEMORY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     begin = time.monotonic()
     done = subprocess.run(
@@ -158,7 +168,7 @@ class Run:
 
 def document(run: Run) -> dict[str, Any]:
     """Rows by kind."""
-    kinds = ("description_length", "robustness", "pie", "vog", "prequential", "search")
+    kinds = ("description_length", "robustness", "pie", "vog", "prequential", "search", "race")
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for key, row in run.rows.items():
         kind, network, *rest = key.split("/")
@@ -171,7 +181,7 @@ def document(run: Run) -> dict[str, Any]:
             found["vog"].append(where | row["row"])
         elif kind == "pie":
             found["pie"] += row["row"]["rows"]
-        elif kind in ("prequential", "search"):
+        elif kind in ("prequential", "search", "race"):
             found[kind].append(where | row["row"])
     seconds = sum(row["cpu_seconds"] for row in run.rows.values())
     return {

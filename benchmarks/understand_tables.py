@@ -20,7 +20,7 @@ def understand_tables(document: dict[str, Any], table: Make) -> dict[str, str]:
         "understand_prequential": _prequential(document["prequential"], document["description_length"], table),
         "understand_robustness": _robustness(document["robustness"], table),
         "understand_corruptions": _corruptions(document["robustness"], table),
-        "understand_race": _race(document["attacks"], table),
+        "understand_race": _race(document["race"], table),
         "understand_vog": _vog(document["vog"], table),
         "understand_pie": _pie(document["pie"], table),
     }
@@ -148,18 +148,17 @@ def _corruptions(rows: list[dict[str, Any]], table: Make) -> str:
 
 
 def _race(rows: list[dict[str, Any]], table: Make) -> str:
-    made = [
-        (
-            row["network"],
-            row["variant"],
-            row["attack"],
-            _level(row["epsilon"]),
-            f"{100 * row['accuracy']:.1f}",
-            f"{100 * row['peer_accuracy']:.1f}",
-        )
-        for row in rows
-    ]
-    return table(("network", "what", "attack", "ε", "accuracy, %", "torchattacks, %"), made, words=3)
+    made = []
+    for race in rows:
+        for attack in dict.fromkeys(r["attack"] for r in race["rows"]):
+            found = [r for r in race["rows"] if r["attack"] == attack]
+            cells = [
+                f"{100 * r['ours']:.1f}" + (f" / {100 * r['theirs']:.1f}" if r["theirs"] is not None else "")
+                for r in found
+            ]
+            made.append((race["network"], attack, *cells))
+    head = ("network", "attack", *(_level(r["epsilon"]) for r in found))
+    return table(head, made, words=2)
 
 
 def _vog(rows: list[dict[str, Any]], table: Make) -> str:
