@@ -9,6 +9,7 @@ import argparse
 import tempfile
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from benchmarks.chromium import Chromium, Tab, found_chromium
@@ -42,8 +43,8 @@ def pictured(page: Path, picture: Path, width: int = 960) -> int:
             file = Path(folder) / f"{i}.png"
             tab.photograph(file, clip=box)
             shots.append(Image.open(file).convert("RGB").copy())
-    ground = shots[0].getpixel((0, 0))
-    whole = Image.new("RGB", (_WIDTH, sum(s.height + _GAP for s in shots) + _GAP), ground)
+    shots = [_on_white(shot) for shot in shots]
+    whole = Image.new("RGB", (_WIDTH, sum(s.height + _GAP for s in shots) + _GAP), "white")
     at = 0
     for shot in shots:
         whole.paste(shot, (0, at))
@@ -56,6 +57,13 @@ def pictured(page: Path, picture: Path, width: int = 960) -> int:
     return picture.stat().st_size
 
 
+def _on_white(shot: Image.Image) -> Image.Image:
+    """The page's ground, a warm white that few colours would not hold, as white."""
+    pixels = np.asarray(shot).copy()
+    pixels[(pixels == pixels[0, 0]).all(-1)] = 255
+    return Image.fromarray(pixels)
+
+
 def _box(tab: Tab, names: tuple[str, ...] | list[str]) -> tuple[float, float, float, float] | None:
     """Across the page, as high as elements are together."""
     ask = "(() => {{ const e = document.querySelector({!r}); if (!e) return null;" + (
@@ -66,7 +74,7 @@ def _box(tab: Tab, names: tuple[str, ...] | list[str]) -> tuple[float, float, fl
     if not edges:
         return None
     top, bottom = min(e[0] for e in edges), max(e[1] for e in edges)
-    return 0.0, float(top), float(_WIDTH), float(bottom - top)
+    return 0.0, float(top) - 2, float(_WIDTH), float(bottom - top) + 4
 
 
 def main() -> None:
