@@ -60,7 +60,8 @@ class Adversarial:
             raise PlanError(f"Adversarial: found {found}, expected numbers above 0, steps from 1 on")
         if self.norm not in ("linf", "l2"):
             raise PlanError(f"Adversarial: norm: found {self.norm!r}, expected 'linf' or 'l2'")
-        if len(self.bounds) != 2 or not self.bounds[0] < self.bounds[1]:
+        bounds: tuple[float, ...] = self.bounds  # a recipe file may hold any number of them
+        if len(bounds) != 2 or not bounds[0] < bounds[1]:
             raise PlanError(f"Adversarial: bounds: found {self.bounds}, expected two numbers, the first smaller")
         if self.trades is not None and not 0 < self.trades < float("inf"):
             raise PlanError(f"Adversarial: trades: found {self.trades}, expected a number above 0, or None")
@@ -83,9 +84,10 @@ class Adversarial:
         Raises:
             DataError: inputs that are no floats or out of bounds.
         """
-        if not isinstance(inputs, Tensor) or inputs.dtype not in (torch.float32, torch.float64):
-            found = inputs.dtype if isinstance(inputs, Tensor) else type(inputs).__name__
-            raise DataError(f"Adversarial: found inputs of {found}, expected float32 or float64")
+        given: object = inputs  # of a batch, which may hold anything
+        if not isinstance(given, Tensor) or given.dtype not in (torch.float32, torch.float64):
+            what = str(given.dtype) if isinstance(given, Tensor) else type(given).__name__
+            raise DataError(f"Adversarial: found inputs of {what}, expected float32 or float64")
         low, high = float(inputs.min()), float(inputs.max())
         if not self.bounds[0] <= low <= high <= self.bounds[1]:
             found = f"found inputs from {low:.6g} to {high:.6g}"
@@ -124,7 +126,8 @@ class Adversarial:
             return self.epsilon * (2 * torch.rand_like(centre) - 1)
         away = torch.randn_like(centre)
         size = away.flatten(1).norm(dim=1).view(-1, *[1] * (centre.dim() - 1))
-        return self.epsilon * torch.rand_like(size) * away / size
+        made: Tensor = self.epsilon * torch.rand_like(size) * away / size
+        return made
 
 
 def divergence(clean: Tensor, other: Tensor) -> Tensor:

@@ -78,8 +78,8 @@ class Tune:
         hidden_weight: of each pair of hidden states.
         attention: the same, for the positions at which they are large: Σ over channels of a², scaled to length 1.
         attention_weight: of each pair of attention maps.
-        adversarial: train on the worst inputs nearby instead of those that there are: the label's share of the loss is
-            that of `Adversarial`, with the recipe's own loss. Judging on ``held_out`` is by it too.
+        adversarial: train, and judge on ``held_out``, on the worst inputs nearby in the place of those that there are
+            (a teacher sees them too); with its ``trades`` on both. See `Adversarial`; the loss is the recipe's own.
         held_out: batches to judge by after every epoch, or the fraction of the data (the last) that is kept for it;
             the best weights are put back in the end. None: the last weights stay.
         patience: stop after so many epochs without a better loss on ``held_out``; None: all epochs.
@@ -144,8 +144,9 @@ class Tune:
             raise PlanError(
                 f"Tune: found patience {self.patience}, held_out {self.held_out}, expected 1 or more with data to judge"
             )
-        if self.adversarial is not None and (not isinstance(self.adversarial, Adversarial) or self.distil == 1):
-            found = f"{self.adversarial!r}, distil {self.distil}"
+        objective: object = self.adversarial
+        if objective is not None and (not isinstance(objective, Adversarial) or self.distil == 1):
+            found = f"{objective!r}, distil {self.distil}"
             raise PlanError(f"Tune: adversarial: found {found}, expected an Adversarial with a distil below 1")
         object.__setattr__(self, "hidden", dict(self.hidden))
         object.__setattr__(self, "attention", dict(self.attention))
@@ -365,6 +366,8 @@ def _loss(
 ) -> Tensor:
     inputs, targets = _inputs_and_targets(batch, tune)
     with _arithmetic(model, tune):
+        if tune.adversarial is not None and tune.adversarial.trades is None:
+            inputs = tune.adversarial.inputs(model, inputs, targets, loss)
         outputs = cast(Tensor, widened(call(model, inputs)))
     soft = tune.distil and tune.taught_by == "classes"
     if not isinstance(outputs, Tensor) and (loss is F.cross_entropy or soft):
@@ -374,7 +377,12 @@ def _loss(
         )
     value = torch.zeros(())
     if tune.distil < 1:
-        value = (1 - tune.distil) * _labelled(model, inputs, targets, outputs, tune, loss)
+        value = loss(outputs, targets)
+        if tune.adversarial is not None and tune.adversarial.trades is not None:
+            with _arithmetic(model, tune):
+                others = cast(Tensor, widened(call(model, tune.adversarial.inputs(model, inputs, targets, loss))))
+            value = value + tune.adversarial.trades * divergence(outputs, others)
+        value = (1 - tune.distil) * value
     if teacher is not None and tune.taught:
         with torch.no_grad(), _arithmetic(teacher, tune):
             taught = cast(Tensor, widened(call(teacher, inputs)))
@@ -385,18 +393,6 @@ def _loss(
         if heard is not None and (tune.hidden or tune.attention):
             value = value + heard.loss(tune.hidden_weight, tune.attention_weight)
     return value
-
-
-def _labelled(model: nn.Module, inputs: Any, targets: Any, outputs: Any, tune: Tune, loss: Loss) -> Tensor:
-    """The labels' part of the loss; ``outputs`` are those for the inputs as they are."""
-    if tune.adversarial is None:
-        return loss(outputs, targets)
-    with _arithmetic(model, tune):
-        points = tune.adversarial.inputs(model, inputs, targets, loss)
-        others = cast(Tensor, widened(call(model, points)))
-    if tune.adversarial.trades is None:
-        return loss(others, targets)
-    return loss(outputs, targets) + tune.adversarial.trades * divergence(outputs, others)
 
 
 def _arithmetic(network: nn.Module, tune: Tune) -> ExitStack:

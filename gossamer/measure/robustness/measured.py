@@ -265,14 +265,14 @@ def _measured(
     rows: dict[str, list[Row]] = {"rows": [], "surrogate": [], "transfer": []}
     fooled: dict[tuple[str, str, float], Tensor] = {}
     done, total = 0, len(plans) * len(radii)
-    known: dict[tuple[int, float], dict[Attack, Found]] = {}
-    for ask, attack, kind in plans:
-        for radius in radii:
+    for radius in radii:
+        known: dict[Probe, dict[Attack, Found]] = {}  # points are large: those of one radius at a time
+        for ask, attack, kind in plans:
             if progress is not None:
                 progress(f"{attack.name}, ε {radius:.4g}", done, total)
             done += 1
             scene = Scene(ask, inputs[right], targets[right], right, radius, norm, bounds, seed, batch)
-            found = attack.find(scene, known.setdefault((id(ask), radius), {}))
+            found = attack.find(scene, known.setdefault(ask, {}))
             here = found.fooled
             if kind == "transfer":
                 said = [probe.logits(found.points[rows]) for rows in parts(len(right), batch)]

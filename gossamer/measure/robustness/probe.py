@@ -37,6 +37,9 @@ def undisturbed(*networks: Network | None) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
+        # A cache of a context around this one holds weights with their own graph, or none yet: it waits untouched.
+        outer, parametrize._cache = parametrize._cache, {}
+        stack.callback(setattr, parametrize, "_cache", outer)
         stack.enter_context(parametrize.cached())
         try:
             for module in modules:

@@ -80,7 +80,8 @@ def bump(a: int, b: int, *, across: bool) -> Tensor:
     else:
         half = a // 2
         made = torch.cat([_peak(half, b), -_peak(a - half, b)], 0)
-    return made / made.norm().clamp_min(1e-300)
+    unit: Tensor = made / made.norm().clamp_min(1e-300)
+    return unit
 
 
 def _peak(a: int, b: int) -> Tensor:
@@ -91,7 +92,7 @@ def _peak(a: int, b: int) -> Tensor:
     distance = torch.maximum(y, x)
     rings = torch.arange(int(distance.max()), -1, -1)
     weights: Tensor = 1.0 / (rings.double() + 1) ** 2  # from the outermost rectangle in
-    sums = weights.cumsum(0).flip(0)  # by distance: all rectangles around a place
+    sums: Tensor = weights.cumsum(0).flip(0)  # by distance: all rectangles around a place
     return sums.index_select(0, distance.flatten()).view(a, b)
 
 

@@ -12,6 +12,7 @@ from gossamer.train.from_dense.base import (
 )
 from gossamer.train.from_dense.feedback import Feedback, HardThresholding
 from gossamer.train.from_dense.hard_concrete import HardConcrete
+from gossamer.train.from_dense.hydra import Hydra
 from gossamer.train.from_dense.penalties import GroupLasso, Hoyer
 from gossamer.train.from_dense.phases import ACDC, DSD, Phase, Phases
 from gossamer.train.from_dense.rewind import IterativePruning, LotteryTicket
@@ -28,6 +29,7 @@ __all__ = [
     "HardConcrete",
     "HardThresholding",
     "Hoyer",
+    "Hydra",
     "IterativePruning",
     "LotteryTicket",
     "Phase",
