@@ -26,10 +26,11 @@ _PROGRESS = 0.75  # ρ: share of the steps since the last checkpoint that must h
 class APGD(Attack):
     """z = P(x_k + η·sign ∇f(x_k)); x_{k+1} = P(x_k + 0.75·(z − x_k) + 0.25·(x_k − x_{k−1})); η from 2ε on.
 
-    At checkpoints η halves, and x goes back to the best point, if fewer than 0.75 of the steps since the last one
+    At checkpoints η halves, and x goes back to the best point, if no more than 0.75 of the steps since the last one
     raised the loss, or if neither η nor the best loss has changed since then. Checkpoints come at shares 0.22, 0.41,
-    0.57, 0.70, … of the steps. Every example has its own η. The first start is the input itself, or where ``warm``
-    ended, others are random; the first step from the input itself reaches to the end of the ball, as that of `FGSM`.
+    0.57, 0.70, … of the steps, in whole steps. Every example has its own η. The first start is the input itself,
+    or where ``warm`` ended, others are random; the first step from the input itself reaches to the end of the ball, as
+    that of `FGSM`.
 
     Args:
         loss: "ce": cross-entropy; "dlr": the difference of logits ratio; "targeted": the targeted DLR, one run for each
@@ -136,15 +137,12 @@ class APGD(Attack):
 
 
 def _checkpoints(steps: int) -> dict[int, int]:
-    """Steps at which progress is judged → the checkpoint before."""
+    """Steps at which progress is judged → the checkpoint before: after 22% of the steps, then after ever fewer."""
     found: dict[int, int] = {}
-    last, share, before = 0, 0.22, 0.0
-    while share < 1:
-        at = -int(-share * steps // 1)
-        if at > last:
-            found[at] = last
-            last = at
-        share, before = share + max(share - before - 0.03, 0.06), share
+    last, period = 0, max(1, int(0.22 * steps))
+    while last + period < steps:
+        found[last + period] = last
+        last, period = last + period, max(period - max(1, int(0.03 * steps)), int(0.06 * steps), 1)
     return found
 
 
@@ -176,7 +174,7 @@ class _Track:
 
     def check(self, steps: int) -> None:
         """A checkpoint, that many steps after the one before."""
-        stalled = self.rises < _PROGRESS * steps
+        stalled = self.rises <= _PROGRESS * steps
         stalled |= ~self.halved & (self.best_values <= self.best_then)
         self.length[stalled] /= 2
         at = stalled.view(-1, *[1] * (self.points.dim() - 1))
