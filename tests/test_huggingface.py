@@ -158,3 +158,21 @@ def test_sensitivity_of_a_folder_is_measured_on_text(folder: Path, tmp_path: Pat
     assert any("embed" in c.name for c in found.of("bits"))
     (entry,) = found.recipe("rank", 0.9)
     assert gs.compress(load_folder(folder), [entry], data=text_windows(folder, text(tmp_path), window=16)).trees
+
+
+def test_a_report_of_a_language_model_shows_words_in_context(tmp_path: Path) -> None:
+    pytest.importorskip("jinja2", reason="the extra [report] is not installed")
+    folder = saved(tmp_path / "model", "llama")
+    gs.compress(load_folder(folder), [gs.prune.Magnitude(sparsity=0.8)]).save(tmp_path / "small.gsm")
+    arguments = ["report", tmp_path / "small.gsm", "--dense", folder, "--calib", text(tmp_path), "--window", 12]
+    more = ["--examples", 20, "-o", tmp_path / "page.html", "--json", tmp_path / "page.json", "-q"]
+    with pytest.raises(SystemExit) as left:
+        command([str(a) for a in (*arguments, *more)])
+    assert not left.value.code
+    document = json.loads((tmp_path / "page.json").read_text(encoding="utf-8"))
+    file = document["files"][1]
+    assert file["accuracy"]["count"] == 20 * 12
+    assert file["accuracy"]["perplexity"] > 1
+    row = file["changed"]["rows"][0]
+    assert file["seen"][f"{row['index']}:{row['position']}"]["word"] in WORDS
+    assert "perplexity" in (tmp_path / "page.html").read_text(encoding="utf-8")

@@ -193,6 +193,8 @@ class _Collector:
         if bench.images and bench.effort.attacks:
             names = ", ".join(attack.name for attack in bench.effort.attacks)
             found["Attacks"] = f"{names}; L∞, {min(bench.effort.attacked, len(bench.test or ()))} examples"
+        if bench.images and bench.effort.corrupted:
+            found["Corruptions"] = f"{min(bench.effort.corrupted, len(bench.test or ()))} examples"
         if any(entry["latency"] for entry in self.entries):
             found["Time"] = "of one example, the lowered network and the dense one taking turns"
         return found

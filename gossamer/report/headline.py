@@ -71,5 +71,5 @@ def why_chosen(look: Look, looks: Sequence[Look], dense: Look | None) -> str:
     if before is None:
         return f"The most accurate of {len(looks)} files."
     if look.accuracy >= before - _LOSS:
-        return f"The smallest of {len(looks)} files that loses at most one point of accuracy."
-    return f"The most accurate of {len(looks)} files; none loses less than one point."
+        return f"Of {len(looks)} files the smallest that loses at most one point of accuracy."
+    return f"Of {len(looks)} files the most accurate; all lose more than one point."

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
-from gossamer.report.looks import Look
+from gossamer.report.looks import DENSE_LETTER, Look
 from gossamer.report.plots import badge, length_strip
 from gossamer.report.scales import Scale, count, finite
 from gossamer.report.svg import Markup
@@ -16,6 +17,33 @@ __all__ = ["description_lengths"]
 _WIDTH = 240.0
 
 
+@final
+@dataclass(frozen=True)
+class _Length:
+    """Bits of one network and one set of labels.
+
+    Args:
+        letter: of the file.
+        name: of the file.
+        model: of the file.
+        labels: under the network.
+        calibrated: with one temperature, or None.
+        pays_from: labels from which on it is shorter to send the network first, or None: never.
+    """
+
+    letter: str
+    name: str
+    model: float
+    labels: float
+    calibrated: float | None
+    pays_from: float | None
+
+    @property
+    def total(self) -> float:
+        """Of both parts."""
+        return self.model + self.labels
+
+
 def description_lengths(looks: Sequence[Look], dense: Look | None) -> list[Figure]:
     """A figure per set of labels that all files with a description length have."""
     found = [(look, part) for look in looks if (part := look.part("description_length")) is not None]
@@ -24,68 +52,69 @@ def description_lengths(looks: Sequence[Look], dense: Look | None) -> list[Figur
 
 
 def _figure(i: int, name: str, found: Sequence[tuple[Look, Mapping[str, Any]]], dense: Look | None) -> Figure:
-    sets = [(look, part, part["sets"][name]) for look, part in found]
-    uniform = float(sets[0][2]["uniform_bits"])
-    totals = [float(part["two_part_bits"][name]) for _, part, _ in sets]
-    labels = [float(own["label_bits"]) for *_, own in sets]
-    scale = Scale.of([uniform, *totals, *labels, *_dense_totals(found, name)], 6.0, _WIDTH - 6.0, log=True, room=0.03)
-    rows = [_row(look, part, own, name, scale, uniform) for look, part, own in sets]
-    whole = _dense_row(found, dense, name, scale, uniform)
+    one: Mapping[str, Any] = found[0][1]["sets"][name]
+    uniform = float(one["uniform_bits"])
+    own = [_own(look, part, name) for look, part in found]
+    shown = [*own, *_of_dense(found, dense, name)]
+    ends = [uniform, *(length.total for length in shown), *(length.labels for length in shown)]
+    scale = Scale.of(ends, 6.0, _WIDTH - 6.0, log=True, room=0.03)
+    calibrated = any(length.calibrated is not None for length in shown)
     note = (
-        f"Bits to send {sets[0][2]['labels']:,} labels to someone who has the inputs: what they take under the network "
+        f"Bits to send {one['labels']:,} labels to someone who has the inputs: what they take under the network "
         "(orange), and with the network's file sent first (blue), on a logarithmic scale. The tick is what they take "
         "without any network: left of it, the file pays for itself."
     )
-    paying = [look for (look, *_), total in zip(sets, totals, strict=True) if total < uniform]
+    paying = sum(length.total < uniform for length in own)
     title = f"Description length, {name} labels: " + (
-        f"{len(paying)} of {len(sets)} files pay for themselves" if paying else "no file pays for itself yet"
+        f"{paying} of {len(own)} files pay for themselves" if paying else "no file pays for itself yet"
     )
     columns = (
         Column("file", False),
         Column("file + labels", hint="bits in all"),
         Column("file", hint="bits"),
         Column("labels", hint="bits"),
-        Column("labels, calibrated", hint="bits, with one temperature"),
+        *([Column("labels, calibrated", hint="bits, with one temperature")] if calibrated else []),
         Column("pays from", hint="labels from which on sending the network first is shorter"),
     )
-    return Figure(f"lengths-{i}", title, note, Markup(""), Table(title, columns, (*rows, *whole)), open=True)
+    rows = tuple(_row(length, scale, uniform, calibrated=calibrated) for length in shown)
+    return Figure(f"lengths-{i}", title, note, Markup(""), Table(title, columns, rows), open=True)
 
 
-def _row(
-    look: Look, part: Mapping[str, Any], own: Mapping[str, Any], name: str, scale: Scale, uniform: float
-) -> tuple[Cell, ...]:
-    model, labels = float(part["model_bits"]), float(own["label_bits"])
-    total = float(part["two_part_bits"][name])
-    mark = length_strip(labels, total, scale, uniform, _WIDTH)
-    pays = finite(part["pays_from"].get(name))
-    return (
-        Cell(look.name, look.name, badge(look.letter)),
-        numeric(total, f"{count(total)}", mark),
-        numeric(model, count(model)),
-        numeric(labels, count(labels)),
-        numeric(own.get("label_bits_calibrated"), count(finite(own.get("label_bits_calibrated")))),
-        Cell("never", None) if pays is None else numeric(pays, f"{pays:,.0f}"),
+def _own(look: Look, part: Mapping[str, Any], name: str) -> _Length:
+    labels: Mapping[str, Any] = part["sets"][name]
+    return _Length(
+        look.letter,
+        look.name,
+        float(part["model_bits"]),
+        float(labels["label_bits"]),
+        finite(labels.get("label_bits_calibrated")),
+        finite(part["pays_from"].get(name)),
     )
 
 
-def _dense_totals(found: Sequence[tuple[Look, Mapping[str, Any]]], name: str) -> list[float]:
-    return [float(whole[name]) for _, part in found if (whole := part.get("dense_two_part_bits")) and name in whole]
-
-
-def _dense_row(
-    found: Sequence[tuple[Look, Mapping[str, Any]]], dense: Look | None, name: str, scale: Scale, uniform: float
-) -> list[tuple[Cell, ...]]:
+def _of_dense(found: Sequence[tuple[Look, Mapping[str, Any]]], dense: Look | None, name: str) -> list[_Length]:
     """The dense network, as those who were compared with it say."""
     for _, part in found:
-        whole, labels = part.get("dense_two_part_bits"), finite(part["sets"][name].get("dense_label_bits"))
-        if not whole or labels is None:
-            continue
-        total = float(whole[name])
-        model = total - labels
-        mark = length_strip(labels, total, scale, uniform, _WIDTH)
-        calibrated = finite(part["sets"][name].get("dense_label_bits_calibrated"))
-        shown = "dense" if dense is None else dense.name
-        cells = (Cell(shown, shown, badge("dense"), "is-dense"), numeric(total, f"{count(total)}", mark))
-        more = (numeric(model, count(model)), numeric(labels, count(labels)), numeric(calibrated, count(calibrated)))
-        return [(*cells, *more, Cell("–", None))]
+        labels: Mapping[str, Any] = part["sets"][name]
+        bits, whole = finite(labels.get("dense_label_bits")), part.get("dense_two_part_bits")
+        if bits is not None and whole and name in whole:
+            calibrated = finite(labels.get("dense_label_bits_calibrated"))
+            pays = finite((part.get("dense_pays_from") or {}).get(name))
+            shown = DENSE_LETTER if dense is None else dense.name
+            return [_Length(DENSE_LETTER, shown, float(whole[name]) - bits, bits, calibrated, pays)]
     return []
+
+
+def _row(length: _Length, scale: Scale, uniform: float, *, calibrated: bool) -> tuple[Cell, ...]:
+    mark = length_strip(length.labels, length.total, scale, uniform, _WIDTH)
+    kind = "is-dense" if length.letter == DENSE_LETTER else ""
+    cells = [
+        Cell(length.name, length.name, badge(length.letter), kind),
+        numeric(length.total, count(length.total), mark),
+        numeric(length.model, count(length.model)),
+        numeric(length.labels, count(length.labels)),
+    ]
+    if calibrated:
+        cells.append(numeric(length.calibrated, count(length.calibrated)))
+    never = length.pays_from is None
+    return (*cells, Cell("never", None) if never else numeric(length.pays_from, f"{length.pays_from:,.0f}"))

@@ -56,7 +56,10 @@ class Look:
 def looks_of(document: Mapping[str, Any]) -> tuple[tuple[Look, ...], Look | None]:
     """The compressed files in their order, and the dense network if there is one."""
     files: Sequence[Mapping[str, Any]] = document["files"]
-    dense = next((Look(DENSE_LETTER, str(f["name"]), f) for f in files if f["dense"]), None)
+    whole = next((f for f in files if f["dense"]), None)
+    dense = None
+    if whole is not None:  # its letter says already that it is dense
+        dense = Look(DENSE_LETTER, "before compression" if whole["name"] == DENSE_LETTER else str(whole["name"]), whole)
     compressed = [f for f in files if not f["dense"]]
     names = small_names([str(f["name"]) for f in compressed], _LONGEST)
     named = zip(letters(len(compressed)), names, compressed, strict=True)

@@ -44,7 +44,7 @@ def gap_chart(looks: Sequence[Look], dense: Look | None) -> Figure | None:
         train, test = (look.number("generalisation", f"{kind}_accuracy") for kind in ("train", "test"))
         if train is not None and test is not None:
             found.append(_Pair(look, _ratio(look), train, test))
-    note = "Hollow: training; with a letter: test. The line between is what was learned by heart. Grey: dense."
+    note = "Hollow: training; with a letter: test. The line between is the gap. Grey: dense."
     return _figure("gap", "Training against test", note, ("training", "test"), found)
 
 

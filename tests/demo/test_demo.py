@@ -1,5 +1,6 @@
 """The packaged data and the demo's parts."""
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import gossamer as gs
 from gossamer.demo.data import Shuffled, load_fashion
 from gossamer.demo.job import Result, run_job
 from gossamer.demo.networks import train_dense
+from gossamer.demo.page import write_page
 from gossamer.demo.recipes import BIASES, CLASSICS, Classic, Job
 from gossamer.demo.run import _table
 from gossamer.measure import accuracy
@@ -89,6 +91,27 @@ def test_one_row_from_training_to_the_reloaded_file(tmp_path: Path) -> None:
     live = sum(t.nonzero * t.elements for t in result.ledger.tensors if t.name.endswith("weight"))
     assert live <= round(266_200 * 0.07) + 1
     assert set(result.latency) == {1, 64}
+
+
+def test_the_page_has_all_files_and_the_dense_network(tmp_path: Path) -> None:
+    fashion = load_fashion()
+    few = replace(
+        fashion,
+        train=fashion.train[:80],
+        train_labels=fashion.train_labels[:80],
+        test=fashion.test[:60],
+        test_labels=fashion.test_labels[:60],
+    )
+    dense = CLASSICS[0].factory().eval()
+    files = [tmp_path / "a.gsm", tmp_path / "b.gsm"]
+    gs.compress(dense, [gs.prune.Magnitude(sparsity=0.9)]).save(files[0])
+    gs.compress(dense, [gs.share.KMeans(bits=3)]).save(files[1])
+    written = write_page(tmp_path / "report.html", files, CLASSICS[0], dense, few)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert len(page.encode()) == written
+    assert "LeNet-300-100 on Fashion-MNIST, compressed in 2 ways" in page
+    for figure in ("robustness", "changed-b", "masks-a", "classes-a", "lengths-1"):
+        assert f'<figure id="{figure}"' in page
 
 
 def test_the_table_keeps_its_last_column_on_eighty() -> None:
