@@ -41,6 +41,7 @@ _RACED = (
     "benchmarks/understand_attacks_worker.py",
     "benchmarks/understand_race.py",
 )
+_REPORTED = ("gossamer/report/*", "benchmarks/understand_page.py", "benchmarks/understand_report.py")
 _ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
 
 
@@ -97,6 +98,9 @@ def tasks(*, quick: bool) -> list[Task]:
     for name in names:
         before = f"dense/{name}/0"
         made.append(Task(f"race/{name}/0/dense", (*_ATTACKED, *_RACED), (before,), "understand_race"))
+    again = () if quick else tuple(f"file/LeNet-5/1/{v}" for v in VARIANTS if v.endswith("sparse"))
+    before = (*(f"file/LeNet-5/0/{variant}" for variant in VARIANTS[1:]), *again)
+    made.append(Task("report/LeNet-5/0", (*_MEASURED, *_REPORTED), before, "understand_report"))
     networks = tuple(t.key for t in made if t.key.startswith(("dense", "file")))
     made.append(Task("pie/LeNet-5", (*CODE_OF_FILES, *_EXEMPLARS), networks))
     return made
@@ -168,7 +172,7 @@ class Run:
 
 def document(run: Run) -> dict[str, Any]:
     """Rows by kind."""
-    kinds = ("description_length", "robustness", "pie", "vog", "prequential", "search", "race")
+    kinds = ("description_length", "robustness", "pie", "vog", "prequential", "search", "race", "report")
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for key, row in run.rows.items():
         kind, network, *rest = key.split("/")
@@ -181,7 +185,7 @@ def document(run: Run) -> dict[str, Any]:
             found["vog"].append(where | row["row"])
         elif kind == "pie":
             found["pie"] += row["row"]["rows"]
-        elif kind in ("prequential", "search", "race"):
+        elif kind in ("prequential", "search", "race", "report"):
             found[kind].append(where | row["row"])
     seconds = sum(row["cpu_seconds"] for row in run.rows.values())
     return {

@@ -259,7 +259,8 @@ def test_an_interrupt_leaves_nothing_half_written(files: Path) -> None:
 
 
 def test_starting_brings_neither_compiler_nor_table_printer_along() -> None:
-    code = "import sys, gossamer; print(sorted({'jinja2', 'llvmlite', 'typer', 'tensorly', 'transformers'} & set(sys.modules)))"
+    heavy = {"jinja2", "llvmlite", "typer", "tensorly", "transformers"}
+    code = f"import sys, gossamer; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
 
