@@ -146,8 +146,12 @@ class Compressed:
         """Every tensor in its original shape and dtype under all its names; removed channels are zero."""
         found: dict[str, Tensor] = {}
         for spec in self.specs:
-            dense = self.trees[spec.name].to_dense().detach().to(spec.dtype).contiguous()
-            found |= dict.fromkeys(spec.names, dense.clone())
+            tree = self.trees[spec.name]
+            dense = tree.to_dense().detach().to(spec.dtype).contiguous()
+            held = {leaf.tensor.untyped_storage().data_ptr() for leaf in tree.leaves()}
+            if dense.untyped_storage().data_ptr() in held:
+                dense = dense.clone()  # the tree's own numbers are not given away
+            found |= dict.fromkeys(spec.names, dense)
         return found
 
 
