@@ -54,7 +54,7 @@ from gossamer.methods.quantize.rate_budget import (
     wanted_bytes,
 )
 from gossamer.methods.quantize.rate_levels import Levels, cheapest, code_lengths, settled
-from gossamer.methods.quantize.rate_search import Weighed, completed, search
+from gossamer.methods.quantize.rate_search import LARGEST, Weighed, completed, search
 from gossamer.methods.quantize.rate_size import coded_bytes
 from gossamer.methods.quantize.rate_sweep import Inputs, swept
 from gossamer.methods.quantize.rtn import AFFINE
@@ -309,7 +309,8 @@ class RateDistortion(Method):
         levels, index = chosen.levels, torch.zeros(0, dtype=torch.int64)
         short = self.step_bits is not None and not free and scale.numel() > 1
         if short:
-            scale = _shortened(scale, self.step_bits or 0)
+            reached = groups.spread(groups.largest(values.abs())) / LARGEST
+            scale = _shortened(scale, reached, self.step_bits or 0)
             scaled, each = weighed.values / scale, weighed.weight * scale.square()
             levels = completed(levels, scaled)
         if len(values):
@@ -371,10 +372,13 @@ def _per_group(groups: Groups, scale: Tensor, step: float) -> Tensor:
     return found
 
 
-def _shortened(scale: Tensor, bits: int) -> Tensor:
-    """To the nearest number with so many bits after the first one of its mantissa."""
+def _shortened(scale: Tensor, least: Tensor, bits: int) -> Tensor:
+    """To the nearest number that is large enough, with so many bits after the first one of its mantissa."""
     mantissa, exponent = torch.frexp(scale)
-    return torch.ldexp((mantissa * (2 << bits)).round() / (2 << bits), exponent)
+    nearest = torch.ldexp((mantissa * (2 << bits)).round() / (2 << bits), exponent)
+    mantissa, exponent = torch.frexp(least)
+    enough = torch.ldexp((mantissa * (2 << bits)).ceil() / (2 << bits), exponent)
+    return torch.maximum(nearest, enough)
 
 
 def _pattern_bytes(weight: Encoding) -> int:

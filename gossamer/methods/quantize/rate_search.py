@@ -11,10 +11,10 @@ from torch import Tensor
 from gossamer.methods.quantize.groups import Groups
 from gossamer.methods.quantize.rate_levels import Levels, code_lengths, settled
 
-__all__ = ["SAMPLE", "Found", "Weighed", "completed", "search"]
+__all__ = ["LARGEST", "SAMPLE", "Found", "Weighed", "completed", "search"]
 
 SAMPLE = 1 << 14  # values that steps are searched with
-_LARGEST = 127  # steps of a grid on either side of 0
+LARGEST = 127  # steps of a grid on either side of 0
 # The step in units of √(λ / weight): 2.94 is best where bits are many, larger ones where they are few.
 _START = 2.94
 _FARTHEST = 3.0  # octaves from there
@@ -150,7 +150,7 @@ def _least(weighed: Weighed, power: Power) -> float:
     """The least step with which every value has a level, of all values, not of the sample."""
     if not len(weighed.values):
         return 0.0
-    return float((weighed.values / weighed.scales(power)).abs().max()) / _LARGEST
+    return float((weighed.values / weighed.scales(power)).abs().max()) / LARGEST
 
 
 def _climbed(sample: Weighed, rate: float, start: float, least: float, power: Power, *, finer: bool) -> Found | None:
@@ -190,7 +190,7 @@ def _settled(sample: Weighed, rate: float, step: float, power: Power) -> Found:
 def completed(levels: Levels, values: Tensor) -> Levels:
     """With levels for all values, float64 [live] in units of their scales, rare ones too."""
     reach = int(values.abs().max().round()) if len(values) else 0
-    reach = max(min(reach, _LARGEST), int(levels.points.abs().max()))
+    reach = max(min(reach, LARGEST), int(levels.points.abs().max()))
     points = torch.arange(-reach, reach + 1, dtype=torch.float64)
     shares = torch.zeros(len(points), dtype=torch.float64)
     shares[(levels.points.long() + reach)] = torch.exp2(-levels.lengths)
