@@ -230,12 +230,22 @@ def _minilm_recipe(subject: Subject, price: float) -> Sequence[Method]:
     ]
 
 
-# What nncodec gets beside its defaults was chosen like ours: steps by a layer's size, coarser ones for vectors.
-_COARSE_NORMS = {"opt_qp": True, "nonweight_qp": -40}
+# What nncodec gets beside its defaults was chosen like ours: steps by the size of a layer, coarser ones for vectors.
+_THEIRS = {"minilm": {"opt_qp": True, "nonweight_qp": -45}, "lite0": {"opt_qp": True, "nonweight_qp": -40}}
 _LITE0 = gs.quantize.RateDistortion(rate=7e-8, group="channel", scale_dtype="bfloat16", step_bits=2)
 RACES = (
-    Race("minilm 80%", _minilm, (0.98, 0.99), _minilm_recipe, (5e-9, 2e-8, 6e-8), (-24, -27, -30), {}),
-    Race("lite0", _lite0, (0.85, 0.9), _lite0_recipe, (8e-8, 1.3e-7, 2e-7, 3e-7), (-29, -31, -33, -35), _COARSE_NORMS),
+    Race(
+        "minilm 80%",
+        _minilm,
+        (0.98, 0.99),
+        _minilm_recipe,
+        (2e-8, 6e-8, 1e-7, 2e-7),
+        (-29, -31, -33),
+        _THEIRS["minilm"],
+    ),
+    Race(
+        "lite0", _lite0, (0.85, 0.9), _lite0_recipe, (8e-8, 1.3e-7, 2e-7, 3e-7), (-29, -31, -33, -35), _THEIRS["lite0"]
+    ),
 )
 
 
