@@ -244,7 +244,13 @@ RACES = (
         _THEIRS["minilm"],
     ),
     Race(
-        "lite0", _lite0, (0.85, 0.9), _lite0_recipe, (8e-8, 1.3e-7, 2e-7, 3e-7), (-29, -31, -33, -35), _THEIRS["lite0"]
+        "lite0",
+        _lite0,
+        (0.85, 0.9),
+        _lite0_recipe,
+        (8e-8, 1.3e-7, 2e-7, 3.2e-7),
+        (-28, -30, -32, -34),
+        _THEIRS["lite0"],
     ),
 )
 
