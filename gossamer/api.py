@@ -22,6 +22,7 @@ from gossamer.drive.tune import Loss, Tune
 from gossamer.encoding.delta import provide
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
+from gossamer.encoding.values import Affine, Codebook
 from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.measure.ledger import Ledger, ledger_of
@@ -148,9 +149,8 @@ class Compressed:
         for spec in self.specs:
             tree = self.trees[spec.name]
             dense = tree.to_dense().detach().to(spec.dtype).contiguous()
-            held = {leaf.tensor.untyped_storage().data_ptr() for leaf in tree.leaves()}
-            if dense.untyped_storage().data_ptr() in held:
-                dense = dense.clone()  # the tree's own numbers are not given away
+            if not isinstance(tree, (Affine, Codebook)):  # these compute new numbers, others may give their own away
+                dense = dense.clone()
             found |= dict.fromkeys(spec.names, dense)
         return found
 
