@@ -63,7 +63,10 @@ def jobs(zoo: Zoo, peer: CodingPeer | None, folder: Path, *, quick: bool) -> lis
             return symbol_rows(treated.name, compressed(treated, zoo), peer, folder, 1 if quick else 3)
 
         made.append((kept, ("symbols", treated.name, symbols)))
-    kept = Rows(f"coding{end}", code_hash(*_CODERS, *_STORE, *_METHODS, "benchmarks/coding_rate.py"))
+    kept = Rows(
+        f"coding{end}",
+        code_hash(*_CODERS, *_STORE, *_METHODS, "benchmarks/coding_costs.py", "benchmarks/coding_rate.py"),
+    )
     made.append((kept, ("rate_distortion", "nncodec", lambda: rate_rows(zoo, peer, folder, quick=quick))))
     kept = Rows(f"coding{end}", code_hash(*_CODERS, *_STORE, *_METHODS, "benchmarks/coding_lenets.py"))
     if not quick:

@@ -1,8 +1,9 @@
 """Rows of `benchmarks.coding` about bytes at equal task metric: `RateDistortion` and nncodec on the same networks.
 
-Both code MiniLM whose layers were pruned to 80%, and EfficientNet-lite0, at several prices of a bit or quantization
-parameters. A row that is "interpolated" says what a method needs for one value of the metric: the logarithm of its
-bytes is linear in the metric between the two points around it. Settings were chosen with ``zoo.validate``.
+Both code MiniLM whose layers were pruned to 80%, and EfficientNet-lite0 with the statistics of its BatchNorms in their
+gains and shifts, at several prices of a bit or quantization parameters. A row that is "interpolated" says what a method
+needs for one value of the metric: the logarithm of its bytes is linear in the metric between the two points around it.
+Settings, also those of nncodec, were chosen with ``zoo.validate``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gossamer as gs
+from benchmarks.coding_costs import measured_costs, priced
 from benchmarks.coding_race import CodingPeer
 from benchmarks.rows import Rows, code_hash
 from benchmarks.zoo.lite0 import agreement, crops, lite0, load_lite0
@@ -40,8 +42,19 @@ from gossamer.store import write_safetensors
 
 __all__ = ["RACES", "Race", "Subject", "interpolated", "merged", "rate_rows", "summary"]
 
-CODE = ("gossamer/methods/**/*.py", "gossamer/coding/*.py", "gossamer/store/*.py", "benchmarks/coding_peer.py")
+CODE = (
+    "gossamer/methods/**/*.py",
+    "gossamer/coding/*.py",
+    "gossamer/encoding/*.py",
+    "gossamer/store/*.py",
+    "gossamer/api.py",
+    "benchmarks/coding_costs.py",
+    "benchmarks/coding_peer.py",
+    "benchmarks/coding_rate.py",
+    "benchmarks/zoo/*.py",
+)
 _SAMPLES = 128  # of calibration
+_COSTED = 32  # of these, with which layers are measured one by one
 _BATCH = 4
 _REPEATS = 3  # of decoding
 
@@ -51,27 +64,27 @@ class Subject:
     """A network that is coded.
 
     Args:
-        network: what ours codes.
-        plain: the same function as it came, for nncodec.
+        network: what both code.
         factory: of its architecture.
         measures: the task metric first.
-        samples: batches for calibration, that no measure sees.
+        costs: of a lost share of each weight's energy, where they were measured.
+        samples: batches for calibration, that no measure sees, where statistics are needed.
         loss: whose squared gradients say how much an output of a layer matters.
         kept: statistics, once they are gathered: they are the same for all prices.
     """
 
     network: nn.Module
-    plain: nn.Module
     factory: Callable[[], nn.Module]
     measures: Mapping[str, Callable[[nn.Module], float]]
-    samples: Sequence[tuple[Tensor, Tensor]]
-    loss: Loss
+    costs: Mapping[str, float] = field(default_factory=dict)
+    samples: Sequence[tuple[Tensor, Tensor]] = ()
+    loss: Loss = F.cross_entropy
     kept: dict[str, Evidence] = field(default_factory=dict)
 
     def evidence(self, state: State, methods: Sequence[Method]) -> Mapping[str, Evidence]:
         """What the methods need to know of the network as it is."""
-        if not self.kept:
-            needs = frozenset[str]().union(*(m.needs for m in methods))
+        needs = frozenset[str]().union(*(m.needs for m in methods))
+        if needs and not self.kept:
             found = gather(
                 state.model, state.specs, state.trees, needs, self.samples, loss=self.loss, progress=state.progress
             )
@@ -87,8 +100,8 @@ class Race:
         network: name.
         subject: makes it; told where to keep what takes long.
         goals: values of the metric.
-        recipe: of ours, at a price of a bit.
-        prices: loss per bit.
+        recipe: of ours, for a subject at a price of a bit.
+        prices: loss per bit; of lite0 the lost share of a layer of mean cost.
         parameters: of nncodec, whose step is about 2^(qp / 4).
         settings: of nncodec beside these.
     """
@@ -96,7 +109,7 @@ class Race:
     network: str
     subject: Callable[[Zoo, Path], Subject]
     goals: tuple[float, float]
-    recipe: Callable[[float], Sequence[Method]]
+    recipe: Callable[[Subject, float], Sequence[Method]]
     prices: tuple[float, ...]
     parameters: tuple[int, ...]
     settings: Mapping[str, Any]
@@ -124,36 +137,32 @@ def merged(network: nn.Module) -> nn.Module:
 def _lite0(zoo: Zoo, folder: Path) -> Subject:
     del folder
     network = merged(load_lite0(zoo))
-    count, few = (20, 2 * _BATCH) if zoo.quick else (500, _SAMPLES)
-    if zoo.validate:  # crops of four of the ten photographs that no metric sees; those of the others calibrate
-        of = torch.arange(2 * few) % 10
-        shown = crops(zoo, 2 * few, 0, evaluate=False)
+    count, few = (20, 8) if zoo.quick else (500, _COSTED)
+    if zoo.validate:  # crops of four of the ten photographs that no metric sees; those of the others tell the costs
+        count = 1000
+        of = torch.arange(count) % 10
+        shown = crops(zoo, count, 0, evaluate=False)
         seen, images = shown[of >= 6], shown[of < 6][:few]
     else:
         seen, images = crops(zoo, count, 1, evaluate=True), crops(zoo, few, 0, evaluate=False)
 
-    def logits(model: nn.Module, of: Tensor) -> Tensor:
+    def logits(model: nn.Module) -> Tensor:
         with torch.inference_mode():
-            return torch.cat([model(part) for part in of.split(25)])
+            return torch.cat([model(part) for part in seen.split(25)])
 
-    dense = logits(network, seen)
-    # Classes drawn as the network itself would: squared gradients are then its Fisher information, also summed up in
-    # batches, since they are independent and 0 on the mean.
-    chances = logits(network, images).softmax(1)
-    drawn = torch.multinomial(chances, 1, generator=torch.Generator().manual_seed(0))[:, 0].clone()
+    dense = logits(network)
 
     def divergence(model: nn.Module) -> float:
-        found = logits(model, seen).log_softmax(1)
+        found = logits(model).log_softmax(1)
         return float(F.kl_div(found, dense.log_softmax(1), log_target=True, reduction="batchmean"))
 
+    code = ("gossamer/methods/quantize/*.py", "benchmarks/coding_costs.py", "benchmarks/zoo/lite0.py")
+    name = f"lite0{'-quick' if zoo.quick else ''}{'-validated' if zoo.validate else ''}"
     return Subject(
         network,
-        load_lite0(zoo),
         lite0,
-        {"agreement": lambda model: agreement(model, seen, dense.argmax(1))}
-        | ({"divergence": divergence} if zoo.validate else {}),
-        list(zip(images.split(_BATCH), drawn.split(_BATCH), strict=True)),
-        lambda outputs, targets: F.cross_entropy(outputs, targets, reduction="sum"),
+        {"agreement": lambda model: agreement(model, seen, dense.argmax(1)), "divergence": divergence},
+        Rows("coding_rate", "costs-" + code_hash(*code)).get(name, lambda: measured_costs(network, images, _LITE0)),
     )
 
 
@@ -195,24 +204,24 @@ def _minilm(zoo: Zoo, folder: Path) -> Subject:
     }
     return Subject(
         network,
-        network,
         minilm,
         {"cosine": cosine} | ({} if zoo.validate else probe),
-        list(zip(tokens, directions.split(_BATCH), strict=True)),
-        lambda embeddings, targets: (embeddings * targets).sum(),
+        samples=list(zip(tokens, directions.split(_BATCH), strict=True)),
+        loss=lambda embeddings, targets: (embeddings * targets).sum(),
     )
 
 
-def _lite0_recipe(price: float) -> Sequence[Method]:
+def _lite0_recipe(subject: Subject, price: float) -> Sequence[Method]:
     norms = tuple(s.name for s in specs(lite0()) if s.kind is Kind.NORM)
     return [
-        gs.quantize.RateDistortion(rate=price, group="channel", scale_dtype="bfloat16"),
-        gs.quantize.Cast(dtype="float16", only=norms),
+        *priced(_LITE0, price, subject.costs),
+        gs.quantize.Cast(dtype="bfloat16", only=norms),
         gs.quantize.RoundToNearest(bits=8, group="tensor", only="*.bias"),
     ]
 
 
-def _minilm_recipe(price: float) -> Sequence[Method]:
+def _minilm_recipe(subject: Subject, price: float) -> Sequence[Method]:
+    del subject
     norms = tuple(s.name for s in specs(minilm()) if matches(s.names, "*LayerNorm.weight"))
     return [
         gs.quantize.RateDistortion(rate=price, inputs="gram", weighted="loss"),
@@ -221,9 +230,28 @@ def _minilm_recipe(price: float) -> Sequence[Method]:
     ]
 
 
+# What nncodec gets beside its defaults was chosen like ours: steps by the size of a layer, coarser ones for vectors.
+_THEIRS = {"minilm": {"opt_qp": True, "nonweight_qp": -45}, "lite0": {"opt_qp": True, "nonweight_qp": -40}}
+_LITE0 = gs.quantize.RateDistortion(rate=7e-8, group="channel", scale_dtype="bfloat16", step_bits=2)
 RACES = (
-    Race("minilm 80%", _minilm, (0.98, 0.99), _minilm_recipe, (5e-9, 2e-8, 6e-8), (-24, -27, -30), {}),
-    Race("lite0", _lite0, (0.85, 0.9), _lite0_recipe, (5e-8, 1e-7, 2e-7), (-22, -24, -26), {}),
+    Race(
+        "minilm 80%",
+        _minilm,
+        (0.98, 0.99),
+        _minilm_recipe,
+        (2e-8, 6e-8, 1e-7, 2e-7),
+        (-29, -31, -33),
+        _THEIRS["minilm"],
+    ),
+    Race(
+        "lite0",
+        _lite0,
+        (0.85, 0.9),
+        _lite0_recipe,
+        (5e-8, 8e-8, 1.3e-7, 2e-7, 3.2e-7),
+        (-26, -28, -30, -32),
+        _THEIRS["lite0"],
+    ),
 )
 
 
@@ -252,10 +280,10 @@ def _point(race: Race, subject: Subject, method: str, setting: str, model: nn.Mo
 def our_point(race: Race, subject: Subject, price: float, folder: Path) -> dict[str, Any]:
     """A file at one price: written, read back, measured."""
     path = folder / "rate.gsm"
-    state = run(subject.network, [], data=subject.samples, loss=subject.loss)
-    evidence = subject.evidence(state, race.recipe(price))
+    state = run(subject.network, [], data=subject.samples or None, loss=subject.loss)
+    evidence = subject.evidence(state, race.recipe(subject, price))
     start = time.perf_counter()
-    for method in race.recipe(price):
+    for method in race.recipe(subject, price):
         run_method(method, state, evidence)
     size = gs.Compressed(state.specs, state.trees, subject.factory).save(path)
     middle = time.perf_counter()
@@ -271,7 +299,7 @@ def our_point(race: Race, subject: Subject, price: float, folder: Path) -> dict[
 
 def their_point(race: Race, subject: Subject, parameter: int, peer: CodingPeer, folder: Path) -> dict[str, Any]:
     """nncodec at one quantization parameter."""
-    state = subject.plain.state_dict()
+    state = subject.network.state_dict()
     arrays = {n: t.numpy() for n, t in state.items() if t.is_floating_point()}
     np.savez(folder / "rate.npz", **arrays)
     asked = {"file": "rate.npz", "qp": parameter, "dq": True, "out": "rated.npz", "more": dict(race.settings)}
@@ -346,7 +374,7 @@ def rate_rows(zoo: Zoo, peer: CodingPeer | None, folder: Path, *, quick: bool) -
 def _race(
     race: Race, zoo: Zoo, peer: CodingPeer | None, folder: Path, failed: dict[str, str], *, quick: bool
 ) -> list[dict[str, Any]]:
-    kept = Rows("coding_rate", code_hash(*CODE, "benchmarks/coding_rate.py", "benchmarks/zoo/*.py"))
+    kept = Rows("coding_rate", code_hash(*CODE))
     networks = Rows("coding_rate", "networks-" + code_hash("gossamer/methods/prune/*.py", "benchmarks/zoo/minilm.py"))
     made: list[Subject] = []
 

@@ -23,6 +23,7 @@ from gossamer.drive.tune import Loss, Tune
 from gossamer.encoding.delta import provide
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
+from gossamer.encoding.values import Affine, Codebook
 from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError, DataError, PlanError
 from gossamer.measure.ledger import Ledger, ledger_of
@@ -167,8 +168,11 @@ class Compressed:
         """Every tensor in its original shape and dtype under all its names; removed channels are zero."""
         found: dict[str, Tensor] = {}
         for spec in self.specs:
-            dense = self.trees[spec.name].to_dense().detach().to(spec.dtype).contiguous()
-            found |= dict.fromkeys(spec.names, dense.clone())
+            tree = self.trees[spec.name]
+            dense = tree.to_dense().detach().to(spec.dtype).contiguous()
+            if not isinstance(tree, (Affine, Codebook)):  # these compute new numbers, others may give their own away
+                dense = dense.clone()
+            found |= dict.fromkeys(spec.names, dense)
         return found
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shutil
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -27,7 +28,7 @@ from gossamer.drive.workers import Workers
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, GossamerError, PlanError
 from gossamer.methods.base import Method
-from gossamer.store.atomic import publish
+from gossamer.store.atomic import publish, replacing
 from gossamer.store.journal import Journal, read_journal
 from gossamer.store.pieces import Piece, code_tensor, shared_leaves
 from gossamer.store.writer import PieceWriter, is_large, write_pieces
@@ -166,9 +167,12 @@ def stream(
                     skipped.setdefault(site, f"{type(method).__name__}: {why}")
             notes = {"plan": plans, "recipe": dump_recipe(recipe), "skipped": skipped} if keep_plan else {}
             pieces = _pieces(source, stages, workers, len(run.pieces), sizes, report)
-            written = files.write(listed, pieces, notes) if large else write_pieces(path, listed, list(pieces), notes)
+            if large:
+                written = files.write(path, listed, pieces, notes)
+            else:
+                written = write_pieces(path, listed, list(pieces), notes)
         if large:
-            publish(run.part, path)
+            run.part.unlink(missing_ok=True)  # published, or copied
             run.journal.unlink()
     except OSError as error:
         raise DataError(
@@ -255,8 +259,8 @@ class _Files:
         if self._journal is not None:
             self._journal.append(record)
 
-    def write(self, specs: Sequence[TensorSpec], pieces: Iterator[Piece], notes: Mapping[str, Json]) -> int:
-        """All pieces, those of the earlier run first."""
+    def write(self, path: Path, specs: Sequence[TensorSpec], pieces: Iterator[Piece], notes: Mapping[str, Json]) -> int:
+        """All pieces, those of the earlier run first; the container takes its place when it is complete."""
         fresh = not self._run.pieces
         with self._run.part.open("w+b" if fresh else "r+b") as file:
             writer = PieceWriter(file, specs)
@@ -274,7 +278,15 @@ class _Files:
                     os.fsync(file.fileno())
                 where = {"at": at, "size": size, "crc": crc, "pooled": base64.b64encode(pooled).decode()}
                 self.append({**where, "piece": piece.to_json()})
-            return writer.finish(notes)
+            writer.finish(notes)
+            if not writer.blank:
+                publish(self._run.part, path)
+                return writer.end
+            # in a copy: what is finished must outlive a kill
+            with replacing(path) as closed:
+                file.seek(0)
+                shutil.copyfileobj(file, closed, _CHECK_PIECE)
+                return writer.close_room(closed)
 
     def close(self) -> None:
         """The journal's file."""

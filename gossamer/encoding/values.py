@@ -214,7 +214,7 @@ class Affine(Grouped):
             return False
         rows, per_row = self.q.numel() // self.columns, self.columns // self.group_size
         whole = rows * self.columns == self.q.numel() and per_row * self.group_size == self.columns
-        return whole and rows * per_row == scale.numel() > 1 and self.q.numel() >= _PIECE
+        return whole and rows * per_row == scale.numel() and self.q.numel() >= _PIECE
 
     def _at_once(self, scale: Tensor) -> Tensor:
         """The same numbers in one pass over memory, compiled; or a piece that fits the caches at a time."""

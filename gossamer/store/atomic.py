@@ -35,7 +35,7 @@ def write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> int:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A temporary sibling to write to, in any order; it takes the place of ``path`` when the block ends well.
+    """A temporary sibling to write and read, in any order; it takes the place of ``path`` when the block ends well.
 
     Raises:
         DataError: the folder is missing or not writable, or the disk is full.
@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         raise DataError(f"{path}: cannot write there: {error.strerror}") from error
     part = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with os.fdopen(handle, "w+b") as file:
             yield file
         publish(part, path)
     except OSError as error:

@@ -3,7 +3,8 @@
 Below 16 MiB of dense tensors everything is coded first, plain tensors come first and the header is as short as it can
 be. From there on arrays are written in the order of the tensors, as they come: room for the largest header that can be
 needed is reserved at the start and patched last, and a tensor that coding does not make smaller lies raw in a U8 array,
-as arrays of wider dtypes could not be aligned.
+as arrays of wider dtypes could not be aligned. Where more than a thousandth of the file would stay blank, what follows
+the header is moved up to it: a network that became small would carry the room of a large one.
 """
 
 from __future__ import annotations
@@ -27,6 +28,9 @@ from gossamer.store.safetensors_file import header_bytes
 __all__ = ["PieceWriter", "container_bytes", "is_large", "write_container", "write_pieces"]
 
 Arrays = dict[str, tuple[str, tuple[int, ...], int]]
+
+_CLOSED_FROM = 1000  # blanks in the header that are more than the file divided by this are not left there
+_MOVED_AT_ONCE = 1 << 22
 
 
 def is_large(specs: Sequence[TensorSpec]) -> bool:
@@ -66,7 +70,8 @@ def write_container(
         writer = PieceWriter(file, specs)
         for piece in pieces:
             writer.add(piece)
-        return writer.finish(notes)
+        writer.finish(notes)
+        return writer.close_room(file)
 
 
 def write_pieces(
@@ -90,13 +95,10 @@ def container_bytes(specs: Sequence[TensorSpec], pieces: Iterable[Piece]) -> int
     """
     if not is_large(specs):
         return sum(len(part) for part in _compact(specs, list(pieces), None))
-    book, total = Book(), reserved_bytes(specs)
-    listed: list[tuple[str, int, list[Entry] | None, list[int]]] = []
+    writer = PieceWriter(None, specs)
     for piece in pieces:
-        entry = _without_data(book.add(piece))
-        total += entry.nbytes
-        listed.append((entry.name, 0, [entry], entry.handles))
-    return total + len(book.packed(specs, listed, None))
+        writer.add(piece)
+    return writer.finish() - writer.blank
 
 
 def refuse_names(specs: Sequence[TensorSpec]) -> None:
@@ -163,11 +165,11 @@ class PieceWriter:
     """Writes a large container piece by piece, in the order of the tensors.
 
     Args:
-        file: open for writing (and reading back by others), empty or as far as `resume` says.
+        file: open for reading and writing, empty or as far as `resume` says; None: only sizes are wanted.
         specs: the tensors, in order.
     """
 
-    def __init__(self, file: BinaryIO, specs: Sequence[TensorSpec]) -> None:
+    def __init__(self, file: BinaryIO | None, specs: Sequence[TensorSpec]) -> None:
         refuse_names(specs)
         self._file, self._specs = file, tuple(specs)
         self._book = Book()
@@ -175,10 +177,12 @@ class PieceWriter:
         self._arrays: Arrays = {}
         self._listed: list[tuple[str, int, list[Entry] | None, list[int]]] = []
         self._small: list[tuple[Entry, bytes]] = []
+        self._shortest = b""
         self.end = self._reserved
-        if file.seek(0, 2) == 0:
-            file.write(bytes(self._reserved))
-        file.seek(self._reserved)
+        if file is not None:
+            if file.seek(0, 2) == 0:
+                file.write(bytes(self._reserved))
+            file.seek(self._reserved)
 
     def add(self, piece: Piece) -> tuple[int, int, bytes]:
         """Write a tensor's data, or keep them for the pool of small ones.
@@ -192,9 +196,10 @@ class PieceWriter:
             pooled = b"".join(p.data for p in entry.parts)
             self._pool(entry, pooled)
             return 0, 0, pooled
-        for part in entry.parts:
-            self._file.write(part.data)
-            crc = zlib.crc32(part.data, crc)
+        if self._file is not None:
+            for part in entry.parts:
+                self._file.write(part.data)
+                crc = zlib.crc32(part.data, crc)
         self._list(entry, crc)
         return entry.nbytes, crc, b""
 
@@ -205,7 +210,8 @@ class PieceWriter:
             self._pool(entry, pooled)
             return
         self._list(entry, crc)
-        self._file.seek(self.end)
+        if self._file is not None:
+            self._file.seek(self.end)
 
     def _pool(self, entry: Entry, pooled: bytes) -> None:
         if entry.handles:
@@ -217,29 +223,59 @@ class PieceWriter:
         self.end += entry.nbytes
 
     def finish(self, notes: Mapping[str, Json] | None = None) -> int:
-        """Write the pool and the index, then the header over the room that was left for it.
+        """Write the pool and the index, then the header into the room that was left for it.
 
         Returns:
             Bytes of the file.
         """
+        pooled = b"".join(data for _, data in self._small)
         if self._small:
-            pooled = b"".join(data for _, data in self._small)
             entries = [entry for entry, _ in self._small]
             self._arrays[SMALL] = ("U8", (len(pooled),), len(pooled))
             self._listed.append((SMALL, zlib.crc32(pooled), entries, [h for e in entries for h in e.handles]))
-            self._file.write(pooled)
-            self.end += len(pooled)
         packed = self._book.packed(self._specs, self._listed, notes)
-        self._file.write(packed)
-        self.end += len(packed)
-        self._file.truncate()
-        self._file.flush()
+        self.end += len(pooled) + len(packed)
         header = _sealed_header(self._arrays, packed, self._book.version, self._reserved)
         if len(header) != self._reserved:
             raise DataError(f"found a header of {len(header)} bytes, expected at most {self._reserved} as reserved")
-        self._file.seek(0)
-        self._file.write(header)
+        self._shortest = _sealed_header(self._arrays, packed, self._book.version)
+        if self._file is not None:
+            self._file.write(pooled + packed)
+            self._file.truncate()
+            self._file.seek(0)
+            self._file.write(header)
+            self._file.flush()
         return self.end
+
+    @property
+    def blank(self) -> int:
+        """Bytes of a finished file that closing its room saves; 0 where they are hardly any of it."""
+        room = self._reserved - len(self._shortest)
+        return room if _CLOSED_FROM * room > self.end else 0
+
+    def close_room(self, file: BinaryIO) -> int:
+        """Move what follows the header up to it, where that saves anything worth it.
+
+        Args:
+            file: the finished one or a copy of it, open for reading and writing. Damaged if this is interrupted.
+
+        Returns:
+            Bytes of the file.
+        """
+        if not self.blank:
+            return self.end
+        source, target = self._reserved, len(self._shortest)
+        while source < self.end:
+            file.seek(source)
+            piece = file.read(_MOVED_AT_ONCE)
+            file.seek(target)
+            file.write(piece)
+            source, target = source + len(piece), target + len(piece)
+        file.truncate(target)
+        file.seek(0)
+        file.write(self._shortest)
+        file.flush()
+        return target
 
 
 def _without_data(entry: Entry) -> Entry:

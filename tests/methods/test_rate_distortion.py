@@ -126,6 +126,28 @@ def test_errors_weighted_by_the_loss_are_spent_where_it_reacts_least(kind: str) 
     assert lost < 0.7 * min(found for found, b in plain if b <= bits * 1.02)
 
 
+def test_rows_that_the_loss_reacts_to_have_finer_steps() -> None:
+    weight = laplace(40, 60)
+    inputs = torch.randn(400, 60, generator=torch.Generator().manual_seed(3))
+    outputs = torch.logspace(-1, 1, 40)
+    made = one(RateDistortion(rate=0.01, weighted="loss", group="channel"), weight, of_loss(inputs, outputs))
+    assert isinstance(made, Affine)
+    steps = made.scale.to_dense()
+    assert float(steps[-1]) < float(steps[0]) / 3
+
+
+@pytest.mark.parametrize("bits", [0, 2])
+def test_steps_of_few_bits_cut_no_value_off(bits: int) -> None:
+    weight = laplace(64, 48) * torch.logspace(-1, 1, 64)[:, None]
+    # bits next to free: steps are as fine as eight bits allow
+    made = one(RateDistortion(rate=1e-12, group="channel", scale_dtype="bfloat16", step_bits=bits), weight)
+    assert isinstance(made, Affine)
+    steps = made.scale.to_dense().float()
+    mantissas = torch.frexp(steps).mantissa * (2 << bits)
+    assert torch.equal(mantissas, mantissas.round())
+    assert bool(((made.to_dense() - weight).abs() <= steps[:, None] * 1.01).all())
+
+
 def test_one_price_for_all_layers_gives_bits_to_those_the_loss_reacts_to() -> None:
     weight = laplace(40, 60)
     inputs = torch.randn(400, 60, generator=torch.Generator().manual_seed(4))

@@ -43,7 +43,7 @@ from gossamer.methods.quantize.groups import (
     stored_scale,
 )
 from gossamer.methods.quantize.rate_levels import Levels, cheapest, code_lengths, settled
-from gossamer.methods.quantize.rate_search import Weighed, search
+from gossamer.methods.quantize.rate_search import LARGEST, Weighed, completed, search
 from gossamer.methods.quantize.rate_size import coded_bytes
 from gossamer.methods.quantize.rate_sweep import Inputs, swept
 from gossamer.methods.quantize.rate_target import check_price, curve_of, planned
@@ -51,6 +51,7 @@ from gossamer.methods.quantize.rtn import AFFINE
 
 __all__ = ["RateDistortion"]
 
+_SHORTEST_MANTISSA = 7  # bfloat16's
 CODEBOOK = Skeleton(Codebook, (("table", DENSE),))
 
 
@@ -75,7 +76,8 @@ class RateDistortion(Method):
             that are not touched; round biases before, not after.
         values: "grid" (uniform, one step per group) or "centroids" (a codebook that starts from the grid; zero stays).
         group: of a grid: "tensor", "channel" (per output row), or weights per step along a row. Steps of a tensor are
-            Δ · (root mean square of the group)^a with one Δ and a of 0, ½ or 1, then anew by least squares.
+            Δ · (root mean square of the group)^a with one Δ and a of 0, ½ or 1, then anew by least squares. Where
+            errors cost more in some groups than in others, Δ · size^a · (mean cost)^(−b/2), b ½ or 1, is tried too.
         inputs: what errors are measured by: "equal", or with data "sq" (squares of inputs) or "gram".
         weighted: "output", as above, or, with data, "loss": errors are what they cost the loss to second order, summed
             over the batches: those of output i of a layer times Σ_t (dL/dy_ti)². That makes layers comparable, and
@@ -84,6 +86,9 @@ class RateDistortion(Method):
         zeros: "level", or "mask": zeros leave the values and become a mask, which runs as a sparse weight.
         entries: centroids at most, 2 to 256.
         scale_dtype: of steps and centroids at rest.
+        step_bits: bits of the mantissas of a grid's steps, if it has several, 0 to 7; None: all. Two leave steps within
+            an eighth of what they should be, which costs next to nothing, since choices are made on the steps as
+            stored; and it saves five bits per step in bfloat16. They are then not fitted by least squares.
         damp: of G, as in `GPTQ`.
 
     Cost: about 20 sorts of a tensor; with "gram" 4 · rows · n² multiplications; with a target that up to seven times.
@@ -108,6 +113,7 @@ class RateDistortion(Method):
     zeros: Literal["level", "mask"] = "level"
     entries: int = 32
     scale_dtype: ScaleType = "float32"
+    step_bits: int | None = None
     damp: float = 0.01
     frame: FileFrame | None = field(default=None, metadata=DERIVED)
 
@@ -130,6 +136,8 @@ class RateDistortion(Method):
         if not 0 <= self.damp <= 1:
             raise PlanError(f"RateDistortion: damp: found {self.damp}, expected 0 to 1")
         check_scale_dtype(self, self.scale_dtype)
+        if self.step_bits is not None and not 0 <= self.step_bits <= _SHORTEST_MANTISSA:
+            raise PlanError(f"RateDistortion: step_bits: found {self.step_bits}, expected 0 to {_SHORTEST_MANTISSA}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -261,8 +269,14 @@ class RateDistortion(Method):
         chosen = search(weighed, rate, steps_for, grouped=groups.count > 1, free=free)
         scaled, each, scale = weighed.scaled(chosen.step, chosen.power)
         levels, index = chosen.levels, torch.zeros(0, dtype=torch.int64)
+        short = self.step_bits is not None and not free and scale.numel() > 1
+        if short:
+            reached = groups.spread(groups.largest(values.abs())) / LARGEST
+            scale = _shortened(scale, reached, self.step_bits or 0)
+            scaled, each = weighed.values / scale, weighed.weight * scale.square()
+            levels = completed(levels, scaled)
         if len(values):
-            levels, index, _ = settled(scaled, each, rate, chosen.levels, free=bool(free), most=4)
+            levels, index, _ = settled(scaled, each, rate, levels, free=bool(free), most=4)
             levels, index = swept(costs, weight, rate, levels, index, scale)
         steps = levels.points[index]
         if free:
@@ -272,7 +286,7 @@ class RateDistortion(Method):
         power = groups.total(mean * scale * steps) if len(values) else torch.zeros(groups.count).double()
         before = _per_group(groups, scale, chosen.step)
         better = torch.where(power > 0, before * own / power.clamp_min(1e-300), before)
-        good = (better > before / 2) & (better < before * 2) & (not costs.gram_known)
+        good = (better > before / 2) & (better < before * 2) & (not costs.gram_known and not short)
         stored = stored_scale(self, torch.where(good, better, before), self.scale_dtype, site.key)
         return self._affine(site, weight, steps.long(), stored)
 
@@ -318,6 +332,15 @@ def _per_group(groups: Groups, scale: Tensor, step: float) -> Tensor:
     found = torch.full((groups.count,), step, dtype=torch.float64)
     found[groups.members()] = scale
     return found
+
+
+def _shortened(scale: Tensor, least: Tensor, bits: int) -> Tensor:
+    """To the nearest number that is large enough, with so many bits after the first one of its mantissa."""
+    mantissa, exponent = torch.frexp(scale)
+    nearest = torch.ldexp((mantissa * (2 << bits)).round() / (2 << bits), exponent)
+    mantissa, exponent = torch.frexp(least)
+    enough = torch.ldexp((mantissa * (2 << bits)).ceil() / (2 << bits), exponent)
+    return torch.maximum(nearest, enough)
 
 
 def _pattern_bytes(weight: Encoding) -> int:
