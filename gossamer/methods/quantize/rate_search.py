@@ -45,6 +45,12 @@ class Weighed:
     ease: Tensor
 
     @classmethod
+    def alone(cls, values: Tensor, weight: Tensor) -> Weighed:
+        """Of one group."""
+        one = torch.ones(1, dtype=torch.float64)
+        return cls(values, weight, one, one)
+
+    @classmethod
     def of(cls, values: Tensor, weight: Tensor, groups: Groups) -> Weighed:
         """With what the groups differ in."""
         size = ease = torch.ones(1, dtype=torch.float64)

@@ -171,7 +171,7 @@ class VectorRateDistortion(Method):
             return {"bytes": coded_bytes(self._encoded(site, weight, ask.state, evidence)[0])}
         values, each = self._seen(site, weight, evidence)
         rest = coded_bytes(self.blank(site, weight))
-        return curve_of(Weighed(values, each, torch.ones(1, dtype=torch.float64)), rest, grouped=False)
+        return curve_of(Weighed.alone(values, each), rest, grouped=False)
 
     def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
         """The price at which the file has the size that was asked for."""
@@ -269,7 +269,7 @@ def codebook(values: Tensor, each: Tensor, dim: int, rate: float, table: float, 
 
 def _of_grid(values: Tensor, each: Tensor, dim: int, rate: float, entries: int) -> Codes:
     """The most frequent runs of the levels that the best grid has."""
-    weighed = Weighed(values, each, torch.ones(1, dtype=torch.float64))
+    weighed = Weighed.alone(values, each)
     chosen = search(weighed, rate, rate, grouped=False, most=_SCALAR)
     scaled, cost, scale = weighed.scaled(chosen.step, chosen.power)
     levels = chosen.levels
