@@ -20,7 +20,7 @@ from gossamer.coding.cluster import bins_of, cluster, span_count
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.rans import lanes_for, most_bytes
 from gossamer.coding.rans_model import MOST_LANES
-from gossamer.coding.symbols import decode_symbols, encode_symbols
+from gossamer.coding.symbols import decode_symbols, encode_nested_symbols
 from gossamer.coding.table import MAX_ROOT, fit_weights
 from gossamer.coding.tabled import TabledModel, decode_tabled, encode_tabled
 from gossamer.errors import FormatError
@@ -113,7 +113,7 @@ def encode_numbers(
     for table in found.tables.reshape(-1).tolist():
         writer.uint(table, (tables.count - 1).bit_length())
     tables.write(writer)
-    told = [encode_symbols(classes) for classes, many in ((found.spans, high), (found.columns, wide)) if many > 1]
+    told = [encode_nested_symbols(classes) for classes, many in ((found.spans, high), (found.columns, wide)) if many > 1]
     for inner in told:
         writer.uint(_INNER.index(inner.coder), 3)
         writer.golomb(len(inner.table), 4)

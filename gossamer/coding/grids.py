@@ -93,7 +93,7 @@ def decode_grid_rows(coded: Coded, first: int, last: int, shape: tuple[int, ...]
     """Some rows of a leaf, from the blocks that hold them alone.
 
     Args:
-        coded: the coded leaf, by `Coder.TABLES` or `Coder.BLOCKS`; not trusted.
+        coded: the coded leaf, by `Coder.TABLES`, `Coder.BLOCKS` or `Coder.SHORT`; not trusted.
         first: the first row that is wanted, an index of the first dimension.
         last: the one behind the last.
         shape: of the whole leaf; trusted.

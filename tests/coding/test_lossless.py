@@ -25,7 +25,7 @@ from gossamer.coding import (
 )
 from gossamer.coding.ans import AnsReader, ans_encode, frequencies
 from gossamer.coding.bits import BitReader, BitWriter, golomb_bits, int_list_bits, pack_uints, unpack_uints
-from gossamer.coding.symbols import encode_plain_symbols
+from gossamer.coding.symbols import decode_symbols_part, encode_plain_symbols
 from gossamer.errors import DataError
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
@@ -83,11 +83,32 @@ def test_every_coder_of_symbols_is_used_and_survives() -> None:
     cases = {
         Coder.CONSTANT: np.full((5, 7), -3, dtype=np.int16),
         Coder.PACKED: rng.integers(0, 16, 3000).astype(np.uint8),
-        Coder.STATIC: rng.binomial(15, 0.3, 3000).astype(np.uint8),
+        Coder.STATIC: rng.binomial(15, 0.3, 900).astype(np.uint8),
+        Coder.SHORT: rng.binomial(15, 0.3, 3000).astype(np.uint8),
         Coder.SPLIT: np.rint(rng.normal(size=20_000) * 1e6).astype(np.int32),
     }
     for coder, x in cases.items():
         assert symbols_survive(x).coder is coder
+
+
+@pytest.mark.parametrize("count", [1024, 1025, 5003, 40_001, (1 << 18) - 1])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint64"])
+@pytest.mark.parametrize(("top", "least"), [(1, 0), (3, -3), (15, 99), (120, -60), (255, 0)])
+def test_short_leaves_survive_and_are_read_in_part(top: int, least: int, dtype: str, count: int) -> None:
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    least = min(max(least, low), high - top)
+    x = np.random.default_rng(top).binomial(top, 0.2, count).astype(dtype) + np.dtype(dtype).type(least)
+    coded = symbols_survive(x)
+    assert coded.coder is Coder.SHORT
+    assert np.array_equal(decode_symbols_part(coded, 5, count - 1, count, x.dtype), x[5:-1])
+
+
+def test_short_leaves_at_the_ends_of_wide_integers_survive() -> None:
+    q = np.random.default_rng(0).binomial(15, 0.3, 4000)
+    for dtype in (np.int64, np.uint64):
+        info = np.iinfo(dtype)
+        assert symbols_survive(q.astype(dtype) + dtype(info.min)).coder is Coder.SHORT
+        assert symbols_survive(dtype(info.max) - q.astype(dtype)).coder is Coder.SHORT
 
 
 def test_one_rare_symbol_in_a_million_survives() -> None:
