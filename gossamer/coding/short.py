@@ -15,7 +15,7 @@ from gossamer.coding.rans_model import MOST_LANES, ByteModel, byte_frequencies
 from gossamer.coding.table import FrequencyTable, counts_bits
 from gossamer.errors import FormatError
 
-__all__ = ["SHORT_BELOW", "SHORT_FROM", "SHORT_MOST", "SHORT_SPAN", "encode_short", "read_short", "short_table"]
+__all__ = ["SHORT_BELOW", "SHORT_FROM", "SHORT_LEAST", "SHORT_MOST", "SHORT_SPAN", "encode_short", "read_short", "short_table"]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -27,6 +27,8 @@ SHORT_BELOW: Final = 1 << 18
 """Symbols that are always decoded together."""
 SHORT_SPAN: Final = 256
 """What symbols must span less than."""
+SHORT_LEAST: Final = 1 << 13
+"""Bits of entropy from which on a whole state costs little."""
 SHORT_MOST: Final = 1.005
 """Of the entropy, with the table: where it takes more, other coders may take less."""
 _ENTRY: Final = 9  # bits of a quick table for each symbol, about
@@ -107,7 +109,8 @@ def read_short(
     reader.finish()
     span = int(table.offsets[-1])
     if lanes > MOST_LANES or not 1 <= span < SHORT_SPAN:
-        raise FormatError(f"{what}: {lanes} lanes and symbols that span {span}, expected at most {MOST_LANES} and 1 to 255")
+        found = f"{lanes} lanes and symbols that span {span}"
+        raise FormatError(f"{what}: {found}, expected at most {MOST_LANES} and 1 to 255")
     check_fits(low, low + span, dtype, what)
     narrow = dtype.itemsize == 1
     base = low & 255 if narrow else 0

@@ -18,6 +18,7 @@ from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.short import (
     SHORT_BELOW,
     SHORT_FROM,
+    SHORT_LEAST,
     SHORT_MOST,
     SHORT_SPAN,
     encode_short,
@@ -284,11 +285,14 @@ def _in_short(x: Array) -> Coded | None:
     found = _Bytes.of(x)
     if found is None or len(found.offsets) == 1:
         return None if found is None else found.constant()
-    table, bits = short_table(found.offsets, found.counts)
     least = counts_bits(found.counts)
+    if least < SHORT_LEAST:
+        return None
+    table, bits = short_table(found.offsets, found.counts)
     if bits > SHORT_MOST * least or bits >= found.packed:
         return None
-    return encode_short(found.raw, found.low, table, x.dtype.itemsize == 1, least, bits)
+    coded = encode_short(found.raw, found.low, table, x.dtype.itemsize == 1, least, bits)
+    return coded if 8 * coded.nbytes < found.packed else None
 
 
 def encode_symbols(x: Array, *, workers: int = 1) -> Coded:
@@ -360,8 +364,9 @@ def _streamed(x: Array, *, short: bool) -> Coded:
     ]
     if 2 <= len(values) <= MAX_ALPHABET and high < _MAX_OFFSET:
         table, bits = FrequencyTable.fit(values.astype(np.int64), counts)
-        if short and high < SHORT_SPAN:
-            narrow, least = x.dtype.itemsize == 1, counts_bits(counts)
+        least = counts_bits(counts)
+        if short and high < SHORT_SPAN and least >= SHORT_LEAST:
+            narrow = x.dtype.itemsize == 1
             wanted = (offsets + np.uint64(low % 256 if narrow else 0)).astype(np.uint8)
             candidates.append((bits, 1, lambda: encode_short(wanted, low, table, narrow, least, bits)))
         else:
