@@ -122,7 +122,8 @@ def encode_numbers(
     for table in found.tables.reshape(-1).tolist():
         writer.uint(table, (tables.count - 1).bit_length())
     tables.write(writer)
-    told = [encode_nested_symbols(classes) for classes, many in ((found.spans, high), (found.columns, wide)) if many > 1]
+    both = ((found.spans, high), (found.columns, wide))
+    told = [encode_nested_symbols(classes) for classes, many in both if many > 1]
     for inner in told:
         writer.uint(_INNER.index(inner.coder), 3)
         writer.golomb(len(inner.table), 4)

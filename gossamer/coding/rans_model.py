@@ -133,7 +133,7 @@ class ByteModel:
         return self._looked_up[0]
 
     def heap_for(self, lanes: int) -> Heap | None:
-        """What a search in registers needs, see `rans_code`; None for few lanes, and where many bytes are as frequent."""
+        """What a search in registers needs, see `rans_code`; None for few lanes or many frequent bytes."""
         return self._heap if lanes >= _SEARCHED else None
 
     @cached_property

@@ -15,7 +15,16 @@ from gossamer.coding.rans_model import MOST_LANES, ByteModel, byte_frequencies
 from gossamer.coding.table import FrequencyTable, counts_bits
 from gossamer.errors import FormatError
 
-__all__ = ["SHORT_BELOW", "SHORT_FROM", "SHORT_LEAST", "SHORT_MOST", "SHORT_SPAN", "encode_short", "read_short", "short_table"]
+__all__ = [
+    "SHORT_BELOW",
+    "SHORT_FROM",
+    "SHORT_LEAST",
+    "SHORT_MOST",
+    "SHORT_SPAN",
+    "encode_short",
+    "read_short",
+    "short_table",
+]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]

@@ -325,10 +325,11 @@ def encode_symbols(x: Array, *, workers: int = 1) -> Coded:
     Source: Duda et al., "The use of asymmetric numeral systems", PCS 2015, for the coder.
     """
     _checked(x.dtype)
+    made = None
     if x.size >= SHORT_BELOW:
         made = _in_blocks(x, workers)
-    else:
-        made = _in_short(x) if x.size >= SHORT_FROM else None
+    elif x.size >= SHORT_FROM:
+        made = _in_short(x)
     return _streamed(x, short=x.size >= SHORT_FROM) if made is None else made
 
 
