@@ -38,7 +38,7 @@ SHORT_SPAN: Final = 256
 """What symbols must span less than."""
 SHORT_LEAST: Final = 1 << 13
 """Bits of entropy from which on a whole state costs little."""
-SHORT_MOST: Final = 1.005
+SHORT_MOST: Final = 1.0048
 """Of the entropy, with the table: where it takes more, other coders may take less."""
 _ENTRY: Final = 9  # bits of a quick table for each symbol, about
 _QUICK: Final = 1e-3  # of the entropy, that a quick table may take

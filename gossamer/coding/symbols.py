@@ -382,7 +382,8 @@ def _streamed(x: Array, *, short: bool) -> Coded:
         return next(build() for bits, _, build in candidates if bits <= 1.002 * lowest)
     likely = lowest * 1.05 + 256
     coded = [build() for bits, _, build in sorted(candidates, key=lambda c: c[1]) if bits <= likely]
-    return min(coded, key=lambda c: c.nbytes * (1.0 if c.coder is not Coder.SHORT else _QUICK))
+    quick = SHORT_MOST * counts_bits(counts)
+    return min(coded, key=lambda c: c.nbytes * (_QUICK if c.coder is Coder.SHORT and 8 * c.nbytes <= quick else 1.0))
 
 
 def _read_static(payload: bytes, count: int, table: FrequencyTable, out: U64, what: str) -> None:

@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from gossamer.coding import (
     Coded,
     Coder,
+    bits,
     decode_floats,
     decode_mask,
     decode_sparse_symbols,
@@ -26,7 +27,7 @@ from gossamer.coding import (
 from gossamer.coding.ans import AnsReader, ans_encode, frequencies
 from gossamer.coding.bits import BitReader, BitWriter, golomb_bits, int_list_bits, pack_uints, unpack_uints
 from gossamer.coding.symbols import decode_symbols_part, encode_plain_symbols
-from gossamer.errors import DataError
+from gossamer.errors import DataError, FormatError
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
@@ -103,6 +104,25 @@ def test_short_leaves_survive_and_are_read_in_part(top: int, least: int, dtype: 
     if coded.coder is Coder.STATIC:
         return
     assert np.array_equal(decode_symbols_part(coded, 5, count - 1, count, x.dtype), x[5:-1])
+
+
+@given(st.lists(st.integers(0, 1 << 50), min_size=24, max_size=80), st.integers(0, 60), st.booleans())
+def test_lists_are_read_alike_with_and_without_a_compiler(values: list[int], cut: int, small: bool) -> None:
+    writer = BitWriter()
+    writer.uint(1, 3)
+    writer.int_list(np.array([value >> 44 if small else value for value in values], dtype=np.int64))
+    table, found = writer.finish(), []
+    for compiled in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not compiled:
+                patch.setattr(bits, "coders", lambda: None)
+            reader = BitReader(table[: len(table) - cut // 4 if cut % 2 else len(table)], "x")
+            reader.uint(3)
+            try:
+                found.append((reader.int_list(len(values), 1 << 50), reader.rest()))
+            except FormatError as error:
+                found.append((str(error), b""))
+    assert found[0] == found[1]
 
 
 def test_short_leaves_at_the_ends_of_wide_integers_survive() -> None:
