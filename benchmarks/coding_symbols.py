@@ -74,8 +74,8 @@ def symbol_rows(
     """Rows of one compressed network, on one thread.
 
     "gossamer" codes each leaf alone under one table; "gossamer-context" is what a file holds: tables by class, masks by
-    class, mask and values together; its worst leaf is the worst tensor. Leaves of at most 10,000 numbers are left out, and
-    so are floats.
+    class, mask and values together, and its worst leaf is the worst tensor. Leaves of at most 10,000 numbers are left
+    out, and so are floats.
 
     Returns:
         {"rows", "failed"}.
