@@ -50,7 +50,7 @@ _MORE: Final = 1.0042  # of the entropy that blocks may cost
 _DENSE_SPAN: Final = 1 << 16  # spans up to here are counted with a table, wider ones by sorting
 _PIECE: Final = 1 << 20
 _LARGE: Final = 1 << 20  # from so many symbols on, estimates are sharp enough to code one candidate only
-_QUICK: Final = 0.998  # of its bytes count for a coder that is read ten times as fast
+_SLOWER: Final = 1.002  # times its bytes count for a coder that is read at a tenth of the speed
 _MAX_OFFSET: Final = 1 << 49  # tables list alphabets up to here
 _SPLIT_FROM: Final = 32  # fewer distinct symbols than this, where a table can list them, are never worth splitting
 
@@ -382,8 +382,9 @@ def _streamed(x: Array, *, short: bool) -> Coded:
         return next(build() for bits, _, build in candidates if bits <= 1.002 * lowest)
     likely = lowest * 1.05 + 256
     coded = [build() for bits, _, build in sorted(candidates, key=lambda c: c[1]) if bits <= likely]
-    quick = SHORT_MOST * counts_bits(counts)
-    return min(coded, key=lambda c: c.nbytes * (_QUICK if c.coder is Coder.SHORT and 8 * c.nbytes <= quick else 1.0))
+    most = SHORT_MOST * counts_bits(counts)
+    slower = _SLOWER if any(c.coder is Coder.SHORT and 8 * c.nbytes <= most for c in coded) else 1.0
+    return min(coded, key=lambda c: c.nbytes * (slower if c.coder is Coder.SPLIT else 1.0))
 
 
 def _read_static(payload: bytes, count: int, table: FrequencyTable, out: U64, what: str) -> None:
