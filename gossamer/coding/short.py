@@ -98,7 +98,13 @@ def encode_short(raw: U8, low: int, table: FrequencyTable, narrow: bool, least: 
 
 
 def read_short(
-    reader: BitReader, low: int, payload: bytes | memoryview, count: int, dtype: np.dtype[Any], what: str
+    reader: BitReader,
+    low: int,
+    payload: bytes | memoryview,
+    count: int,
+    dtype: np.dtype[Any],
+    what: str,
+    room: U8 | None = None,
 ) -> Array:
     """The inverse of `encode_short`, flat.
 
@@ -109,6 +115,7 @@ def read_short(
         count: trusted: it bounds time and memory.
         dtype: integer dtype or bool.
         what: the name that faults are reported under.
+        room: [n], filled where symbols have one byte; None: a new array.
 
     Raises:
         FormatError: anything but what `encode_short` writes for so many symbols.
@@ -124,7 +131,7 @@ def read_short(
     narrow = dtype.itemsize == 1
     base = low & 255 if narrow else 0
     tail, width = _tail(table, lanes, count)
-    out = np.empty(count, dtype=np.uint8)
+    out = np.empty(count, dtype=np.uint8) if room is None or not narrow else room
     begin = decode_begun(payload, out[: count - tail], _model(table, base), lanes, what)
     told = begin.astype("<u2").tobytes()
     size = -(-tail * width // 8)

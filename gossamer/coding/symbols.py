@@ -432,12 +432,13 @@ def _read_blocks(
     dtype: np.dtype[Any],
     what: str,
     workers: int,
+    room: npt.NDArray[np.uint8] | None = None,
 ) -> Array:
     narrow = dtype.itemsize == 1
     plan = BytePlan.read(reader, low if narrow else 0, what)
     reader.finish()
     _restore(plan.table.offsets[[0, -1]].astype(np.uint64), low, dtype, what)  # the ends of the alphabet fit
-    found = plan.decode_part(payload, count, part, what, workers)
+    found = plan.decode_part(payload, count, part, what, workers, room if narrow else None)
     return found.view(dtype) if narrow else _restore(found.astype(np.uint64), low, dtype, what)
 
 
@@ -474,7 +475,9 @@ def decode_symbols_part(coded: Coded, first: int, last: int, count: int, dtype: 
     return _read_blocks(reader, low, coded.payload, slice(first, last), count, np.dtype(dtype), what, 1)
 
 
-def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *, workers: int = 1) -> Array:
+def decode_symbols(
+    coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *, workers: int = 1, out: Array | None = None
+) -> Array:
     """The inverse of `encode_symbols`.
 
     Args:
@@ -482,12 +485,15 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         shape: trusted: it bounds time and memory.
         dtype: integer dtype or bool.
         workers: threads, for blocks.
+        out: an array of this shape and dtype, contiguous, to be filled: memory that was used before takes no page
+            faults, which can take as long as decoding. None: a new array.
 
     Returns:
         The symbols, in `shape` and `dtype`.
 
     Raises:
         FormatError: table or payload is not what `encode_symbols` writes for this shape and dtype.
+        DataError: ``out`` is no such array.
 
     Cost: about 1 ns a symbol in blocks, else 20 ns and up to 32 bytes of memory.
 
@@ -497,6 +503,21 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         True
     """
     dtype = np.dtype(dtype)
+    if out is None:
+        return _decoded(coded, shape, dtype, workers, None)
+    if out.dtype != dtype or out.shape != shape or not (out.flags.c_contiguous and out.flags.writeable):
+        raise DataError(f"out: found {out.dtype} {out.shape}, expected a contiguous, writeable {dtype} {shape}")
+    room = out.reshape(-1).view(np.uint8) if dtype.itemsize == 1 else None
+    found = _decoded(coded, shape, dtype, workers, room)
+    if room is None or coded.coder not in (Coder.BLOCKS, Coder.SHORT):
+        out[...] = found
+    return out
+
+
+def _decoded(
+    coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], workers: int, room: npt.NDArray[np.uint8] | None
+) -> Array:
+    """As `decode_symbols`; blocks and short leaves of one-byte symbols fill the room."""
     what = f"{coded.coder.name.lower()} symbols"
     count = prod(shape)
     reader = BitReader(coded.table, what)
@@ -527,7 +548,8 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         stream.finish()
         return out.reshape(shape)
     if coded.coder is Coder.BLOCKS:
-        return _read_blocks(reader, low, coded.payload, slice(0, count), count, dtype, what, workers).reshape(shape)
+        some = slice(0, count)
+        return _read_blocks(reader, low, coded.payload, some, count, dtype, what, workers, room).reshape(shape)
     if coded.coder is Coder.SHORT:
-        return read_short(reader, low, coded.payload, count, dtype, what).reshape(shape)
+        return read_short(reader, low, coded.payload, count, dtype, what, room).reshape(shape)
     return _restore(_read_split(reader, bytes(coded.payload), count, what), low, dtype, what).reshape(shape)

@@ -125,6 +125,20 @@ def test_lists_are_read_alike_with_and_without_a_compiler(values: list[int], cut
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("count", [0, 9, 600, 5000, 300_000])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool", "int16", "int64"])
+def test_symbols_are_decoded_into_memory_that_is_there(count: int, dtype: str) -> None:
+    x = (np.random.default_rng(0).binomial(15, 0.3, (count, 1)) // (5 if dtype == "bool" else 1)).astype(dtype)
+    coded, room = encode_symbols(x), np.zeros_like(x)
+    assert decode_symbols(coded, x.shape, x.dtype, out=room) is room
+    assert np.array_equal(room, x)
+    strided = np.zeros((2 * count, 1), x.dtype)[::2]
+    for wrong in (np.zeros((count + 1, 1), x.dtype), np.zeros((count, 1), np.uint32), strided):
+        if wrong.shape != x.shape or wrong.dtype != x.dtype or not wrong.flags.c_contiguous:
+            with pytest.raises(DataError, match="contiguous, writeable"):
+                decode_symbols(coded, x.shape, x.dtype, out=wrong)
+
+
 def test_short_leaves_at_the_ends_of_wide_integers_survive() -> None:
     q = np.random.default_rng(0).binomial(15, 0.3, 4000)
     for dtype in (np.int64, np.uint64):
