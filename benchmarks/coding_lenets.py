@@ -94,8 +94,8 @@ LENETS = (
         128,
         QuantizationAware(
             methods=METHODS,
-            tune=Tune(epochs=8, lr=2e-3, distil=0.5, temperature=3.0),
-            target="160x",
+            tune=Tune(epochs=12, lr=2e-3, distil=0.5, temperature=3.0),
+            target="152x",
             ramp=0.5,
         ),
         flip=True,

@@ -9,6 +9,7 @@ from typing import Final, final
 import numpy as np
 import numpy.typing as npt
 
+from gossamer.coding.compiled import coders
 from gossamer.errors import FormatError
 
 __all__ = ["BitReader", "BitWriter", "golomb_bits", "int_list_bits", "iter_uints", "pack_uints", "unpack_uints"]
@@ -18,6 +19,7 @@ U64 = npt.NDArray[np.uint64]
 MAX_TABLE_BYTES: Final = 1 << 18  # no honest table comes near: 4096 symbols of 64-bit values take 90 KB
 _CHUNK: Final = 1 << 16  # a multiple of 8 values, so that chunks end on whole bytes
 _ORDERS: Final = 16
+_COMPILED: Final = 24  # codes from which on a call of compiled code pays
 _DIRECT, _DELTA, _EQUAL = 0, 1, 2
 
 
@@ -143,6 +145,9 @@ class BitReader:
         return self._golombs(1, order)[0]
 
     def _golombs(self, count: int, order: int) -> list[int]:
+        quick = self._quick_golombs(count, order) if count >= _COMPILED else None
+        if quick is not None:
+            return quick
         text, at, end, values = self._text, self._at, len(self._text), []
         less = 1 << order
         for _ in range(count):
@@ -155,6 +160,21 @@ class BitReader:
             values.append(int(text[one:at], 2) - less)
         self._at = at
         return values
+
+    def _quick_golombs(self, count: int, order: int) -> list[int] | None:
+        """The same, compiled; None where that cannot be, or cannot say what is wrong."""
+        made = coders()
+        if made is None:
+            return None
+        padded = np.frombuffer(self._table + bytes(8), dtype=np.uint8)
+        out, at = np.empty(count, dtype=np.int64), np.array([self._at])
+        arrays = out.ctypes.data, at.ctypes.data
+        made.golombs(padded.ctypes.data, 8 * len(self._table), count, order, *arrays)
+        if int(at[0]) < 0:
+            return None
+        self._at = int(at[0])
+        found: list[int] = out.tolist()
+        return found
 
     def signed(self) -> int:
         """The inverse of `BitWriter.signed`."""

@@ -93,11 +93,14 @@ class BytePlan:
         """All bytes of a payload that is not trusted."""
         return self.decode_part(payload, count, slice(0, count), what, workers)
 
-    def decode_part(self, payload: bytes | memoryview, count: int, part: slice, what: str, workers: int) -> U8:
-        """Some of the bytes, from the blocks that hold them alone."""
+    def decode_part(
+        self, payload: bytes | memoryview, count: int, part: slice, what: str, workers: int, room: U8 | None = None
+    ) -> U8:
+        """Some of the bytes, from the blocks that hold them alone; all of them into a room where one is given."""
         blocks, model = Blocks(payload, count, self.log2, what), self.model
 
         def read(block: memoryview, piece: U8, _: slice, where: str) -> None:
             decode_block(block, piece, model, self.lanes, where)
 
-        return blocks.decode(part, np.empty(blocks.reach(part), dtype=np.uint8), read, workers)
+        out = np.empty(blocks.reach(part), dtype=np.uint8) if room is None else room
+        return blocks.decode(part, out, read, workers)

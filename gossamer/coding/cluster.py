@@ -28,6 +28,7 @@ _SAMPLE: Final = 1 << 18  # symbols whose rows tell what classes there are, wher
 _FEWEST_ROWS: Final = 64
 _GOLDEN: Final = 2654435769  # 2^32 over the golden ratio
 _UNITS: Final = 1 << 14  # units that first classes are found from, where there are more
+_HOPELESS: Final = 0.004  # of the bits: where neither kind of class saves as much, both together save little
 _CLASS_BITS: Final = 5.0  # what naming one more class costs in the tables
 
 
@@ -69,7 +70,8 @@ def _coded_bits(counts: F64) -> F64:
 
 def _tight(classes: I64) -> I64:
     """Numbered without gaps."""
-    return np.unique(classes, return_inverse=True)[1].reshape(classes.shape).astype(np.int64)
+    used = np.bincount(classes.ravel()) > 0
+    return (np.cumsum(used) - 1)[classes]
 
 
 def _naming(classes: I64) -> float:
@@ -176,6 +178,12 @@ def _first_classes(profiles: F64) -> I64:
     return _merged(sums, MAX_CLASSES, members)[classes]
 
 
+def _saved(profiles: F64, classes: I64) -> float:
+    """Bits that a table for each class saves over one for all units, names of classes paid."""
+    sums = _summed(profiles, classes, int(classes.max()) + 1)
+    return float(_coded_bits(profiles.sum(axis=0)) - _coded_bits(sums).sum()) - _naming(classes)
+
+
 def bins_of(counts: I64) -> I64:
     """[k] int64, the bin of each symbol: neighbours together until at most 32 bins of about equal Σ√count are left."""
     if len(counts) <= MOST_BINS:
@@ -227,18 +235,18 @@ class _Grid:
         found = [_moved(self.by_span(part, columns), costs, members) for part in self.parts()]
         return np.concatenate(found).reshape(self.shape)
 
-    def first_spans(self) -> I64:
-        """Classes of spans from their histograms alone."""
+    def first_spans(self) -> tuple[I64, float]:
+        """Classes of spans from their histograms alone, and the bits that these save."""
         one = np.zeros(self.binned.shape[1], dtype=np.int64)
         profiles = np.concatenate([self.by_span(part, one) for part in self.parts()])
         if len(profiles) < 2:
-            return np.zeros(self.shape, dtype=np.int64)
+            return np.zeros(self.shape, dtype=np.int64), 0.0
         seen = profiles[:: max(1, len(profiles) // _UNITS)]
         classes = _first_classes(seen)
         if len(seen) < len(profiles):
             costs = _log_costs(_summed(seen, classes, int(classes.max()) + 1))
             classes = _tight(_moved(profiles, costs, np.bincount(classes)))
-        return classes.reshape(self.shape)
+        return classes.reshape(self.shape), _saved(profiles, classes)
 
 
 def _tables(cells: F64) -> tuple[I64, F64, float]:
@@ -294,17 +302,22 @@ def cluster(binned: Array, bins: int, sizes: Sequence[int]) -> Clustering:
     """
     everything, binned = binned, _some_rows(binned)
     one_column = np.zeros(binned.shape[1], dtype=np.int64)
-    columns = one_column
+    columns, by_columns = one_column, 0.0
+    profiles = _Grid(binned, bins, binned.shape[1]).by_column(np.zeros((len(binned), 1), dtype=np.int64))
     if len(one_column) > 1 and len(binned) > 1:
-        columns = _first_classes(
-            _Grid(binned, bins, binned.shape[1]).by_column(np.zeros((len(binned), 1), dtype=np.int64))
-        )
+        columns = _first_classes(profiles)
+        by_columns = _saved(profiles, columns)
+    alone = float(_coded_bits(profiles.sum(axis=0)))
     best: tuple[int, I64, I64, float] | None = None
     for size in sizes:
         grid = _Grid(binned, bins, size)
         one_span = np.zeros(grid.shape, dtype=np.int64)
         # the spans of one column would be the grid itself
-        spans = grid.first_spans() if size > 1 else one_span
+        spans, by_spans = grid.first_spans() if size > 1 else (one_span, 0.0)
+        if max(by_spans, 0.0) + max(by_columns, 0.0) < _HOPELESS * alone:
+            if best is None or alone < best[3]:
+                best = (size, one_span, one_column, alone)
+            continue
         # where there is much to tell classes from, those that say nothing have been joined already
         ways = ((True, True),) if binned.size >= _LARGE else ((True, True), (True, False), (False, True))
         for some_spans, some_columns in ways:

@@ -34,6 +34,8 @@ class Coder(IntEnum):
     TABLES = 16  # static tables by class of span and of column, interleaved ANS in blocks
     SPARSE_TABLES = 17  # symbols over all dense positions as TABLES, dead = one more symbol
     MASK_TABLES = 18  # a mask as TABLES
+    # from container version 3 on
+    SHORT = 19  # one static frequency table, interleaved ANS in one block that begins with the last symbols
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from gossamer.coding import planes_code, rans_code, sums_code, tabled_code
+from gossamer.coding import bits_code, model_code, planes_code, rans_code, sums_code, tabled_code
 
 __all__ = ["checksum_code", "coder_code"]
 
@@ -16,6 +16,8 @@ def coder_code(lanes: int) -> str:
     tabled_code.add_tabled(module, lanes)
     planes_code.add_planes(module, lanes)
     sums_code.add_count(module)
+    model_code.add_model(module)
+    bits_code.add_bits(module)
     return str(module)
 
 

@@ -20,8 +20,8 @@ from gossamer.coding.cluster import bins_of, cluster, span_count
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.rans import lanes_for, most_bytes
 from gossamer.coding.rans_model import MOST_LANES
-from gossamer.coding.symbols import decode_symbols, encode_symbols
-from gossamer.coding.table import MAX_ROOT, fit_weights
+from gossamer.coding.symbols import decode_symbols, encode_nested_symbols
+from gossamer.coding.table import MAX_ROOT, counts_bits, fit_weights
 from gossamer.coding.tabled import TabledModel, decode_tabled, encode_tabled
 from gossamer.errors import FormatError
 
@@ -74,7 +74,12 @@ class _Places:
 
 
 def encode_numbers(
-    writer: BitWriter, numbers: U8, count: int, spans: Sequence[int], workers: int
+    writer: BitWriter,
+    numbers: U8,
+    count: int,
+    spans: Sequence[int],
+    workers: int,
+    most: float = float("inf"),
 ) -> tuple[bytes, bytes] | None:
     """Table and payload of a grid of numbers, None where rows are too wide.
 
@@ -84,6 +89,7 @@ def encode_numbers(
         count: k, at most 256.
         spans: columns of one span to try, beside whole rows.
         workers: threads.
+        most: bits that they may take: None where an estimate from some of the rows is above.
 
     Source: hard clustering of rows and columns by code length, as in Chakrabarti et al., "Fully automatic
     cross-associations", KDD 2004, of more than two symbols, from classes by spread and mean instead of random ones.
@@ -97,6 +103,9 @@ def encode_numbers(
     binned = numbers if int(bins[-1]) == count - 1 else bins.astype(np.uint8)[numbers]
     sizes = [width, *(size for size in sorted(set(spans)) if 2 <= size < width)]
     found = cluster(binned, int(bins[-1]) + 1, sizes)
+    within = counts_bits(counts) - counts_bits(np.bincount(bins, weights=counts).astype(np.int64))
+    if found.bits + within > most:
+        return None
     places = _Places(found.size, found.spans, found.columns, found.tables)
     tables = _Tables.fit(_occurrences(flat, count, places), bins)
     bits = tables.bits / numbers.size
@@ -113,7 +122,8 @@ def encode_numbers(
     for table in found.tables.reshape(-1).tolist():
         writer.uint(table, (tables.count - 1).bit_length())
     tables.write(writer)
-    told = [encode_symbols(classes) for classes, many in ((found.spans, high), (found.columns, wide)) if many > 1]
+    both = ((found.spans, high), (found.columns, wide))
+    told = [encode_nested_symbols(classes) for classes, many in both if many > 1]
     for inner in told:
         writer.uint(_INNER.index(inner.coder), 3)
         writer.golomb(len(inner.table), 4)

@@ -13,7 +13,7 @@ from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.float_blocks import decode_float_blocks, decode_float_part, encode_float_blocks, sample_of
 from gossamer.coding.float_planes import ITEMSIZES, checked_floats, decode_planes, encode_planes
 from gossamer.coding.masks import decode_mask, encode_mask
-from gossamer.coding.symbols import decode_symbols, encode_symbols
+from gossamer.coding.symbols import decode_symbols, encode_nested_symbols
 from gossamer.errors import DataError, FormatError
 
 __all__ = [
@@ -146,7 +146,7 @@ def listed_floats(items: npt.NDArray[Any], workers: int) -> Coded | None:
     if len(others):
         values = np.union1d(values, others)
         places = np.searchsorted(values, items)
-    inner = encode_symbols(places.astype(np.uint8), workers=workers)
+    inner = encode_nested_symbols(places.astype(np.uint8), workers=workers)
     listed = Coded(Coder.RAW, b"", values.tobytes())
     return _several(Coder.FLOAT_DISTINCT, [listed, inner])
 

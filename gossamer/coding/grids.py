@@ -21,6 +21,7 @@ Array = npt.NDArray[Any]
 
 _WHAT: Final = "symbols in tables"
 _WORTH: Final = 0.985  # less is not worth a decoder half as fast
+_SURE: Final = 0.005  # what estimates may be wrong by
 
 
 def encode_grid(x: Array, *, span: int | None = None, workers: int = 1) -> Coded:
@@ -61,7 +62,8 @@ def encode_grid(x: Array, *, span: int | None = None, workers: int = 1) -> Coded
     writer = BitWriter()
     alphabet.write(writer)
     spans = [span] if span else []
-    made = encode_numbers(writer, numbers.reshape(sides(x.shape)), len(alphabet), spans, workers)
+    most = 8 * plain.nbytes * (_WORTH + _SURE)
+    made = encode_numbers(writer, numbers.reshape(sides(x.shape)), len(alphabet), spans, workers, most)
     if made is None or len(made[0]) + len(made[1]) >= _WORTH * plain.nbytes:
         return plain
     return Coded(Coder.TABLES, *made)
@@ -93,7 +95,7 @@ def decode_grid_rows(coded: Coded, first: int, last: int, shape: tuple[int, ...]
     """Some rows of a leaf, from the blocks that hold them alone.
 
     Args:
-        coded: the coded leaf, by `Coder.TABLES` or `Coder.BLOCKS`; not trusted.
+        coded: the coded leaf, by `Coder.TABLES`, `Coder.BLOCKS` or `Coder.SHORT`; not trusted.
         first: the first row that is wanted, an index of the first dimension.
         last: the one behind the last.
         shape: of the whole leaf; trusted.

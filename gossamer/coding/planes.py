@@ -88,7 +88,7 @@ def merge_planes(planes: Sequence[U8 | CodedPlane], items: Items, rotated: bool,
             made.merge[items.itemsize](items.ctypes.data, len(items), addresses.ctypes.data, int(rotated))
             return
         opened = open_block(last.block, last.lanes, what)
-        heap = last.model.heap if made.decode_few else None
+        heap = last.model.heap_for(last.lanes) if made.decode_few else None
         slots, table = last.model.slots, last.model.table  # held here, as in `rans.decode_block`
         made.unite[items.itemsize](
             items.ctypes.data,

@@ -17,6 +17,7 @@ from gossamer.errors import FormatError
 
 __all__ = [
     "Opened",
+    "decode_begun",
     "decode_block",
     "encode_block",
     "encode_block_into",
@@ -29,6 +30,7 @@ __all__ = [
 
 U8 = npt.NDArray[np.uint8]
 
+_HALF: Final = 16  # bits of a word
 _PER_LANE: Final = 500 * 3.0  # a lane's last state takes 4 bytes, of which about one tells symbols
 
 
@@ -43,7 +45,9 @@ def lanes_for(payload: float) -> int:
     return min(MOST_LANES, 1 << int(log2(most)))
 
 
-def encode_block(x: U8, model: ByteModel, lanes: int, *, compiled: bool = True) -> bytes:
+def encode_block(
+    x: U8, model: ByteModel, lanes: int, *, compiled: bool = True, begin: npt.NDArray[np.uint16] | None = None
+) -> bytes:
     """One block: the last states [L] uint32, then uint16 words, all little-endian.
 
     Args:
@@ -51,6 +55,7 @@ def encode_block(x: U8, model: ByteModel, lanes: int, *, compiled: bool = True) 
         model: the frequencies.
         lanes: L, a power of two from 1 to 128.
         compiled: False: NumPy, whose bytes are the same.
+        begin: [L] uint16, told along: the low halves of the states that coding begins with; None: zeros.
 
     Returns:
         `4·L + 2·words` bytes, about `n·H/8 + 3·L` where symbols follow the model.
@@ -66,12 +71,12 @@ def encode_block(x: U8, model: ByteModel, lanes: int, *, compiled: bool = True) 
 
     Source: Duda, "Asymmetric numeral systems", arXiv 1311.2540; Giesen, "Interleaved entropy coders", arXiv 1402.3392.
     """
-    return _encoded(x, model, lanes, compiled).tobytes()
+    return _encoded(x, model, lanes, compiled, begin).tobytes()
 
 
 def encode_block_into(room: U8, x: U8, model: ByteModel, lanes: int) -> int:
     """As `encode_block`, into the first bytes of a room; says how many."""
-    block = _encoded(x, model, lanes, compiled=True)
+    block = _encoded(x, model, lanes, True, None)
     room[: len(block)] = block
     return len(block)
 
@@ -81,16 +86,16 @@ def most_bytes(count: int, lanes: int) -> int:
     return 4 * lanes + 2 * count
 
 
-def _encoded(x: U8, model: ByteModel, lanes: int, compiled: bool) -> U8:
+def _encoded(x: U8, model: ByteModel, lanes: int, compiled: bool, begin: npt.NDArray[np.uint16] | None) -> U8:
     made = coders() if compiled else None
     if made is None:
-        return whole_block(*encode_words(model.table[x], lanes))
+        return whole_block(*encode_words(model.table[x], lanes, begin))
     table, window = model.table, model.window  # held here: another thread may put others into the model meanwhile
 
     def run(end: int, states: int, wrote: int) -> None:
         made.encode(x.ctypes.data, len(x), end, states, lanes, table.ctypes.data, wrote, window.ctypes.data)
 
-    return written_block(len(x), lanes, run)
+    return written_block(len(x), lanes, run, begin)
 
 
 def whole_block(states: npt.NDArray[np.uint32], words: npt.NDArray[np.uint16]) -> U8:
@@ -98,16 +103,21 @@ def whole_block(states: npt.NDArray[np.uint32], words: npt.NDArray[np.uint16]) -
     return np.concatenate([states.astype("<u4").view(np.uint8), words.astype("<u2").view(np.uint8)])
 
 
-def written_block(count: int, lanes: int, run: Callable[[int, int, int], None]) -> U8:
+def written_block(
+    count: int, lanes: int, run: Callable[[int, int, int], None], begin: npt.NDArray[np.uint16] | None = None
+) -> U8:
     """The block that a compiled encoder writes.
 
     Args:
         count: of symbols.
         lanes: L.
         run: takes the addresses of the words' end, of the states uint32 [L], and of the number of words, int64.
+        begin: as in `encode_block`.
     """
     room = np.empty(2 * lanes + count, dtype="<u2")
     states, wrote = np.full(lanes, LEAST, dtype=np.uint32), np.zeros(1, dtype=np.int64)
+    if begin is not None:
+        states += begin
     run(room.ctypes.data + room.nbytes, states.ctypes.data, wrote.ctypes.data)
     first = len(room) - int(wrote[0]) - 2 * lanes
     room[first : first + 2 * lanes] = states.astype("<u4").view("<u2")
@@ -135,6 +145,18 @@ def decode_block(
 
     Cost: 0.4 ns a byte with 128 lanes and registers of 512 bits (1 ns where many bytes are about as frequent), else 2.
     """
+    _decoded(block, out, model, lanes, what, compiled).finish(len(out), what)
+    return out
+
+
+def decode_begun(
+    block: bytes | memoryview, out: U8, model: ByteModel, lanes: int, what: str, *, compiled: bool = True
+) -> npt.NDArray[np.uint16]:
+    """As `decode_block`, of a block that begins with other states than zeros: what it begins with, uint16 [L]."""
+    return _decoded(block, out, model, lanes, what, compiled).begun(len(out), what)
+
+
+def _decoded(block: bytes | memoryview, out: U8, model: ByteModel, lanes: int, what: str, compiled: bool) -> Opened:
     opened = open_block(block, lanes, what)
     made = coders() if compiled else None
     if made is None:
@@ -148,13 +170,12 @@ def decode_block(
     else:
         slots, table = model.slots, model.table  # held here: another thread may put others into the model meanwhile
         arguments = [*opened.arguments(), slots.ctypes.data, table.ctypes.data, opened.read.ctypes.data]
-        heap = model.heap if made.decode_few else None
+        heap = model.heap_for(lanes) if made.decode_few else None
         if heap is None:
             made.decode(out.ctypes.data, len(out), *arguments)
         else:
             made.decode_few[heap.size](out.ctypes.data, len(out), *arguments, heap.table.ctypes.data)
-    opened.finish(len(out), what)
-    return out
+    return opened
 
 
 @final
@@ -177,11 +198,20 @@ class Opened:
         first = self.words.ctypes.data
         return [first, first + self.words.nbytes, self.states.ctypes.data, len(self.states)]
 
+    def begun(self, count: int, what: str) -> npt.NDArray[np.uint16]:
+        """What an encoder began with; refuses a block that holds other than so many symbols."""
+        if int(self.read[0]) != len(self.words) or bool((self.states >> _HALF != 1).any()):
+            self._refuse(count, what)
+        return self.states.astype(np.uint16)
+
     def finish(self, count: int, what: str) -> None:
         """Refuses a block that holds other than so many symbols: states and words end where an encoder began."""
         if int(self.read[0]) != len(self.words) or bool((self.states != LEAST).any()):
-            size = self.states.nbytes + self.words.nbytes
-            raise FormatError(f"{what}: block of {size} bytes does not end with its {count} symbols")
+            self._refuse(count, what)
+
+    def _refuse(self, count: int, what: str) -> None:
+        size = self.states.nbytes + self.words.nbytes
+        raise FormatError(f"{what}: block of {size} bytes does not end with its {count} symbols")
 
 
 def open_block(block: bytes | memoryview, lanes: int, what: str) -> Opened:

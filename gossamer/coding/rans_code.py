@@ -9,7 +9,8 @@ sequence of 16-bit words. With frequency f and cumulated frequency c of a symbol
 Words are given out from the last symbol to the first and stored downwards, so that a decoder reads them upwards.
 
 With registers of 512 bits 32 to 128 lanes are two to eight vectors; which of them need words is a mask, and
-words are spread by it. Everywhere else lanes are scalars, which overlap since none depends on another.
+words are spread by it. Everywhere else lanes are scalars, which overlap since none depends on another; a decoder has a
+loop of its own for each number of lanes up to 16, with their states in registers.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ WIDE: Final = 16
 """Integers in a register of 512 bits."""
 
 _BIT = ir.IntType(1)
+_APART: Final = 16  # lanes that scalars have a loop of their own for
 
 
 def add_rans(module: ir.Module, lanes: int) -> None:
@@ -204,34 +206,36 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
     made = function(module, name, arguments, exported=True)
     out, count, words, end, states, lanes, slots, table, read = made.args[:9]
     e = Emitter(made, WIDE)
+    if few:  # one set of loops for scalars is enough
+        with e.at.if_then(e.less(lanes, 2 * WIDE)):
+            e.at.call(module.globals["decode"], made.args[:9])
+            e.at.ret_void()
     available = words_between(e, words, end)
     bits, below = ir.Constant(I32, PRECISION), ir.Constant(I32, (1 << PRECISION) - 1)
 
-    def advanced(x: Node, slot: Node, entry: Node) -> Node:
-        frequency = e.at.lshr(entry, ir.Constant(I32, 16))
-        start = e.at.and_(entry, ir.Constant(I32, 0xFFFF))
-        return e.at.sub(e.at.add(e.at.mul(frequency, e.at.lshr(x, bits)), slot), start)
-
-    def scalar(i: Node, p: Node, safe: bool) -> Node:
-        """One symbol; p: words read so far, negative after the end was passed."""
-        lane = e.at.and_(i, e.sub(lanes, 1))
-        x = e.read(states, lane, I32)
+    def decoded(x: Node, i: Node) -> tuple[Node, Node]:
+        """Symbol i from its lane's state: the state after, and whether that lacks a word."""
         slot = e.at.and_(x, below)
         byte = e.read(slots, e.at.zext(slot, I64), I8)
-        x = advanced(x, slot, e.read(table, e.at.zext(byte, I64), I32))
+        place = e.mul(e.at.zext(byte, I64), 2)
+        start, frequency = (e.at.zext(e.read(table, e.add(place, half), I16), I32) for half in (0, 1))
+        x = e.at.sub(e.at.add(e.at.mul(frequency, e.at.lshr(x, bits)), slot), start)
         e.write(byte, out, i)
-        short = e.at.icmp_unsigned("<", x, ir.Constant(I32, LEAST))
+        return x, e.at.icmp_unsigned("<", x, ir.Constant(I32, LEAST))
 
-        def taken(at: Node) -> list[Node]:
-            word = e.at.zext(e.read(words, at, I16), I32)
-            return [e.at.or_(e.at.shl(x, ir.Constant(I32, 16)), word)]
+    def filled(x: Node, p: Node) -> Node:
+        return e.at.or_(e.at.shl(x, ir.Constant(I32, 16)), e.at.zext(e.read(words, p, I16), I32))
 
+    def scalar(i: Node, p: Node, safe: bool) -> Node:
+        """One symbol, states in memory; p: words read so far, negative after the end was passed."""
+        lane = e.at.and_(i, e.sub(lanes, 1))
+        x, short = decoded(e.read(states, lane, I32), i)
         if safe:  # the word is there, whether needed or not
-            x = e.at.select(short, taken(p)[0], x)
+            x = e.at.select(short, filled(x, p), x)
             p = e.add(p, e.at.zext(short, I64))
         else:
             there = e.at.and_(e.at.icmp_unsigned("<", p, available), short)
-            (x,) = e.choose(there, lambda: taken(p), lambda: [x])
+            (x,) = e.choose(there, lambda: [filled(x, p)], lambda: [x])
             stuck = e.at.and_(short, e.at.not_(there))
             p = e.at.select(stuck, e.constant(-1), e.add(p, e.at.zext(there, I64)))
         e.write(x, states, lane)
@@ -239,19 +243,38 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
 
     steps = e.div(count, lanes)
 
-    def scalars(step: Node, p: Node) -> tuple[Node, Node]:
-        """Whole steps as long as there are words for all lanes."""
+    def going(values: list[Node]) -> Node:
+        """Whether a whole step is left and there are words for all lanes."""
+        return e.at.and_(e.less(values[0], steps), e.less(e.add(values[1], lanes), available))
+
+    def scalars(size: int = 1) -> list[Node]:
+        if size > _APART:
+
+            def one(values: list[Node]) -> list[Node]:
+                first = e.mul(values[0], lanes)
+                (after,) = e.loop(0, lanes, lambda j, c: [scalar(e.add(first, j), c[0], safe=True)], [values[1]])
+                return [e.add(values[0], 1), after]
+
+            return e.repeat([e.constant(0), e.constant(0)], going, one)
+        return e.choose(e.equal(lanes, size), lambda: by_itself(size), lambda: scalars(2 * size))
+
+    def by_itself(size: int) -> list[Node]:
+        """Whole steps of so many lanes."""
 
         def one(values: list[Node]) -> list[Node]:
-            first = e.mul(values[0], lanes)
-            (after,) = e.loop(0, lanes, lambda j, c: [scalar(e.add(first, j), c[0], safe=True)], [values[1]])
-            return [e.add(values[0], 1), after]
+            step, p, *xs = values
+            first, after = e.mul(step, size), []
+            for j, x in enumerate(xs):
+                new, short = decoded(x, e.add(first, j))
+                after.append(e.at.select(short, filled(new, p), new))
+                p = e.add(p, e.at.zext(short, I64))
+            return [e.add(step, 1), p, *after]
 
-        def going(values: list[Node]) -> Node:
-            return e.at.and_(e.less(values[0], steps), e.less(e.add(values[1], lanes), available))
-
-        step, p = e.repeat([step, p], going, one)
-        return step, p
+        xs = [e.read(states, j, I32) for j in range(size)]
+        step, p, *xs = e.repeat([e.constant(0), e.constant(0), *xs], going, one)
+        for j, x in enumerate(xs):
+            e.write(x, states, j)
+        return [step, p]
 
     if wide:
         v = Vectors(e)
@@ -288,10 +311,6 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
                     p = e.add(p, v.count(short))
             return [e.add(step, 1), p, *after]
 
-        def going(values: list[Node]) -> Node:
-            needed = WIDE * (len(values) - 2)
-            return e.at.and_(e.less(values[0], steps), e.less(e.add(values[1], needed), available))
-
         def vectorised(vectors: int) -> list[Node]:
             xs = [v.load(states, WIDE * i) for i in range(vectors)]
             step, p, *xs = e.repeat([e.constant(0), e.constant(0), *xs], going, one)
@@ -299,9 +318,9 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
                 v.store(x, states, WIDE * i)
             return [step, p]
 
-        step, p = by_lanes(e, lanes, 2, vectorised, lambda: list(scalars(e.constant(0), e.constant(0))))
+        step, p = by_lanes(e, lanes, 2, vectorised, (lambda: [e.constant(0)] * 2) if few else scalars)
     else:
-        step, p = scalars(e.constant(0), e.constant(0))
+        step, p = scalars()
 
     e.write(remaining(e, e.mul(step, lanes), count, p, lambda i, at: scalar(i, at, safe=False)), read, 0)
     e.at.ret_void()

@@ -7,7 +7,16 @@ from dataclasses import replace
 from functools import cache
 from typing import Final, final
 
-from gossamer.coding import coder_code, planes_code, rans_code, rans_model, sums_code, tabled_code
+from gossamer.coding import (
+    bits_code,
+    coder_code,
+    model_code,
+    planes_code,
+    rans_code,
+    rans_model,
+    sums_code,
+    tabled_code,
+)
 from gossamer.jit import emit
 from gossamer.jit.cpu import Processor, host, multiplies_without_carry, unavailable, wanted_level
 from gossamer.jit.kernel_cache import Code, Engine, cache_directory, object_code_of
@@ -18,7 +27,7 @@ __all__ = ["RANS", "ChecksumKernel", "RansKernels", "checksum_kernel", "kernels"
 RANS: Final = Code(
     "coders",
     coder_code.coder_code,
-    (coder_code, rans_code, rans_model, tabled_code, planes_code, sums_code, emit),
+    (coder_code, rans_code, rans_model, tabled_code, planes_code, sums_code, model_code, bits_code, emit),
 )
 CHECKSUM: Final = Code("checksum", coder_code.checksum_code, (coder_code, sums_code, emit))
 
@@ -37,6 +46,8 @@ class RansKernels:
         self.decode_few = {size: engine.function(f"decode_{size}", 10) for size in sizes}
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}
         self.count = engine.function("count", 3)
+        self.model = engine.function("model", 6)
+        self.golombs = engine.function("golombs", 6)
         self.unite = {size: engine.function(f"unite_{size}", 14) for size in planes_code.ITEMSIZES}
         self.merge = {size: engine.function(f"merge_{size}", 4) for size in planes_code.ITEMSIZES}
 

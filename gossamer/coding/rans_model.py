@@ -9,9 +9,10 @@ from typing import Any, Final, final
 import numpy as np
 import numpy.typing as npt
 
+from gossamer.coding.compiled import coders
 from gossamer.errors import FormatError
 
-__all__ = ["HEAPS", "LEAST", "MOST_LANES", "PRECISION", "ByteModel", "Heap", "byte_frequencies"]
+__all__ = ["HEAPS", "LEAST", "MOST_LANES", "PRECISION", "SLOTS_BEHIND", "ByteModel", "Heap", "byte_frequencies"]
 
 I64 = npt.NDArray[np.int64]
 U8 = npt.NDArray[np.uint8]
@@ -22,9 +23,12 @@ PRECISION: Final = 14
 MOST_LANES: Final = 128
 LEAST: Final = 1 << 16
 """The least state between symbols, and every lane's state before the first and after the last one."""
+SLOTS_BEHIND: Final = 32
+"""Bytes behind the last slot that may be touched."""
 HEAPS: Final = (16, 32, 64)
 """So many distinct bytes are searched in registers, where these are wide."""
 _HALVES: Final = 32  # 16-bit integers in a register of 512 bits
+_SEARCHED: Final = 32  # lanes from which on they are
 _MOST_SLOTS: Final = (1 << PRECISION) - (1 << PRECISION - 9)
 """Where all but one in 512 symbols are among the most frequent ones, the others may take longer."""
 
@@ -101,24 +105,39 @@ class ByteModel:
         return self.bytes[order], ends, (frequencies << 16 | ends - frequencies).astype(np.uint32)
 
     @cached_property
+    def _looked_up(self) -> tuple[U8, U32]:
+        """Slots and table."""
+        slots = np.empty((1 << PRECISION) + SLOTS_BEHIND, dtype=np.uint8)
+        table = np.zeros(256, dtype=np.uint32)
+        made = coders()
+        if made is None:
+            bytes_, _, entries = self._ordered
+            slots[: 1 << PRECISION] = np.repeat(bytes_, entries >> 16)
+            table[bytes_] = entries
+        else:
+            symbols, frequencies = np.ascontiguousarray(self.bytes), np.ascontiguousarray(self.frequencies)
+            keys = np.empty(len(symbols) + 1, dtype=np.int64)
+            arrays = symbols.ctypes.data, frequencies.ctypes.data, len(symbols), keys.ctypes.data
+            made.model(*arrays, slots.ctypes.data, table.ctypes.data)
+        slots[1 << PRECISION :] = 0
+        return slots, table
+
+    @property
     def table(self) -> U32:
         """[256] uint32: the entry of each byte; zero where it does not occur."""
-        table = np.zeros(256, dtype=np.uint32)
-        bytes_, _, entries = self._ordered
-        table[bytes_] = entries
-        return table
+        return self._looked_up[1]
 
-    @cached_property
+    @property
     def slots(self) -> U8:
-        """[2^14 + 3] uint8: the byte of each slot; words of 4 bytes can be read from each."""
-        bytes_, ends, entries = self._ordered
-        slots = np.zeros(int(ends[-1]) + 3, dtype=np.uint8)
-        slots[:-3] = np.repeat(bytes_, entries >> 16)
-        return slots
+        """[2^14 + 32] uint8: the byte of each slot; words of 4 bytes can be read from each."""
+        return self._looked_up[0]
+
+    def heap_for(self, lanes: int) -> Heap | None:
+        """What a search in registers needs, see `rans_code`; None for few lanes or many frequent bytes."""
+        return self._heap if lanes >= _SEARCHED else None
 
     @cached_property
-    def heap(self) -> Heap | None:
-        """What a search in registers needs, see `rans_code`; None where many bytes are about as frequent."""
+    def _heap(self) -> Heap | None:
         bytes_, ends, entries = self._ordered
         k = len(bytes_)
         size = next((size for size in HEAPS if k <= size or ends[size - 2] >= _MOST_SLOTS), None)

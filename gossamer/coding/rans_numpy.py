@@ -28,12 +28,13 @@ U32 = npt.NDArray[np.uint32]
 Look = Callable[[slice, npt.NDArray[np.uint64]], tuple[U8, U32]]
 
 
-def encode_words(entries: U32, lanes: int) -> tuple[U32, U16]:
+def encode_words(entries: U32, lanes: int, begin: U16 | None = None) -> tuple[U32, U16]:
     """Codes symbols, each told by what it takes.
 
     Args:
         entries: [n] uint32, frequency · 2^16 + cumulated frequency of each symbol under its table.
         lanes: L, a power of two from 1 to 128.
+        begin: [L] uint16, the low halves of the states to begin with; None: zeros.
 
     Returns:
         (states [L] uint32, words uint16 in the order in which they are read).
@@ -41,6 +42,8 @@ def encode_words(entries: U32, lanes: int) -> tuple[U32, U16]:
     Cost: about 20 µs for every L symbols.
     """
     states = np.full(lanes, LEAST, dtype=np.uint64)
+    if begin is not None:
+        states += begin
     wide = entries.astype(np.uint64)
     words: list[U16] = []
     for first in range((len(wide) - 1) // lanes * lanes if len(wide) else 0, -1, -lanes):

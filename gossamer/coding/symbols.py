@@ -15,14 +15,25 @@ from gossamer.coding.ans import MAX_ALPHABET, AnsReader, ans_encode
 from gossamer.coding.bits import BitReader, BitWriter, iter_uints, pack_uints, unpack_uints
 from gossamer.coding.byte_blocks import WORTH, BytePlan
 from gossamer.coding.coded import Coded, Coder
+from gossamer.coding.short import (
+    SHORT_BELOW,
+    SHORT_FROM,
+    SHORT_LEAST,
+    SHORT_MOST,
+    SHORT_SPAN,
+    encode_short,
+    read_short,
+    short_table,
+)
 from gossamer.coding.sums import count_bytes
-from gossamer.coding.table import FrequencyTable
+from gossamer.coding.table import FrequencyTable, counts_bits
 from gossamer.errors import DataError, FormatError
 
 __all__ = [
     "counts_bits",
     "decode_symbols",
     "decode_symbols_part",
+    "encode_nested_symbols",
     "encode_plain_symbols",
     "encode_symbols",
     "order0_bits",
@@ -32,12 +43,14 @@ Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
+_CODERS: Final = (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT, Coder.BLOCKS, Coder.SHORT)
 _WORD: Final = 1 << 64
 _BYTE: Final = 255
 _MORE: Final = 1.0042  # of the entropy that blocks may cost
 _DENSE_SPAN: Final = 1 << 16  # spans up to here are counted with a table, wider ones by sorting
 _PIECE: Final = 1 << 20
 _LARGE: Final = 1 << 20  # from so many symbols on, estimates are sharp enough to code one candidate only
+_SLOWER: Final = 1.002  # times its bytes count for a coder that is read at a tenth of the speed
 _MAX_OFFSET: Final = 1 << 49  # tables list alphabets up to here
 _SPLIT_FROM: Final = 32  # fewer distinct symbols than this, where a table can list them, are never worth splitting
 
@@ -75,13 +88,6 @@ def _count(offsets: Array, high: int) -> tuple[U64, I64]:
         return distinct.astype(np.uint64), counts[distinct].astype(np.int64)
     values, times = np.unique(offsets, return_counts=True)
     return values, times.astype(np.int64)
-
-
-def counts_bits(counts: I64) -> float:
-    """Order-0 entropy of symbols that occur so often: `Σ c·log₂(n/c)` bits."""
-    seen = counts[counts > 0].astype(np.float64)
-    total = float(seen.sum())
-    return float((seen * np.log2(total / seen)).sum()) if total else 0.0
 
 
 def order0_bits(x: Array) -> float:
@@ -211,40 +217,89 @@ def _split(offsets: Array, low: int, split: _Split) -> Coded:
     return Coded(Coder.SPLIT, writer.finish(), stream + tail)
 
 
+@dataclass(frozen=True)
+class _Bytes:
+    """Symbols that span less than 256.
+
+    Args:
+        raw: [n] uint8, contiguous: the symbols themselves where they have one byte, else less the least.
+        low: the least.
+        offsets: [k] int64, those that occur, less the least.
+        counts: [k] int64, how often.
+    """
+
+    raw: npt.NDArray[np.uint8]
+    low: int
+    offsets: I64
+    counts: I64
+
+    @staticmethod
+    def of(x: Array) -> _Bytes | None:
+        """Of integers or bool, not empty; None beyond that span."""
+        if x.dtype.itemsize == 1:
+            raw = np.ascontiguousarray(x.ravel()).view(np.uint8)
+            counts = count_bytes(raw)
+            signed = x.dtype.kind == "i"
+            counts = np.roll(counts, 128) if signed else counts
+            seen = np.flatnonzero(counts)
+            low = int(seen[0]) - (128 if signed else 0)
+        else:
+            low = int(x.min())
+            if int(x.max()) - low > _BYTE:
+                return None
+            raw = (x.ravel() - x.dtype.type(low)).astype(np.uint8)
+            counts = count_bytes(raw)
+            seen = np.flatnonzero(counts)
+        return _Bytes(raw, low, (seen - seen[0]).astype(np.int64), counts[seen])
+
+    @property
+    def packed(self) -> int:
+        """Bits at the fewest whole bits each."""
+        return len(self.raw) * int(self.offsets[-1]).bit_length()
+
+    def constant(self) -> Coded | None:
+        """All equal, or None."""
+        writer = BitWriter()
+        writer.signed(self.low)
+        return Coded(Coder.CONSTANT, writer.finish(), b"") if len(self.offsets) == 1 else None
+
+
 def _in_blocks(x: Array, workers: int) -> Coded | None:
     """Symbols that span less than 256, constant or as blocks; None where they take 0.42% more than the entropy."""
-    if x.dtype.itemsize == 1:
-        raw = np.ascontiguousarray(x.ravel()).view(np.uint8)
-        counts = count_bytes(raw)
-        signed = x.dtype.kind == "i"
-        counts = np.roll(counts, 128) if signed else counts
-        seen = np.flatnonzero(counts)
-        low = int(seen[0]) - (128 if signed else 0)
-    else:
-        low = int(x.min())
-        if int(x.max()) - low > _BYTE:
-            return None
-        raw = (x.ravel() - x.dtype.type(low)).astype(np.uint8)
-        counts = count_bytes(raw)
-        seen = np.flatnonzero(counts)
-    writer = BitWriter()
-    writer.signed(low)
-    if len(seen) == 1:
-        return Coded(Coder.CONSTANT, writer.finish(), b"")
-    table = FrequencyTable.quick((seen - seen[0]).astype(np.int64), counts[seen])
-    plan, bits = BytePlan.fit(table, counts[seen], low if x.dtype.itemsize == 1 else 0)
-    packed = len(raw) * int(seen[-1] - seen[0]).bit_length()
-    if bits > _MORE * min(counts_bits(counts[seen]), packed) or packed == 8 * len(raw) <= bits:
+    found = _Bytes.of(x)
+    if found is None or len(found.offsets) == 1:
+        return None if found is None else found.constant()
+    table = FrequencyTable.quick(found.offsets, found.counts)
+    plan, bits = BytePlan.fit(table, found.counts, found.low if x.dtype.itemsize == 1 else 0)
+    least = min(counts_bits(found.counts), found.packed)
+    if bits > _MORE * least or found.packed == 8 * len(found.raw) <= bits:
         return None
+    writer = BitWriter()
+    writer.signed(found.low)
     plan.write(writer)
-    return Coded(Coder.BLOCKS, writer.finish(), plan.encode(raw, workers))
+    return Coded(Coder.BLOCKS, writer.finish(), plan.encode(found.raw, workers))
+
+
+def _in_short(x: Array) -> Coded | None:
+    """Symbols that span less than 256, constant or at once; None where their table takes half a per cent and more."""
+    found = _Bytes.of(x)
+    if found is None or len(found.offsets) == 1:
+        return None if found is None else found.constant()
+    least = counts_bits(found.counts)
+    if least < SHORT_LEAST:
+        return None
+    table, bits = short_table(found.offsets, found.counts)
+    if bits > SHORT_MOST * least or bits >= found.packed:
+        return None
+    coded = encode_short(found.raw, found.low, table, x.dtype.itemsize == 1, least, bits)
+    return coded if 8 * coded.nbytes < found.packed else None
 
 
 def encode_symbols(x: Array, *, workers: int = 1) -> Coded:
     """Codes an integer leaf in the fewest bytes among constant, packed, static and split.
 
-    From 2^13 symbols on that span less than 256, `Coder.BLOCKS` instead within 0.42% of the order-0 entropy: it is
-    decoded some ten times as fast, on several threads, and in part.
+    From 2^10 symbols on that span less than 256, `Coder.SHORT` instead of static: it is decoded some ten times as fast.
+    From 2^18 on, `Coder.BLOCKS` within 0.42% of the order-0 entropy, on several threads and in part.
 
     static: `n·H₀` bits and a table of the alphabet and of √frequency, as precise as pays; split: the same over the
     upper part of each value, low bits as they are, for wide alphabets.
@@ -270,6 +325,17 @@ def encode_symbols(x: Array, *, workers: int = 1) -> Coded:
     Source: Duda et al., "The use of asymmetric numeral systems", PCS 2015, for the coder.
     """
     _checked(x.dtype)
+    made = None
+    if x.size >= SHORT_BELOW:
+        made = _in_blocks(x, workers)
+    elif x.size >= SHORT_FROM:
+        made = _in_short(x)
+    return _streamed(x, short=x.size >= SHORT_FROM) if made is None else made
+
+
+def encode_nested_symbols(x: Array, *, workers: int = 1) -> Coded:
+    """As `encode_symbols`, by coders that containers of version 2 know: what lies within such a coder."""
+    _checked(x.dtype)
     blocks = _in_blocks(x, workers) if x.size >= WORTH else None
     return encode_plain_symbols(x) if blocks is None else blocks
 
@@ -281,6 +347,11 @@ def encode_plain_symbols(x: Array) -> Coded:
     estimate.
     """
     _checked(x.dtype)
+    return _streamed(x, short=False)
+
+
+def _streamed(x: Array, *, short: bool) -> Coded:
+    """The cheapest of all but blocks."""
     offsets, low = _offsets(x)
     high = int(offsets.max()) if len(offsets) else 0
     if high == 0:
@@ -294,7 +365,13 @@ def encode_plain_symbols(x: Array) -> Coded:
     ]
     if 2 <= len(values) <= MAX_ALPHABET and high < _MAX_OFFSET:
         table, bits = FrequencyTable.fit(values.astype(np.int64), counts)
-        candidates.append((bits, 1, lambda: _static(offsets, low, table)))
+        least = counts_bits(counts)
+        if short and high < SHORT_SPAN and least >= SHORT_LEAST:
+            narrow = x.dtype.itemsize == 1
+            wanted = (offsets + np.uint64(low % 256 if narrow else 0)).astype(np.uint8)
+            candidates.append((bits, 1, lambda: encode_short(wanted, low, table, narrow, least, bits)))
+        else:
+            candidates.append((bits, 1, lambda: _static(offsets, low, table)))
     split = _best_split(values, counts) if len(values) >= _SPLIT_FROM or high >= _MAX_OFFSET else None
     if split is not None:
         chosen, bits = split
@@ -305,7 +382,9 @@ def encode_plain_symbols(x: Array) -> Coded:
         return next(build() for bits, _, build in candidates if bits <= 1.002 * lowest)
     likely = lowest * 1.05 + 256
     coded = [build() for bits, _, build in sorted(candidates, key=lambda c: c[1]) if bits <= likely]
-    return min(coded, key=lambda c: c.nbytes)
+    most = SHORT_MOST * counts_bits(counts)
+    slower = _SLOWER if any(c.coder is Coder.SHORT and 8 * c.nbytes <= most for c in coded) else 1.0
+    return min(coded, key=lambda c: c.nbytes * (slower if c.coder is Coder.SPLIT else 1.0))
 
 
 def _read_static(payload: bytes, count: int, table: FrequencyTable, out: U64, what: str) -> None:
@@ -353,12 +432,13 @@ def _read_blocks(
     dtype: np.dtype[Any],
     what: str,
     workers: int,
+    room: npt.NDArray[np.uint8] | None = None,
 ) -> Array:
     narrow = dtype.itemsize == 1
     plan = BytePlan.read(reader, low if narrow else 0, what)
     reader.finish()
     _restore(plan.table.offsets[[0, -1]].astype(np.uint64), low, dtype, what)  # the ends of the alphabet fit
-    found = plan.decode_part(payload, count, part, what, workers)
+    found = plan.decode_part(payload, count, part, what, workers, room if narrow else None)
     return found.view(dtype) if narrow else _restore(found.astype(np.uint64), low, dtype, what)
 
 
@@ -366,7 +446,7 @@ def decode_symbols_part(coded: Coded, first: int, last: int, count: int, dtype: 
     """Some symbols of a leaf, from the blocks that hold them alone.
 
     Args:
-        coded: the coded leaf, by `Coder.BLOCKS`; not trusted.
+        coded: the coded leaf, by `Coder.BLOCKS` or `Coder.SHORT`; not trusted.
         first: of the flattened symbols, the first that is wanted.
         last: the one behind the last.
         count: of all symbols; trusted.
@@ -378,7 +458,7 @@ def decode_symbols_part(coded: Coded, first: int, last: int, count: int, dtype: 
     Raises:
         FormatError: another coder, damaged data, or symbols beyond the leaf.
 
-    Cost: that of the blocks touched, of 2^16 to 2^24 symbols each.
+    Cost: that of the blocks touched, of 2^16 to 2^24 symbols each; short leaves are decoded as a whole.
 
     Example:
         >>> x = np.arange(100_000) % 7
@@ -386,6 +466,8 @@ def decode_symbols_part(coded: Coded, first: int, last: int, count: int, dtype: 
         [3, 4]
     """
     what = f"{coded.coder.name.lower()} symbols"
+    if coded.coder is Coder.SHORT and 0 <= first <= last <= count:
+        return decode_symbols(coded, (count,), dtype)[first:last]
     if coded.coder is not Coder.BLOCKS or not 0 <= first <= last <= count:
         raise FormatError(f"{what}: symbols {first} to {last} asked for, expected some of {count} in blocks")
     reader = BitReader(coded.table, what)
@@ -393,7 +475,9 @@ def decode_symbols_part(coded: Coded, first: int, last: int, count: int, dtype: 
     return _read_blocks(reader, low, coded.payload, slice(first, last), count, np.dtype(dtype), what, 1)
 
 
-def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *, workers: int = 1) -> Array:
+def decode_symbols(
+    coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *, workers: int = 1, out: Array | None = None
+) -> Array:
     """The inverse of `encode_symbols`.
 
     Args:
@@ -401,12 +485,15 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         shape: trusted: it bounds time and memory.
         dtype: integer dtype or bool.
         workers: threads, for blocks.
+        out: an array of this shape and dtype, contiguous, to be filled: memory that was used before takes no page
+            faults, which can take as long as decoding. None: a new array.
 
     Returns:
         The symbols, in `shape` and `dtype`.
 
     Raises:
         FormatError: table or payload is not what `encode_symbols` writes for this shape and dtype.
+        DataError: ``out`` is no such array.
 
     Cost: about 1 ns a symbol in blocks, else 20 ns and up to 32 bytes of memory.
 
@@ -416,10 +503,25 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         True
     """
     dtype = np.dtype(dtype)
+    if out is None:
+        return _decoded(coded, shape, dtype, workers, None)
+    if out.dtype != dtype or out.shape != shape or not (out.flags.c_contiguous and out.flags.writeable):
+        raise DataError(f"out: found {out.dtype} {out.shape}, expected a contiguous, writeable {dtype} {shape}")
+    room = out.reshape(-1).view(np.uint8) if dtype.itemsize == 1 else None
+    found = _decoded(coded, shape, dtype, workers, room)
+    if room is None or coded.coder not in (Coder.BLOCKS, Coder.SHORT):
+        out[...] = found
+    return out
+
+
+def _decoded(
+    coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], workers: int, room: npt.NDArray[np.uint8] | None
+) -> Array:
+    """As `decode_symbols`; blocks and short leaves of one-byte symbols fill the room."""
     what = f"{coded.coder.name.lower()} symbols"
     count = prod(shape)
     reader = BitReader(coded.table, what)
-    if coded.coder not in (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT, Coder.BLOCKS):
+    if coded.coder not in _CODERS:
         raise FormatError(f"{what}: not a coder of symbols")
     low = reader.signed()
     if coded.coder is Coder.CONSTANT:
@@ -446,5 +548,8 @@ def decode_symbols(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *
         stream.finish()
         return out.reshape(shape)
     if coded.coder is Coder.BLOCKS:
-        return _read_blocks(reader, low, coded.payload, slice(0, count), count, dtype, what, workers).reshape(shape)
+        some = slice(0, count)
+        return _read_blocks(reader, low, coded.payload, some, count, dtype, what, workers, room).reshape(shape)
+    if coded.coder is Coder.SHORT:
+        return read_short(reader, low, coded.payload, count, dtype, what, room).reshape(shape)
     return _restore(_read_split(reader, bytes(coded.payload), count, what), low, dtype, what).reshape(shape)

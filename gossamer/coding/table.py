@@ -13,12 +13,19 @@ from gossamer.coding.ans import MAX_ALPHABET, frequencies, frequency_bits
 from gossamer.coding.bits import BitReader, BitWriter, int_list_bits
 from gossamer.errors import FormatError
 
-__all__ = ["FrequencyTable", "fit_weights"]
+__all__ = ["FrequencyTable", "counts_bits", "fit_weights"]
 
 I64 = npt.NDArray[np.int64]
 
 MAX_ROOT: Final = 1 << 16
 _MAX_STEP: Final = (1 << 50) - 1
+
+
+def counts_bits(counts: I64) -> float:
+    """Order-0 entropy of symbols that occur so often: `Σ c·log₂(n/c)` bits."""
+    seen = counts[counts > 0].astype(np.float64)
+    total = float(seen.sum())
+    return float((seen * np.log2(total / seen)).sum()) if total else 0.0
 
 
 def fit_weights(counts: I64) -> tuple[I64, float]:

@@ -22,10 +22,10 @@ __all__ = [
 
 Json = Any
 
-VERSION: Final = 2
+VERSION: Final = 3
 """The newest; a file has the least version that knows its coders, so that older readers read what they can."""
 FIRST_VERSION: Final = 1
-LAST_CODER: Final = {1: 10, 2: max(Coder)}
+LAST_CODER: Final = {1: 10, 2: 18, 3: max(Coder)}
 """The coders of each version: numbers up to this one."""
 INDEX: Final = "gsm.index"
 SMALL: Final = "gsm.small"

@@ -9,12 +9,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding import Coded, Coder, decode_floats, decode_symbols, encode_floats, encode_symbols
+from gossamer.coding import Coded, Coder, decode_floats, decode_symbols, encode_floats
 from gossamer.coding.difference import Difference, restore, take
 from gossamer.coding.float_blocks import encode_float_blocks
 from gossamer.coding.floats import decode_floats_part
 from gossamer.coding.sums import checksum, count_bytes
-from gossamer.coding.symbols import counts_bits, decode_symbols_part
+from gossamer.coding.symbols import counts_bits, decode_symbols_part, encode_nested_symbols
 from gossamer.errors import DataError, FormatError
 from gossamer.store.packed_layout import Entry
 
@@ -121,7 +121,7 @@ class _Way:
     def coded(self) -> Coded:
         """Table and payload."""
         if self.symbols:
-            return encode_symbols(self.data.view(self.kind))
+            return encode_nested_symbols(self.data.view(self.kind))
         size = self.kind.itemsize
         if self.difference is not Difference.NONE and len(self.data) >= _BLOCKS_FROM * size and not self._mask_pays():
             blocks = encode_float_blocks(self.data, size, 1)

@@ -30,6 +30,7 @@ from gossamer.coding.byte_blocks import BytePlan
 from gossamer.coding.contexts import encode_numbers
 from gossamer.coding.float_blocks import encode_float_blocks
 from gossamer.coding.floats import coarse_floats, listed_floats, masked_floats
+from gossamer.coding.short import encode_short, short_table
 from gossamer.coding.table import FrequencyTable
 from gossamer.errors import FormatError
 
@@ -157,6 +158,8 @@ def block_leaves(rng: np.random.Generator) -> list[tuple[str, Coded, Decode]]:
     writer.signed(int(seen[0]) - 100)
     plan.write(writer)
     blocks = Coded(Coder.BLOCKS, writer.finish(), plan.encode(q - q.min(), 1))
+    table, bits = short_table(seen - seen[0], counts[seen])
+    short = encode_short(q, int(seen[0]), table, True, bits, bits)
     weights = rng.normal(0, 0.05, 400).astype("<f4")
     few = np.round(weights * 20).view("<u4")
     zeros = np.where(rng.random(400) < 0.5, weights, 0).astype("<f4").view("<u4")
@@ -164,6 +167,7 @@ def block_leaves(rng: np.random.Generator) -> list[tuple[str, Coded, Decode]]:
     runs[128:256] = runs[128:256].astype("<f2")
     found = [
         ("blocks", blocks, symbols((10, 30), "int16")),
+        ("short", short, symbols((10, 30), "uint8")),
         ("float blocks", encode_float_blocks(weights.view(np.uint8), 4, 1), floats(1600, 4)),
         ("half blocks", encode_float_blocks(weights.astype("<f2").view(np.uint8), 2, 1), floats(800, 2)),
         ("distinct", listed_floats(few, 1), floats(1600, 4)),

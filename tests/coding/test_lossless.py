@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 from gossamer.coding import (
     Coded,
     Coder,
+    bits,
     decode_floats,
     decode_mask,
     decode_sparse_symbols,
@@ -25,8 +26,8 @@ from gossamer.coding import (
 )
 from gossamer.coding.ans import AnsReader, ans_encode, frequencies
 from gossamer.coding.bits import BitReader, BitWriter, golomb_bits, int_list_bits, pack_uints, unpack_uints
-from gossamer.coding.symbols import encode_plain_symbols
-from gossamer.errors import DataError
+from gossamer.coding.symbols import decode_symbols_part, encode_plain_symbols
+from gossamer.errors import DataError, FormatError
 
 DTYPES = ["bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"]
 SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=9)
@@ -83,11 +84,67 @@ def test_every_coder_of_symbols_is_used_and_survives() -> None:
     cases = {
         Coder.CONSTANT: np.full((5, 7), -3, dtype=np.int16),
         Coder.PACKED: rng.integers(0, 16, 3000).astype(np.uint8),
-        Coder.STATIC: rng.binomial(15, 0.3, 3000).astype(np.uint8),
+        Coder.STATIC: rng.binomial(15, 0.3, 900).astype(np.uint8),
+        Coder.SHORT: rng.binomial(15, 0.3, 3000).astype(np.uint8),
         Coder.SPLIT: np.rint(rng.normal(size=20_000) * 1e6).astype(np.int32),
     }
     for coder, x in cases.items():
         assert symbols_survive(x).coder is coder
+
+
+@pytest.mark.parametrize("count", [1024, 1025, 5003, 40_001, (1 << 18) - 1])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "int16", "uint64"])
+@pytest.mark.parametrize(("top", "least"), [(1, 0), (3, -3), (15, 99), (120, -60), (255, 0)])
+def test_short_leaves_survive_and_are_read_in_part(top: int, least: int, dtype: str, count: int) -> None:
+    low, high = int(np.iinfo(dtype).min), int(np.iinfo(dtype).max)
+    least = min(max(least, low), high - top)
+    x = np.random.default_rng(top).binomial(top, 0.2, count).astype(dtype) + np.dtype(dtype).type(least)
+    coded = symbols_survive(x)
+    assert coded.coder is (Coder.SHORT if order0_bits(x) >= 8192 else Coder.STATIC)
+    if coded.coder is Coder.STATIC:
+        return
+    assert np.array_equal(decode_symbols_part(coded, 5, count - 1, count, x.dtype), x[5:-1])
+
+
+@given(st.lists(st.integers(0, 1 << 50), min_size=24, max_size=80), st.integers(0, 60), st.booleans())
+def test_lists_are_read_alike_with_and_without_a_compiler(values: list[int], cut: int, small: bool) -> None:
+    writer = BitWriter()
+    writer.uint(1, 3)
+    writer.int_list(np.array([value >> 44 if small else value for value in values], dtype=np.int64))
+    table, found = writer.finish(), []
+    for compiled in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not compiled:
+                patch.setattr(bits, "coders", lambda: None)
+            reader = BitReader(table[: len(table) - cut // 4 if cut % 2 else len(table)], "x")
+            reader.uint(3)
+            try:
+                found.append((reader.int_list(len(values), 1 << 50), reader.rest()))
+            except FormatError as error:
+                found.append((str(error), b""))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("count", [0, 9, 600, 5000, 300_000])
+@pytest.mark.parametrize("dtype", ["uint8", "int8", "bool", "int16", "int64"])
+def test_symbols_are_decoded_into_memory_that_is_there(count: int, dtype: str) -> None:
+    x = (np.random.default_rng(0).binomial(15, 0.3, (count, 1)) // (5 if dtype == "bool" else 1)).astype(dtype)
+    coded, room = encode_symbols(x), np.zeros_like(x)
+    assert decode_symbols(coded, x.shape, x.dtype, out=room) is room
+    assert np.array_equal(room, x)
+    strided = np.zeros((2 * count, 1), x.dtype)[::2]
+    for wrong in (np.zeros((count + 1, 1), x.dtype), np.zeros((count, 1), np.uint32), strided):
+        if wrong.shape != x.shape or wrong.dtype != x.dtype or not wrong.flags.c_contiguous:
+            with pytest.raises(DataError, match="contiguous, writeable"):
+                decode_symbols(coded, x.shape, x.dtype, out=wrong)
+
+
+def test_short_leaves_at_the_ends_of_wide_integers_survive() -> None:
+    q = np.random.default_rng(0).binomial(15, 0.3, 4000)
+    for dtype in (np.int64, np.uint64):
+        info = np.iinfo(dtype)
+        assert symbols_survive(q.astype(dtype) + dtype(info.min)).coder is Coder.SHORT
+        assert symbols_survive(dtype(info.max) - q.astype(dtype)).coder is Coder.SHORT
 
 
 def test_one_rare_symbol_in_a_million_survives() -> None:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossamer.coding.rans import decode_block, encode_block, lanes_for
+from gossamer.coding.rans import decode_begun, decode_block, encode_block, lanes_for
 from gossamer.coding.rans_model import PRECISION, ByteModel, byte_frequencies
 from gossamer.errors import FormatError
 from gossamer.jit.cpu import levels
@@ -89,6 +89,22 @@ def test_any_other_bytes_are_refused_or_are_what_some_symbols_code_to(
     assert found[0] == found[1]
     if found[0] is not None:
         assert encode_block(np.frombuffer(found[0], np.uint8), model, lanes) == hurt
+
+
+@given(symbols(), st.sampled_from(LANES), LEVELS, st.integers(0, 2**32 - 1))
+def test_blocks_tell_what_they_begin_with(x: np.ndarray[Any, Any], lanes: int, level: str, seed: int) -> None:
+    model, begin = model_of(x), np.random.default_rng(seed).integers(0, 1 << 16, lanes, dtype=np.uint16)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GOSSAMER_ISA", level)
+        block = encode_block(x, model, lanes, begin=begin)
+        assert block == encode_block(x, model, lanes, begin=begin, compiled=False)
+        for compiled in (True, False):
+            out = np.empty_like(x)
+            assert np.array_equal(decode_begun(block, out, model, lanes, "x", compiled=compiled), begin)
+            assert np.array_equal(out, x)
+    if begin.any():
+        with pytest.raises(FormatError, match="does not end"):
+            decode_block(block, np.empty_like(x), model, lanes, "x")
 
 
 @pytest.mark.parametrize("k", [2, 128, 255, 256])

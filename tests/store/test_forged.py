@@ -429,7 +429,7 @@ def test_an_index_that_is_no_proper_json_is_refused(
 
 def test_an_unknown_version_or_no_seal_is_refused(shared: Parts, tmp_path: Path) -> None:
     text = text_of(shared)
-    assert "version '3', expected 1 to 2" in refused(seal_text(shared, text, version="3"), tmp_path)
+    assert "version '4', expected 1 to 3" in refused(seal_text(shared, text, version="4"), tmp_path)
     assert "seal" in refused(seal_text(shared, text, version="1 2"), tmp_path)
     assert "damaged" in refused(seal_packed(shared, b"\xff\xfe\xfd"), tmp_path)
     packed = zlib.compressobj(9, zlib.DEFLATED, -15)
@@ -515,14 +515,19 @@ def test_a_tensor_train_that_blows_up_on_the_way_is_refused(tmp_path: Path) -> N
         read_container(tmp_path / "a.gsm", [spec])
 
 
-def test_coders_that_a_version_did_not_have_are_refused(tmp_path: Path) -> None:
-    large = {"w": Dense(torch.arange(1 << 16) % 5)}
+@pytest.mark.parametrize(("count", "version", "coder", "last"), [(1 << 18, 2, 11, 10), (5000, 3, 19, 18)])
+def test_coders_that_a_version_did_not_have_are_refused(
+    count: int, version: int, coder: int, last: int, tmp_path: Path
+) -> None:
     path = tmp_path / "large.gsm"
-    write_container(path, [TensorSpec("w", (1 << 16,), torch.int64, Kind.OTHER)], large)
+    spec = TensorSpec("w", (count,), torch.int64, Kind.OTHER)
+    write_container(path, [spec], {"w": Dense(torch.arange(count) ** 2 % 1009 % 5)})
     data = path.read_bytes()
     seal_of = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]["gossamer"]
-    assert seal_of.startswith("2 ")
-    old = data.replace(seal_of.encode(), ("1" + seal_of[1:-8] + "0" * 8).encode(), 1)
+    assert seal_of.startswith(f"{version} ")
+    blank, less = f"{version - 1}{seal_of[1:-8]}{0:08}", str(version - 1)
+    old = data.replace(seal_of.encode(), blank.encode(), 1)
     head = old[: 8 + int.from_bytes(old[:8], "little")]
-    old = old.replace(("1" + seal_of[1:-8] + "0" * 8).encode(), f"1{seal_of[1:-8]}{zlib.crc32(head):08x}".encode(), 1)
-    assert "unknown coder 11, this version knows those up to 10" in refused(old, tmp_path, expected=False)
+    old = old.replace(blank.encode(), f"{less}{seal_of[1:-8]}{zlib.crc32(head):08x}".encode(), 1)
+    wanted = f"unknown coder {coder}, this version knows those up to {last}"
+    assert wanted in refused(old, tmp_path, expected=False)
