@@ -9,6 +9,7 @@ from statistics import mean, median, stdev
 from typing import Any
 
 from benchmarks.coding_tables import coding_tables
+from benchmarks.understand_tables import understand_tables
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -31,7 +32,11 @@ def main() -> None:
         tables |= _pretrained(pretrained) | _practice(pretrained)
     if (RESULTS / "coding.json").is_file():
         tables |= coding_tables(json.loads((RESULTS / "coding.json").read_text(encoding="utf-8")), _table)
+    if (RESULTS / "understand.json").is_file():
+        found = json.loads((RESULTS / "understand.json").read_text(encoding="utf-8"))
+        tables |= understand_tables(found, _table)
     documents = ("which-method", "presets", "runtime", "training", "pretrained", "coding")
+    documents += ("description-length", "robustness", "exemplars")
     for file in (ROOT / "README.md", *(ROOT / "docs" / f"{name}.md" for name in documents)):
         text = file.read_text(encoding="utf-8")
         for name, table in tables.items():
