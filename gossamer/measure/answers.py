@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.errors import DataError
+from gossamer.measure.accuracy import Accuracy
 
 __all__ = ["IGNORED", "Answers", "answers"]
 
@@ -39,12 +40,12 @@ class Answers:
     @property
     def value(self) -> float:
         """Share of right answers, 0 to 1."""
-        return self.correct / self.count
+        return Accuracy(self.correct, self.count).value
 
     @property
     def standard_error(self) -> float:
         """√(p · (1 − p) / n); positions of a text are no independent samples, of these it is too small."""
-        return math.sqrt(self.value * (1 - self.value) / self.count)
+        return Accuracy(self.correct, self.count).standard_error
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON; with a perplexity, exp(loss), where there are positions."""
