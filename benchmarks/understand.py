@@ -40,8 +40,14 @@ _RACED = (
     "benchmarks/understand_attacks.py",
     "benchmarks/understand_attacks_worker.py",
     "benchmarks/understand_race.py",
+    "benchmarks/understand_task.py",
 )
-_REPORTED = ("gossamer/report/*", "benchmarks/understand_page.py", "benchmarks/understand_report.py")
+_REPORTED = (
+    "gossamer/report/*",
+    "benchmarks/understand_page.py",
+    "benchmarks/understand_report.py",
+    "benchmarks/understand_task.py",
+)
 _ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
 
 
