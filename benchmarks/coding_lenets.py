@@ -3,8 +3,8 @@
 ``python -m benchmarks.coding_lenets --data DIR --json FILE``, DIR with the four idx files at any depth. Settings were
 chosen on 5,000 of the training images (``--validate``), but for LeNet-5's length and target: the first choice, 8 epochs
 towards 160x, lost 0.59 points on the test images, and 12 towards 152x were the one other setting tried there. The dense
-network is trained by its own best settings, and is the teacher. Networks that are trained are kept by a hash of the code
-that trains; the file is coded anew each time, so rows follow the coders.
+network is trained by its own best settings, and is the teacher. Networks that are trained are kept by a hash of the
+code that trains; the file is coded anew each time, so rows follow the coders.
 """
 
 from __future__ import annotations
