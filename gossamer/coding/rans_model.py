@@ -115,7 +115,9 @@ class ByteModel:
             slots[: 1 << PRECISION] = np.repeat(bytes_, entries >> 16)
             table[bytes_] = entries
         else:
-            symbols, frequencies = np.ascontiguousarray(self.bytes), np.ascontiguousarray(self.frequencies)
+            # read by address: other dtypes would be read as something else
+            symbols = np.ascontiguousarray(self.bytes, dtype=np.uint8)
+            frequencies = np.ascontiguousarray(self.frequencies, dtype=np.int64)
             keys = np.empty(len(symbols) + 1, dtype=np.int64)
             arrays = symbols.ctypes.data, frequencies.ctypes.data, len(symbols), keys.ctypes.data
             made.model(*arrays, slots.ctypes.data, table.ctypes.data)

@@ -261,6 +261,9 @@ class PieceWriter:
 
         Returns:
             Bytes of the file.
+
+        Raises:
+            DataError: the file ends before its last array does.
         """
         if not self.blank:
             return self.end
@@ -268,6 +271,8 @@ class PieceWriter:
         while source < self.end:
             file.seek(source)
             piece = file.read(_MOVED_AT_ONCE)
+            if not piece:
+                raise DataError(f"found a file of {source} bytes, expected {self.end}, as were written")
             file.seek(target)
             file.write(piece)
             source, target = source + len(piece), target + len(piece)

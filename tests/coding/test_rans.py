@@ -107,6 +107,13 @@ def test_blocks_tell_what_they_begin_with(x: np.ndarray[Any, Any], lanes: int, l
             decode_block(block, np.empty_like(x), model, lanes, "x")
 
 
+def test_a_model_is_the_same_whatever_integers_it_is_given() -> None:
+    narrow = ByteModel(np.array([0, 7, 9]).astype(np.uint16), np.array([4096, 12287, 1], dtype=np.int32))  # type: ignore[arg-type]
+    model = ByteModel(np.array([0, 7, 9], dtype=np.uint8), np.array([4096, 12287, 1]))
+    assert np.array_equal(narrow.table, model.table)
+    assert np.array_equal(narrow.slots, model.slots)
+
+
 @pytest.mark.parametrize("k", [2, 128, 255, 256])
 def test_frequencies_are_positive_and_sum_to_the_precision(k: int) -> None:
     for raised in range(0, k, max(1, k // 17)):

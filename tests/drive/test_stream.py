@@ -10,6 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 import torch
@@ -209,6 +210,34 @@ def stopped(folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         patch.setattr(PieceWriter, "add", failing)
         with pytest.raises(KeyboardInterrupt):
             run(folder, out)
+
+
+def test_a_run_that_stops_while_arrays_are_moved_up_leaves_the_old_file_and_what_is_finished(
+    large: tuple[nn.Module, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gossamer.store.writer import PieceWriter
+
+    _, folder = large
+    out = tmp_path / "out.gsm"
+    out.write_bytes(b"old")
+
+    def half(self: PieceWriter, file: BinaryIO) -> int:
+        assert self.blank
+        file.seek(self.blank)
+        file.write(b"half of it")
+        file.truncate()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PieceWriter, "close_room", half)
+        with pytest.raises(KeyboardInterrupt):
+            run(folder, out)
+    assert out.read_bytes() == b"old"
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["out.gsm", "out.gsm.journal", "out.gsm.part"]
+    specs = CheckpointSource(open_checkpoint(folder), None).specs()
+    assert run(folder, out, resume=True).resumed == len(specs)
+    run(folder, tmp_path / "whole.gsm")
+    assert out.read_bytes() == (tmp_path / "whole.gsm").read_bytes()
 
 
 def test_another_input_recipe_or_damaged_part_is_not_resumed(
