@@ -54,7 +54,8 @@ def _symbols(rows: list[Row], table: Table) -> str:
     head = ("symbols", "order 0, bits", "one table", "as stored", "constriction")
     average = mean(contexts)
     said = (
-        f"\nShare of the order-0 entropy, Msym/s coded and decoded on one thread (ours into memory that is there); as stored {average:.3f} in the mean.\n"
+        "\nShare of the order-0 entropy, Msym/s coded and decoded on one thread (ours into memory that is there); as "
+        f"stored {average:.3f} in the mean.\n"
     )
     return table(head, lines, words=1) + said
 
