@@ -9,7 +9,7 @@ from typing import Any, final
 
 from rich.console import Console
 from rich.markup import escape
-from torch import nn
+from torch import Tensor, nn
 
 from gossamer.cli.commands import check_output
 from gossamer.cli.network import calling, factory_of, named_object
@@ -17,6 +17,8 @@ from gossamer.cli.output import size
 from gossamer.drive.progress import TerminalProgress
 from gossamer.errors import DataError, PlanError
 from gossamer.report import Effort, report_of
+from gossamer.report.samples import gathered
+from gossamer.report.svg import clean
 from gossamer.store.json_file import write_json
 from gossamer.store.weights import load_weights_into
 
@@ -114,6 +116,8 @@ class Given:
                     return file.read(_NAMES).splitlines()
             except (OSError, UnicodeDecodeError) as error:
                 raise DataError(f"{path}: cannot be read as text: {str(error)[:100]}") from error
+        if "," not in self.classes:
+            raise DataError(f"--classes: found no file {self.classes!r}, expected one, or names with commas")
         return [name.strip() for name in self.classes.split(",")]
 
 
@@ -130,7 +134,7 @@ def report_files(
     """Measure and write the page."""
     given.check((output, json_file))
     factory, dense, data, names = _loaded(given, sizes.examples, quiet=quiet)
-    train = _batches(given.train_data, "--train-data")
+    train = _samples(given.train_data, "--train-data", None)
     with TerminalProgress(enabled=False if quiet else None) as progress:
         found = report_of(
             given.files,
@@ -146,8 +150,8 @@ def report_files(
         )
     written = found.save(output)
     write_json(json_file, found.to_json())
-    console.print(escape(found.headline))
-    console.print(f"{escape(str(output))}: {size(written)} bytes; open it in any browser")
+    console.print(escape(clean(found.headline)))  # a name may hold what a terminal would obey
+    console.print(f"{escape(clean(str(output)))}: {size(written)} bytes; open it in any browser")
 
 
 Loaded = tuple[Callable[[], nn.Module] | None, nn.Module | None, Any, list[str]]
@@ -161,7 +165,7 @@ def _loaded(given: Given, examples: int, *, quiet: bool) -> Loaded:
     dense = None
     if factory is not None and given.dense is not None:
         dense = load_weights_into(factory(), given.dense).eval()
-    return factory, dense, _batches(given.data, "--data"), given.names()
+    return factory, dense, _samples(given.data, "--data", 2 * examples), given.names()
 
 
 def _from_folder(given: Given, folder: Path, examples: int, *, quiet: bool) -> Loaded:
@@ -171,14 +175,15 @@ def _from_folder(given: Given, folder: Path, examples: int, *, quiet: bool) -> L
         quiet_transformers()
     dense = load_folder(folder)
     if given.calib is None:
-        return factory(folder), dense, _batches(given.data, "--data"), given.names()
+        return factory(folder), dense, _samples(given.data, "--data", 2 * examples), given.names()
     data = next_tokens(folder, given.calib, window=given.window, samples=examples)
     return factory(folder), dense, data, given.names() or vocabulary(folder)
 
 
-def _batches(name: str | None, option: str) -> Any:
+def _samples(name: str | None, option: str, most: int | None) -> tuple[Tensor, Tensor] | None:
+    """What the user's function returns, read here: batches may be made, and fail, one after the other."""
     if name is None:
         return None
     function = named_object(name, option)
     with calling(name, option):
-        return function() if callable(function) else function
+        return gathered(function() if callable(function) else function, most, f"{option} {name}").pair

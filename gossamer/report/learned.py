@@ -11,7 +11,7 @@ from gossamer.report.scales import Scale, finite, percent, points
 from gossamer.report.svg import Markup, label, line, tag
 from gossamer.report.tables import Cell, Column, Figure, Table, numeric, text
 
-__all__ = ["Names", "class_name", "class_strips", "reliability"]
+__all__ = ["Names", "class_name", "class_strips", "most_changed", "reliability"]
 
 Names = Sequence[str] | Mapping[int, str]
 
@@ -94,7 +94,7 @@ def class_strips(look: Look, names: Names, most: int) -> Figure | None:
     part = look.part("generalisation")
     if part is None or not part["per_class"]:
         return None
-    listed = sorted(part["per_class"], key=_change)
+    listed = most_changed(part["per_class"])
     shown = listed[:most]
     numbers = [
         v
@@ -125,6 +125,11 @@ def class_strips(look: Look, names: Names, most: int) -> Figure | None:
     )
     table = Table(f"Classes of {look.name}", columns, rows)
     return Figure(f"classes-{look.letter.lower()}", title, note, Markup(""), table, open=True)
+
+
+def most_changed(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Classes by what they lost against the dense network, those that lost most first."""
+    return sorted(rows, key=_change)
 
 
 def _change(r: Mapping[str, Any]) -> float:

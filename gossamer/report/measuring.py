@@ -9,7 +9,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from gossamer.errors import DataError
+from gossamer.errors import DataError, GossamerError
 from gossamer.measure.answers import answers
 from gossamer.measure.corruption import corruptions
 from gossamer.measure.description import description_length
@@ -118,9 +118,20 @@ class Bench:
 
 
 def accuracy_of(bench: Bench, network: Logits) -> dict[str, Any]:
-    """Right answers on the test samples."""
+    """Right answers on the test samples. Runs first, so it also says if network and samples do not fit.
+
+    Raises:
+        DataError: whatever the network raised.
+    """
     assert bench.test is not None
-    return answers(network, *bench.test.pair, batch=_BATCH).to_json()
+    try:
+        return answers(network, *bench.test.pair, batch=_BATCH).to_json()
+    except GossamerError:
+        raise
+    except Exception as error:  # the network is the user's code, and raises whatever it raises
+        inputs, reason = bench.test.inputs, " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        found = f"{inputs.dtype} of shape [n, {', '.join(str(s) for s in inputs.shape[1:])}]"
+        raise DataError(f"data: found inputs {found}, expected such as the network takes: {reason}") from error
 
 
 def latency_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import final
 
+from gossamer.measure.proportions import wilson
 from gossamer.report.looks import Look
 from gossamer.report.plots import badge, dot_strip
 from gossamer.report.scales import Scale, bytes_text, milliseconds, percent, times
@@ -100,8 +101,8 @@ def _time_spread(look: Look) -> tuple[float, float] | None:
 
 
 def _interval(look: Look) -> tuple[float, float] | None:
-    value, error = look.accuracy, look.number("accuracy", "standard_error")
-    return (value - 1.96 * error, value + 1.96 * error) if value is not None and error is not None else None
+    right, count = look.number("accuracy", "correct"), look.number("accuracy", "count")
+    return wilson(int(right), int(count)) if right is not None and count is not None else None
 
 
 def _plain(value: float | None) -> str:

@@ -17,7 +17,7 @@ from gossamer.report.exemplars import changed_examples
 from gossamer.report.front import fronts
 from gossamer.report.headline import chosen, claim, headline, why_chosen
 from gossamer.report.layer_strips import gallery, kernel_strips, layer_strips
-from gossamer.report.learned import Names, class_strips, reliability
+from gossamer.report.learned import Names, class_strips, most_changed, reliability
 from gossamer.report.lengths import description_lengths
 from gossamer.report.looks import Look, looks_of
 from gossamer.report.needs import Environment, Markup, StrictUndefined, Template
@@ -29,7 +29,9 @@ from gossamer.report.tables import Figure, Panel, Section
 
 __all__ = ["embedded", "page_of"]
 
-_ROWS = (720, 360, 180, 90)  # of layers, over all files: the most with which the page stays small enough
+# Rows of layers over all files, and pictured examples of each file: the first with which the page stays small enough.
+_ALL_CARDS = 1 << 30
+_STEPS = (*((rows, _ALL_CARDS) for rows in (720, 360, 180, 90)), (90, 6), (90, 2), (90, 0))
 _FEWEST = 6
 _LARGEST = 1_400_000
 _CLASSES = 40
@@ -47,8 +49,8 @@ def page_of(document: Mapping[str, Any]) -> str:
 
     Exact: the same document gives the same bytes.
     """
-    for rows in _ROWS:
-        page = _drawn(document, rows, whole=rows > _ROWS[-1])
+    for rows, cards in _STEPS:
+        page = _drawn(_pictured(document, cards), rows, whole=rows > _STEPS[-1][0])
         if len(page.encode()) <= _LARGEST:
             break
     return page
@@ -106,13 +108,24 @@ def _without_pictures(value: Any) -> Any:
     return [_without_pictures(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
+def _pictured(document: Mapping[str, Any], most: int) -> Mapping[str, Any]:
+    """The document with what no more than so many changed examples of each file look like."""
+    if all(len(file["seen"] or ()) <= most for file in document["files"]):
+        return document
+    files = [{**file, "seen": dict(list((file["seen"] or {}).items())[:most])} for file in document["files"]]
+    return {**document, "files": files}
+
+
 def _largest_layers(document: Mapping[str, Any], most: int) -> dict[str, Any]:
-    """The document with no more than so many layers and kernels of each file."""
+    """The document with no more than so many layers and kernels of each file, and the classes that changed most."""
     files = []
     for file in document["files"]:
         layers, kernels = file["layers"], file["kernels"]
         largest = {r["name"] for r in sorted(layers, key=lambda r: -r["dense_bytes"])[:most]}
         cut = {"layers": [r for r in layers if r["name"] in largest], "kernels": kernels and kernels[:most]}
+        seen = file["generalisation"]
+        if seen is not None:
+            cut["generalisation"] = {**seen, "per_class": most_changed(seen["per_class"])[:_CLASSES]}
         files.append({**file, **cut, "layers_left_out": max(0, len(layers) - most)})
     return {**document, "files": files}
 

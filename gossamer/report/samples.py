@@ -48,8 +48,8 @@ class Samples:
         shape = self.inputs.shape
         return self.inputs.is_floating_point() and len(shape) == 4 and shape[1] <= 4 and min(shape[2:]) >= 8
 
-    def first(self, count: int) -> Samples:
-        """So many from the start."""
+    def first(self, count: int | None) -> Samples:
+        """So many from the start; None: all."""
         return Samples(self.inputs[:count], self.targets[:count])
 
     def after(self, count: int) -> Samples:
@@ -69,16 +69,20 @@ def gathered(data: tuple[Tensor, Tensor] | Batches, most: int | None, what: str)
         DataError: no samples, or batches that are no pairs of tensors.
     """
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
-        return _checked(data[0][:most], data[1][:most], what)
+        return _checked(data[0], data[1], what).first(most)
     inputs: list[Tensor] = []
     targets: list[Tensor] = []
     count = 0
+    if not hasattr(data, "__iter__") and not hasattr(data, "__getitem__"):
+        raise DataError(f"{what}: found {type(data).__name__}, expected batches of (inputs, targets)")
     for i, batch in enumerate(data):
         if not (isinstance(batch, (tuple, list)) and len(batch) == 2):
             raise DataError(f"{what}: found no pair in batch {i}, expected (inputs, targets)")
         first = batch[0].get("input_ids") if isinstance(batch[0], Mapping) else batch[0]
         if not (isinstance(first, Tensor) and isinstance(batch[1], Tensor)):
             raise DataError(f"{what}: found no tensors in batch {i}, expected (inputs, targets)")
+        if first.dim() == 0 or batch[1].dim() == 0:
+            raise DataError(f"{what}: found single numbers in batch {i}, expected [n, …] and [n]")
         inputs.append(first)
         targets.append(batch[1])
         count += len(first)
@@ -86,12 +90,15 @@ def gathered(data: tuple[Tensor, Tensor] | Batches, most: int | None, what: str)
             break
     if not inputs:
         raise DataError(f"{what}: found no batches, expected at least one")
-    if len({tuple(t.shape[1:]) for t in inputs}) > 1:
-        raise DataError(f"{what}: found inputs of different shapes, expected the same in every batch")
-    return _checked(torch.cat(inputs)[:most], torch.cat(targets)[:most], what)
+    for kind, tensors in (("inputs", inputs), ("targets", targets)):
+        if len({tuple(t.shape[1:]) for t in tensors}) > 1:
+            raise DataError(f"{what}: found {kind} of different shapes, expected the same in every batch")
+    return _checked(torch.cat(inputs), torch.cat(targets), what).first(most)
 
 
 def _checked(inputs: Tensor, targets: Tensor, what: str) -> Samples:
+    if inputs.dim() == 0 or targets.dim() == 0:
+        raise DataError(f"{what}: found single numbers, expected inputs [n, …] and targets [n]")
     if len(inputs) != len(targets) or len(inputs) == 0:
         raise DataError(
             f"{what}: found {len(inputs)} inputs and {len(targets)} targets, expected as many, at least one"

@@ -61,7 +61,10 @@ def number(value: float) -> str:
 
 
 def clean(text: str) -> str:
-    """Text without what a document cannot hold: control characters and halves of surrogate pairs become �.
+    """Text without what a document cannot hold or what turns it around: such characters become �.
+
+    Control characters, halves of surrogate pairs, and overrides of the direction of writing, by which a name could look
+    like another one, and rearrange the words after it.
 
     Example:
         >>> clean("a\\x00\\udc80b\\nc")
@@ -70,8 +73,13 @@ def clean(text: str) -> str:
     return "".join(" " if c in "\t\n\r" else c if _holds(c) else "\ufffd" for c in text)
 
 
+_TURNS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+
+
 def _holds(c: str) -> bool:
-    return c >= " " and not "\x7f" <= c <= "\x9f" and not "\ud800" <= c <= "\udfff" and c not in "\ufffe\uffff"
+    if c in _TURNS or c in "\ufffe\uffff":
+        return False
+    return c >= " " and not "\x7f" <= c <= "\x9f" and not "\ud800" <= c <= "\udfff"
 
 
 def _value(value: Any) -> str:

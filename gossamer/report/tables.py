@@ -52,7 +52,10 @@ class Cell:
         """The key as the script reads it."""
         if self.key is None:
             return ""
-        return f"{self.key:.7g}" if isinstance(self.key, float) else clean(str(self.key))
+        if not isinstance(self.key, float):
+            return clean(str(self.key))
+        # Counts of bytes and bits are exact, however large; JavaScript has no larger whole numbers than these.
+        return f"{self.key:.0f}" if self.key.is_integer() and abs(self.key) < 2**53 else f"{self.key:.7g}"
 
     @property
     def key_differs(self) -> bool:

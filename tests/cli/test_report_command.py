@@ -16,6 +16,7 @@ from gossamer.demo.networks import lenet_300_100
 
 NETWORK = "gossamer.demo.networks:lenet_300_100"
 DATA = """
+import torch
 from gossamer.demo.data import load_fashion
 
 def test():
@@ -31,6 +32,34 @@ def none():
 
 def fails():
     raise RuntimeError("no such disk")
+
+def fails_later():
+    yield from test()
+    raise OSError("disk went away")
+
+def nothing():
+    return None
+
+def number():
+    return 5
+
+def single():
+    return [(torch.tensor(1.0), torch.tensor(1))]
+
+def mixed():
+    return [(x, y if i else y[:, None]) for i, (x, y) in enumerate(test())]
+
+def small():
+    return [(x[:, :, :20, :20], y) for x, y in test()]
+
+def integers():
+    return [((255 * x).to(torch.uint8), y) for x, y in test()]
+
+def unknown():
+    return [(x, y + 5) for x, y in test()]
+
+def blank():
+    return [(x * float("nan"), y) for x, y in test()]
 """
 
 
@@ -83,6 +112,33 @@ def test_page_and_json_of_two_files(files: Path, capsys: pytest.CaptureFixture[s
     assert "out.html" in printed
     assert {name: (files / name).read_bytes() for name in before} == before
     assert not list(files.glob("*.part"))
+
+
+def test_data_that_do_not_fit_are_one_line(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, what in (
+        ("fails_later", "disk went away"),
+        ("nothing", "found NoneType, expected batches"),
+        ("number", "found int, expected batches"),
+        ("single", "single numbers"),
+        ("mixed", "targets of different shapes"),
+        ("small", "found inputs torch.float32 of shape [n, 1, 20, 20], expected such as the network takes"),
+        ("integers", "found inputs torch.uint8 of shape [n, 1, 28, 28], expected such as the network takes"),
+        ("unknown", "expected 0 to 9"),
+        ("blank", "not finite"),
+    ):
+        told = refused(capsys, "a.gsm", "-o", "out.html", "-n", NETWORK, "--data", f"looked:{name}", "--no-attacks")
+        assert what in told, name
+    assert "names.txt" in refused(capsys, "a.gsm", "-o", "out.html", "--classes", "names.txt")
+    assert not (files / "out.html").exists()
+
+
+def test_a_terminal_is_told_nothing_that_it_would_obey(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    evil = files / "\x1b]0;title\x07\u202e.gsm"
+    (files / "a.gsm").rename(evil)
+    assert call(evil, "-o", "out.html") == 0
+    printed = capsys.readouterr().out
+    assert "title" in printed
+    assert not {"\x1b", "\x07", "\u202e"} & set(printed)
 
 
 def test_a_file_alone_needs_nothing_else(files: Path) -> None:

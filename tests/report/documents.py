@@ -10,7 +10,7 @@ import numpy as np
 
 from gossamer.report.png import data_uri, grey_png, tinted_png
 
-HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}\x00\udc80"
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&{{7*7}}\x00\u202e\udc80"
 CLASSES = ("T-shirt", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 KINDS = ("gaussian noise", "shot noise", "impulse noise", "defocus blur", "contrast", "brightness", "pixelate", "jpeg")
 LEVELS = (1, 2, 4, 8)

@@ -11,11 +11,16 @@ from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
 from documents import CLASSES, HOSTILE, bare, document
 
+from gossamer.report.looks import looks_of
+from gossamer.report.overview import _interval
 from gossamer.report.page import embedded, page_of
+from gossamer.report.png import data_uri, png
 from gossamer.report.svg import clean
+from gossamer.report.tables import numeric
 
 VOID = {"meta", "link", "br", "img", "input", "hr"}
 
@@ -187,6 +192,43 @@ def test_ten_files_of_a_large_network_stay_small() -> None:
     assert len(page.encode()) <= 1_500_000
     (script,) = re.findall(r"<script>(.*?)</script>", page, re.S)
     assert len(script.encode()) <= 30_000
+
+
+def test_large_pictures_and_many_classes_do_not_make_a_large_page() -> None:
+    photos = document(files=10)
+    noise = np.random.default_rng(0).integers(256, size=(48, 48, 3), dtype=np.uint8)
+    uri = data_uri(png(noise))  # as large as a picture can be
+    for file in photos["files"][1:]:
+        row, shown = file["changed"]["rows"][0], {"image": {"height": 48, "width": 48, "uri": uri}}
+        file["changed"]["rows"] = [{**row, "index": i} for i in range(12)]
+        file["seen"] = {str(i): shown for i in range(12)}
+        one = file["generalisation"]["per_class"][0]
+        file["generalisation"]["per_class"] = [{**one, "class": i} for i in range(1000)]
+    page = page_of(photos)
+    assert len(page.encode()) <= 1_500_000
+    assert page.count(uri) in (20, 60)  # as many of each file as there is room for
+    assert all(file["seen"] for file in photos["files"][1:])  # the document itself is as it was
+
+
+def test_whole_numbers_are_exact_however_large() -> None:
+    assert numeric(123_456_789_012, "").key_text == "123456789012"
+    assert numeric(-3, "").key_text == "-3"
+    assert numeric(0.123456789, "").key_text == "0.1234568"
+    assert numeric(1e300, "").key_text == "1e+300"
+
+
+def test_no_name_turns_the_words_around_it() -> None:
+    assert clean("evil\u202egnp.gsm\u2066") == "evil\ufffdgnp.gsm\ufffd"
+    assert clean("\u05e9\u05dc\u05d5\u05dd") == "\u05e9\u05dc\u05d5\u05dd"  # what is written from right to left stays
+
+
+def test_intervals_of_right_answers_stay_between_none_and_all() -> None:
+    found = document(files=1)
+    for file in found["files"]:
+        file["accuracy"] |= {"value": 1.0, "correct": 20, "count": 20, "standard_error": 0.0}
+    look = looks_of(found)[0][0]
+    low, high = _interval(look) or (0.0, 0.0)
+    assert (round(low, 4), high) == (0.8389, 1.0)
 
 
 def test_the_same_document_gives_the_same_bytes() -> None:
