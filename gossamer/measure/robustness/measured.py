@@ -44,7 +44,7 @@ QUICK: tuple[Attack, ...] = (
     Worst("APGD", (APGD("ce", steps=15, warm=PGD(steps=10)), APGD("targeted", steps=10, targets=3))),
     Square(queries=50),
 )
-"""Attacks to look with: about an eighth of the passes through the network; finds a little less."""
+"""Attacks to look with: about a twelfth of the passes through the network; finds a little less."""
 
 Report = Callable[[str, int, int], None]
 """(what, done, total)."""
