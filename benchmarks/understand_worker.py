@@ -23,6 +23,7 @@ from benchmarks.rows import ROOT, code_hash
 from benchmarks.understand_networks import BATCH, NETWORKS, VARIANTS, Network, dense_of, pixels, recipe_of, small
 from gossamer.demo.data import Fashion, Shuffled
 from gossamer.measure import APGD, FGSM, PGD, Square, Worst
+from gossamer.measure.description import FREE
 from gossamer.store import write_safetensors
 
 __all__ = ["Place", "main"]
@@ -147,7 +148,7 @@ def _accounted(place: Place, network: Network, seed: int, variant: str) -> dict[
         calibrate_on=(data.test[:half], data.test_labels[:half]),
         dense=dense,
         dense_bytes=None if dense is None else dense_bytes,
-        free=("architecture", "order of the classes", "hyper-parameters of training"),
+        free=(*FREE, "the order of the classes"),
         classes=10,
     )
     general = gs.measure.generalisation(model, train, (data.test, data.test_labels), dense=dense, classes=10)
@@ -179,7 +180,7 @@ def _attacked(place: Place, network: Network, seed: int, variant: str) -> dict[s
 
 
 def _vog(place: Place, network: Network, seed: int) -> dict[str, Any]:
-    """Both logits over the states of training, on test images; and the largest difference to a plain loop."""
+    """Both logits over the states of training, on test images."""
     data, final = place.fashion, place.dense(network, seed)
     rows = {}
     for logit in ("predicted", "true"):
@@ -196,7 +197,8 @@ def _pie(place: Place, network: Network) -> list[dict[str, Any]]:
     def said(variant: str, first: int) -> list[Tensor]:
         return [place.predictions(network, s, variant, data.test) for s in range(first, first + count)]
 
-    dense, control = said("dense", 0), said("dense", count)
+    # What is compressed are the networks of the control, so that both comparisons are with independent networks.
+    dense, control = said("dense", count), said("dense", 0)
     rows = []
     for variant in (v for v in VARIANTS if v.endswith("sparse")):
         found = gs.measure.pie(dense, said(variant, 0), control, data.test, data.test_labels)

@@ -112,6 +112,6 @@ def _check(found: object, wanted: Tensor) -> None:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         raise DataError(f"found outputs {shape}, expected [{', '.join(map(str, wanted.shape))}, classes]")
     classes = found.shape[-1]
-    worst = int(wanted.max())
-    if worst >= classes or int(torch.where(wanted == IGNORED, 0, wanted).min()) < 0:
-        raise DataError(f"found targets up to {worst}, expected 0 to {classes - 1}")
+    least, most = int(torch.where(wanted == IGNORED, 0, wanted).min()), int(wanted.max())
+    if most >= classes or least < 0:
+        raise DataError(f"found target {least if least < 0 else most}, expected 0 to {classes - 1}")

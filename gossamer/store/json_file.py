@@ -17,7 +17,8 @@ def write_json(path: Path | None, document: Mapping[str, Any]) -> None:
     """Write a document; nowhere if ``path`` is None. NaN and infinity become null."""
     if path is not None:
         text = json.dumps(_finite(document), indent=1, ensure_ascii=False) + "\n"
-        write_atomically(path, [text.encode()])
+        # Halves of surrogate pairs, as in names of files that are no UTF-8, are \uXXXX escapes, as JSON writes them.
+        write_atomically(path, [text.encode("utf-8", "backslashreplace")])
 
 
 def _finite(value: Any) -> Any:

@@ -58,6 +58,9 @@ def integers():
 def unknown():
     return [(x, y + 5) for x, y in test()]
 
+def below():
+    return [(x, y.clamp(max=0) - 1) for x, y in test()]
+
 def blank():
     return [(x * float("nan"), y) for x, y in test()]
 """
@@ -123,7 +126,8 @@ def test_data_that_do_not_fit_are_one_line(files: Path, capsys: pytest.CaptureFi
         ("mixed", "targets of different shapes"),
         ("small", "found inputs torch.float32 of shape [n, 1, 20, 20], expected such as the network takes"),
         ("integers", "found inputs torch.uint8 of shape [n, 1, 28, 28], expected such as the network takes"),
-        ("unknown", "expected 0 to 9"),
+        ("unknown", "found target 14, expected 0 to 9"),
+        ("below", "found target -1, expected 0 to 9"),
         ("blank", "not finite"),
     ):
         told = refused(capsys, "a.gsm", "-o", "out.html", "-n", NETWORK, "--data", f"looked:{name}", "--no-attacks")
@@ -139,6 +143,14 @@ def test_a_terminal_is_told_nothing_that_it_would_obey(files: Path, capsys: pyte
     printed = capsys.readouterr().out
     assert "title" in printed
     assert not {"\x1b", "\x07", "\u202e"} & set(printed)
+
+
+def test_names_that_are_no_utf8_have_a_page_and_json(files: Path) -> None:
+    odd = files / "\udcff.gsm"
+    (files / "a.gsm").rename(odd)
+    assert call(odd, "-o", "out.html", "--json", "out.json") == 0
+    document = json.loads((files / "out.json").read_text(encoding="utf-8"))
+    assert document["files"][0]["path_name"] == "\udcff.gsm"
 
 
 def test_a_file_alone_needs_nothing_else(files: Path) -> None:

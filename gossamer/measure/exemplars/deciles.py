@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.measure.proportions import wilson
 
 __all__ = ["Decile", "deciles", "top_over_bottom"]
-
-_Z = 1.959963984540054  # the normal quantile of 97.5%
 
 
 @dataclass(frozen=True)
@@ -42,8 +41,8 @@ class Decile:
 def deciles(scores: Tensor, wrong: Tensor) -> tuple[Decile, ...]:
     """The error of every tenth of the examples, from the lowest scores to the highest.
 
-    Equal scores stay in the order of the examples; sizes differ by at most one. Intervals are Wilson's at 95%:
-    (p + z²/2n ± z √(p(1 − p)/n + z²/4n²)) / (1 + z²/n).
+    Equal scores stay in the order of the examples; sizes differ by at most one. Intervals are Wilson's at 95%, see
+    `gossamer.measure.proportions`.
 
     Args:
         scores: floats [n], n ≥ 10.
@@ -71,7 +70,7 @@ def deciles(scores: Tensor, wrong: Tensor) -> tuple[Decile, ...]:
     for i in range(10):
         part = ordered[i * count // 10 : (i + 1) * count // 10]
         errors, n = int(part.sum()), len(part)
-        rows.append(Decile(i + 1, n, errors / n, *_wilson(errors, n)))
+        rows.append(Decile(i + 1, n, errors / n, *wilson(errors, n)))
     return tuple(rows)
 
 
@@ -81,12 +80,3 @@ def top_over_bottom(rows: tuple[Decile, ...]) -> float:
     if bottom > 0:
         return top / bottom
     return math.inf if top > 0 else 1.0
-
-
-def _wilson(errors: int, n: int) -> tuple[float, float]:
-    share, square = errors / n, _Z * _Z
-    middle = share + square / (2 * n)
-    room = _Z * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
-    scale = 1 + square / n
-    # At the ends middle and room are equal but for a rounding.
-    return (middle - room) / scale if errors else 0.0, (middle + room) / scale if errors < n else 1.0
