@@ -148,6 +148,8 @@ def _corruptions(rows: list[dict[str, Any]], table: Make) -> str:
 
 
 def _race(rows: list[dict[str, Any]], table: Make) -> str:
+    if not rows:  # the peer was not there
+        return ""
     made = []
     for race in rows:
         for attack in dict.fromkeys(r["attack"] for r in race["rows"]):
