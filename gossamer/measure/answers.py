@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from gossamer.errors import DataError
 from gossamer.measure.accuracy import Accuracy
+from gossamer.measure.modes import evaluating
 
 __all__ = ["IGNORED", "Answers", "answers"]
 
@@ -83,25 +84,18 @@ def answers(model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor, 
         raise DataError(
             f"found {len(inputs)} inputs and {len(targets)} targets, expected as many of both, at least one"
         )
-    modes = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
-    if isinstance(model, nn.Module):
-        model.eval()
     correct = count = 0
     loss = 0.0
-    try:
-        with torch.no_grad():
-            for start in range(0, len(inputs), batch):
-                wanted = targets[start : start + batch]
-                found = model(inputs[start : start + batch])
-                _check(found, wanted)
-                scores, labels = found.flatten(0, -2).float(), wanted.flatten()
-                kept = labels != IGNORED
-                correct += int((scores.argmax(1) == labels)[kept].sum())
-                count += int(kept.sum())
-                loss += float(F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum"))
-    finally:
-        for module, mode in modes:
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        for start in range(0, len(inputs), batch):
+            wanted = targets[start : start + batch]
+            found = model(inputs[start : start + batch])
+            _check(found, wanted)
+            scores, labels = found.flatten(0, -2).float(), wanted.flatten()
+            kept = labels != IGNORED
+            correct += int((scores.argmax(1) == labels)[kept].sum())
+            count += int(kept.sum())
+            loss += float(F.cross_entropy(scores, labels, ignore_index=IGNORED, reduction="sum"))
     if count == 0:
         raise DataError(f"found {targets.numel()} targets that are all {IGNORED}, expected some that count")
     return Answers(correct, count, loss / count, targets.dim() > 1)

@@ -3,36 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.measure.modes import evaluating
 
-__all__ = ["LabelledLogits", "Network", "check_labels", "evaluating"]
+__all__ = ["LabelledLogits", "Network", "check_labels"]
 
 Network = Callable[[Tensor], Tensor]
 """inputs [n, …] → logits [n, classes] or [n, positions, classes]."""
 
 _KEPT = 1 << 26
 """Logits that are kept for the next time: 256 MB in float32."""
-
-
-@contextmanager
-def evaluating(model: Network) -> Iterator[None]:
-    """In eval mode and without gradients; afterwards each module is in the mode in which it was."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode
 
 
 @final
@@ -96,7 +81,7 @@ class LabelledLogits:
         kept: list[tuple[Tensor, Tensor]] = []
         elements = 0
         for start in range(0, len(self._inputs), self._batch):
-            with evaluating(self._model):  # per batch: nothing is left changed between two of them
+            with evaluating(self._model), torch.no_grad():  # per batch: nothing is left changed between two of them
                 logits = self._model(self._inputs[start : start + self._batch])
             pair = self._paired(logits, self._targets[start : start + self._batch])
             elements += pair[0].numel()

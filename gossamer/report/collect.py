@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.errors import DataError, PlanError
+from gossamer.measure.modes import evaluating
 from gossamer.report.layers import dense_layers, layers_of
 from gossamer.report.learned import Names
 from gossamer.report.machine import machine
@@ -95,13 +96,9 @@ def report_of(
         raise PlanError(f"examples: found {examples}, expected at least 1")
     if network is None and (data is not None or dense is not None):
         raise PlanError("network: found none beside data or dense weights, expected the code of the network")
-    modes = [(module, module.training) for module in dense.modules()] if dense is not None else []
-    try:
+    with evaluating(dense):
         collector = _Collector.of(files, network, data, train_data, dense, classes, examples, effort or Effort())
         return Report(collector.run(title or _title(files), progress or NoProgress()))
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 def _title(files: Sequence[str | Path]) -> str:

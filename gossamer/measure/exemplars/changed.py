@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from gossamer.errors import DataError
-from gossamer.measure.exemplars.running import batches, check_data, logits, resting
+from gossamer.measure.exemplars.running import batches, check_data, logits
+from gossamer.measure.modes import evaluating
 
 __all__ = ["Change", "Changed", "changed"]
 
@@ -119,7 +120,7 @@ def changed(
         raise DataError(f"changed: most: found {most}, expected a number from 0 on")
     answers = same = 0
     found: list[tuple[float, Change]] = []
-    with resting(dense_model), resting(model):
+    with evaluating(dense_model, model):
         for part in batches(len(inputs), batch):
             dense = logits("changed: dense", dense_model, inputs[part])
             small = logits("changed: compressed", model, inputs[part]).to(dense.device)

@@ -2,31 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.measure.modes import evaluating
 
-__all__ = ["Network", "batches", "check_data", "input_gradient", "logits", "predictions", "resting", "told"]
+__all__ = ["Network", "batches", "check_data", "input_gradient", "logits", "predictions", "told"]
 
 Network = Callable[[Tensor], Tensor]
-
-
-@contextmanager
-def resting(model: object) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is in the mode it was in. Callables that are no modules pass by."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    before = [module.training for module in modules]
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.training = training
 
 
 def check_data(where: str, inputs: object, targets: object, batch: int) -> None:
@@ -64,7 +50,7 @@ def batches(count: int, batch: int) -> list[slice]:
 
 
 def logits(where: str, model: Network, part: Tensor) -> Tensor:
-    """The network's outputs for a batch, without gradients; within `resting`.
+    """The network's outputs for a batch, without gradients; within `evaluating`.
 
     Raises:
         DataError: outputs that are not one row of scores per example (and position), or not finite.
@@ -88,7 +74,7 @@ def predictions(where: str, model: Network, inputs: Tensor, batch: int) -> tuple
         DataError: outputs that are not [n, classes].
     """
     found, classes = [], 0
-    with resting(model):
+    with evaluating(model):
         for rows in batches(len(inputs), batch):
             part = inputs[rows]
             scores = logits(where, model, part)
@@ -100,7 +86,7 @@ def predictions(where: str, model: Network, inputs: Tensor, batch: int) -> tuple
 
 
 def input_gradient(where: str, model: Network, part: Tensor, chosen: Tensor | None) -> Tensor:
-    """d logit / d input of one logit per example, before any softmax, for a batch; within `resting`.
+    """d logit / d input of one logit per example, before any softmax, for a batch; within `evaluating`.
 
     Gradients of parameters are neither computed nor touched. A sum over a batch has the gradients of its examples as
     they are in eval mode, where no example depends on another.

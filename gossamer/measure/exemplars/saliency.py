@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
-from gossamer.measure.exemplars.running import batches, check_data, input_gradient, resting
+from gossamer.measure.exemplars.running import batches, check_data, input_gradient
+from gossamer.measure.modes import evaluating
 
 __all__ = ["saliency"]
 
@@ -46,7 +47,7 @@ def saliency(
     check_data("saliency", inputs, targets, batch)
     if targets is not None and targets.dim() != 1:
         raise DataError(f"saliency: targets: found {tuple(targets.shape)}, expected [{len(inputs)}]")
-    with resting(model):
+    with evaluating(model):
         parts = [
             input_gradient("saliency", model, inputs[rows], None if targets is None else targets[rows])
             for rows in batches(len(inputs), batch)

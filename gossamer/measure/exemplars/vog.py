@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from gossamer.errors import DataError
 from gossamer.measure.exemplars.deciles import Decile, deciles, top_over_bottom
 from gossamer.measure.exemplars.moments import GradientMoments
-from gossamer.measure.exemplars.running import batches, check_data, input_gradient, predictions, resting
+from gossamer.measure.exemplars.running import batches, check_data, input_gradient, predictions
 from gossamer.measure.exemplars.steering import easiest_first, sampling_weights
+from gossamer.measure.modes import evaluating
 
 __all__ = ["Logit", "Vog", "normalised", "vog"]
 
@@ -163,7 +164,7 @@ def add_checkpoint(
 ) -> None:
     """Put a network's gradients into running moments: of the chosen logits, None: of those that it predicts itself."""
     moments.begin()
-    with resting(network):
+    with evaluating(network):
         for rows in batches(len(inputs), batch):
             moments.add(
                 rows.start, input_gradient(where, network, inputs[rows], None if chosen is None else chosen[rows])

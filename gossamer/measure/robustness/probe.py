@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gossamer.errors import DataError
+from gossamer.measure.modes import evaluating
 from gossamer.measure.robustness.losses import Objective
 
 __all__ = ["Network", "Probe", "gives_gradients", "parts", "undisturbed"]
@@ -31,9 +32,8 @@ def undisturbed(*networks: Network | None) -> Iterator[None]:
 
     Weights that are computed from others (`torch.nn.utils.parametrize`) are computed once.
     """
-    modules = [m for n in networks if isinstance(n, nn.Module) for m in n.modules()]
     parameters = [p for n in networks if isinstance(n, nn.Module) for p in n.parameters()]
-    modes, wanted = [m.training for m in modules], [p.requires_grad for p in parameters]
+    wanted = [p.requires_grad for p in parameters]
     with ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.no_grad())
@@ -41,15 +41,12 @@ def undisturbed(*networks: Network | None) -> Iterator[None]:
         outer, parametrize._cache = parametrize._cache, {}
         stack.callback(setattr, parametrize, "_cache", outer)
         stack.enter_context(parametrize.cached())
+        stack.enter_context(evaluating(*networks))
         try:
-            for module in modules:
-                module.training = False
             for parameter in parameters:
                 parameter.requires_grad_(False)
             yield
         finally:
-            for module, mode in zip(modules, modes, strict=True):
-                module.training = mode
             for parameter, want in zip(parameters, wanted, strict=True):
                 parameter.requires_grad_(want)
 
