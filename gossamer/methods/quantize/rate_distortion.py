@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Literal, final
 
@@ -18,14 +17,10 @@ from gossamer.encoding.weights import Masked
 from gossamer.errors import PlanError
 from gossamer.methods.base import (
     DENSE,
-    DERIVED,
     MASKED,
     Ask,
     Entry,
     Evidence,
-    FileFrame,
-    Method,
-    Plan,
     Rule,
     Shared,
     Site,
@@ -46,7 +41,7 @@ from gossamer.methods.quantize.rate_levels import Levels, cheapest, code_lengths
 from gossamer.methods.quantize.rate_search import LARGEST, Weighed, completed, search
 from gossamer.methods.quantize.rate_size import coded_bytes
 from gossamer.methods.quantize.rate_sweep import Inputs, swept
-from gossamer.methods.quantize.rate_target import check_price, curve_of, planned
+from gossamer.methods.quantize.rate_target import Priced, curve_of
 from gossamer.methods.quantize.rtn import AFFINE
 
 __all__ = ["RateDistortion"]
@@ -57,7 +52,7 @@ CODEBOOK = Skeleton(Codebook, (("table", DENSE),))
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class RateDistortion(Method):
+class RateDistortion(Priced):
     """w ≈ Δ · k, or one of a few centroids, that minimises error + λ · bits: entropy-constrained scalar quantization.
 
     bits = −log2 of the share that a symbol has among all of its tensor: what the file's static coder takes. The error
@@ -104,8 +99,6 @@ class RateDistortion(Method):
     2022, GPTQ, arXiv 2210.17323. No trellis, no states: every symbol is chosen by itself.
     """
 
-    rate: float | None = None
-    target: str | int | None = None
     values: Literal["grid", "centroids"] = "grid"
     group: Group = "tensor"
     inputs: Literal["equal", "sq", "gram"] = "equal"
@@ -115,10 +108,9 @@ class RateDistortion(Method):
     scale_dtype: ScaleType = "float32"
     step_bits: int | None = None
     damp: float = 0.01
-    frame: FileFrame | None = field(default=None, metadata=DERIVED)
 
     def __post_init__(self) -> None:
-        check_price("RateDistortion", self.rate, self.target)
+        super().__post_init__()
         for name, known in (
             ("values", ("grid", "centroids")),
             ("inputs", ("equal", "sq", "gram")),
@@ -166,22 +158,6 @@ class RateDistortion(Method):
         vector = self.weighted == "loss" and len(site.shape) < 2
         return "it is a vector, weighted='loss' wants weights of two dimensions or more" if vector else ""
 
-    # -- one price for all tensors -----------------------------------------------------------------------------------
-
-    @property
-    def observes(self) -> bool:
-        """To find λ."""
-        return self.target is not None
-
-    @property
-    def budgets_file(self) -> bool:
-        """A target means the whole file."""
-        return self.target is not None
-
-    def framed(self, frame: FileFrame) -> Method:
-        """With what else is in the file."""
-        return replace(self, frame=frame)
-
     def blank(self, site: Site, weight: Encoding) -> Encoding:
         """Symbols that are all the same take no bytes."""
         sparse = self.zeros == "mask" or isinstance(weight, Masked)
@@ -202,10 +178,6 @@ class RateDistortion(Method):
         grouped = grouping_of(self.group, site.shape).count(prod(site.shape)) > 1
         rest = coded_bytes(self.blank(site, weight)) + (0 if positions is None else _pattern_bytes(weight))
         return curve_of(self._weighed(site, weight, evidence), rest, grouped=grouped)
-
-    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
-        """The price at which the file has the size that was asked for."""
-        return planned("RateDistortion", self.rate, self.target, self.frame, sites, summaries, ask)
 
     # -- one tensor --------------------------------------------------------------------------------------------------
 

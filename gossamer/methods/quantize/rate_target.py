@@ -1,12 +1,13 @@
-"""Plans at one price of a bit for all tensors: the one that was given, or that leads to a size of the file."""
+"""Methods with one price of a bit for all tensors: the one that was given, or that leads to a size of the file."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from math import ceil, floor, log2
 
 from gossamer.errors import PlanError
-from gossamer.methods.base import Ask, FileFrame, Plan, Site, Step, Summary
+from gossamer.methods.base import DERIVED, Ask, FileFrame, Method, Plan, Site, Step, Summary
 from gossamer.methods.quantize.rate_budget import (
     Curve,
     Trial,
@@ -19,24 +20,71 @@ from gossamer.methods.quantize.rate_budget import (
 )
 from gossamer.methods.quantize.rate_search import Weighed, search
 
-__all__ = ["check_price", "curve_of", "planned"]
+__all__ = ["Priced", "curve_of"]
 
 _COARSE = 1 << 12  # values that curves are drawn with
 _LOWEST, _HIGHEST = -14, 6  # powers of two of λ · weights between which curves are drawn
 
 
-def check_price(name: str, rate: float | None, target: str | int | None) -> None:
-    """Refuse anything but one of a price and a size.
+@dataclass(frozen=True, kw_only=True)
+class Priced(Method):
+    """A method that pays one price per bit in all tensors: λ, or whatever leads to a size of the whole file.
 
-    Raises:
-        PlanError: names the method.
+    Summaries are at first those of `curve_of`, then ``{"bytes": as coded}`` at the price that was asked about; entries
+    of the plan are ``{"rate": λ}``, with a target ``{"rate": λ, "steps": the λ that levels were searched for}``.
+
+    Args:
+        rate: λ, above 0; or
+        target: size of the file, such as "8x", or bytes.
+        frame: what else is in the file; drivers say so.
     """
-    if (rate is None) == (target is None):
-        raise PlanError(f"{name}: found rate {rate}, target {target}, expected one of them")
-    if rate is not None and not 0 < rate < float("inf"):
-        raise PlanError(f"{name}: rate: found {rate}, expected a number above 0")
-    if target is not None:
-        wanted_bytes(name, target, FileFrame(1, 0, 0, 0))
+
+    rate: float | None = None
+    target: str | int | None = None
+    frame: FileFrame | None = field(default=None, metadata=DERIVED)
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if (self.rate is None) == (self.target is None):
+            raise PlanError(f"{name}: found rate {self.rate}, target {self.target}, expected one of them")
+        if self.rate is not None and not 0 < self.rate < float("inf"):
+            raise PlanError(f"{name}: rate: found {self.rate}, expected a number above 0")
+        if self.target is not None:
+            wanted_bytes(name, self.target, FileFrame(1, 0, 0, 0))
+
+    @property
+    def observes(self) -> bool:
+        """To find λ."""
+        return self.target is not None
+
+    @property
+    def budgets_file(self) -> bool:
+        """A target means the whole file."""
+        return self.target is not None
+
+    def framed(self, frame: FileFrame) -> Method:
+        """With what else is in the file."""
+        return replace(self, frame=frame)
+
+    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
+        """The price at which the file has the size that was asked for."""
+        name = type(self).__name__
+        if self.target is None:
+            return Plan(tuple(Step((s.key,), {"rate": self.rate}) for s in sites))
+        if self.frame is None:
+            raise PlanError(f"{name}: target: found no file, expected a driver that says what else is in it")
+        wanted = wanted_bytes(name, self.target, self.frame)
+        if ask is None:
+            curves = {s.key: Curve(summaries[s.key]["rates"], summaries[s.key]["bytes"]) for s in sites}
+            first = starting_rate(name, curves, wanted, self.frame)
+            return Ask({"rate": first, "steps": first, "tried": []})
+        size = self.frame.total([summaries[s.key]["bytes"] for s in sites])
+        trials = [*trials_of(ask.state), Trial(ask.state["rate"], ask.state["steps"], size)]
+        if not close_enough(trials, wanted):
+            now, steps = next_trial(trials, wanted)
+            return Ask({"rate": now, "steps": steps, "tried": [[t.rate, t.steps, t.size] for t in trials]})
+        best = best_trial(trials, wanted)
+        return Plan(tuple(Step((s.key,), {"rate": best.rate, "steps": best.steps}) for s in sites))
 
 
 def curve_of(weighed: Weighed, rest: int, *, grouped: bool) -> Summary:
@@ -55,44 +103,3 @@ def curve_of(weighed: Weighed, rest: int, *, grouped: bool) -> Summary:
     rates = [whole * 2.0**j for j in range(floor(_LOWEST - size), ceil(_HIGHEST - size) + 1)]
     bits = [search(weighed, r, r, grouped=grouped, most=_COARSE).bits for r in rates]
     return {"rates": rates, "bytes": [rest + b * live / 8 for b in bits]}
-
-
-def planned(
-    name: str,
-    rate: float | None,
-    target: str | int | None,
-    frame: FileFrame | None,
-    sites: Sequence[Site],
-    summaries: Mapping[str, Summary],
-    ask: Ask | None,
-) -> Plan | Ask:
-    """The price at which the file has the size that was asked for, one step per site.
-
-    Args:
-        name: of the method, for messages.
-        rate: λ, or
-        target: the size.
-        frame: what else is in the file; with a target.
-        sites: of the method.
-        summaries: at first of `curve_of`, then {"bytes": as coded} at the price that was asked about.
-        ask: of the round before.
-
-    Returns:
-        Entries {"rate": λ, "steps": the λ that levels were searched for}, or what to try next.
-    """
-    if target is None:
-        return Plan(tuple(Step((s.key,), {"rate": rate}) for s in sites))
-    if frame is None:
-        raise PlanError(f"{name}: target: found no file, expected a driver that says what else is in it")
-    wanted = wanted_bytes(name, target, frame)
-    if ask is None:
-        curves = {s.key: Curve(summaries[s.key]["rates"], summaries[s.key]["bytes"]) for s in sites}
-        first = starting_rate(name, curves, wanted, frame)
-        return Ask({"rate": first, "steps": first, "tried": []})
-    size = frame.total([summaries[s.key]["bytes"] for s in sites])
-    trials = [*trials_of(ask.state), Trial(ask.state["rate"], ask.state["steps"], size)]
-    if not close_enough(trials, wanted):
-        now, steps = next_trial(trials, wanted)
-        return Ask({"rate": now, "steps": steps, "tried": [[t.rate, t.steps, t.size] for t in trials]})
-    best = best_trial(trials, wanted)
-    return Plan(tuple(Step((s.key,), {"rate": best.rate, "steps": best.steps}) for s in sites))

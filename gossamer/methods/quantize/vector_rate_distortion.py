@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from math import lcm, prod
 from typing import Literal, final
 
@@ -18,13 +18,9 @@ from gossamer.encoding.vectors import VectorCodebook
 from gossamer.errors import PlanError
 from gossamer.methods.base import (
     DENSE,
-    DERIVED,
     Ask,
     Entry,
     Evidence,
-    FileFrame,
-    Method,
-    Plan,
     Rule,
     Shared,
     Site,
@@ -36,7 +32,7 @@ from gossamer.methods.quantize.rate_levels import code_lengths
 from gossamer.methods.quantize.rate_search import Weighed, search
 from gossamer.methods.quantize.rate_size import coded_bytes
 from gossamer.methods.quantize.rate_sweep import Inputs
-from gossamer.methods.quantize.rate_target import check_price, curve_of, planned
+from gossamer.methods.quantize.rate_target import Priced, curve_of
 from gossamer.methods.vector_means import cluster
 
 __all__ = ["VectorRateDistortion"]
@@ -56,7 +52,7 @@ VECTORS = Skeleton(VectorCodebook, (("table", DENSE),))
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class VectorRateDistortion(Method):
+class VectorRateDistortion(Priced):
     """Runs of ``dim`` weights become codes that minimise error + λ · bits: entropy-constrained vector quantization.
 
     bits = −log2 of the share that a code has among all of its tensor, which is what the file's static coder takes, and
@@ -92,17 +88,14 @@ class VectorRateDistortion(Method):
     1989, IEEE Trans. Information Theory 35(5).
     """
 
-    rate: float | None = None
-    target: str | int | None = None
     dim: int | tuple[int, ...] = (1, 2, 4)
     entries: int = 256
     inputs: Literal["equal", "sq"] = "equal"
     weighted: Literal["output", "loss"] = "output"
     scale_dtype: ScaleType = "float16"
-    frame: FileFrame | None = field(default=None, metadata=DERIVED)
 
     def __post_init__(self) -> None:
-        check_price("VectorRateDistortion", self.rate, self.target)
+        super().__post_init__()
         for name, known in (("inputs", ("equal", "sq")), ("weighted", ("output", "loss"))):
             if getattr(self, name) not in known:
                 found = f"found {getattr(self, name)!r}, expected one of {known}"
@@ -142,22 +135,6 @@ class VectorRateDistortion(Method):
         dims = (self.dim,) if isinstance(self.dim, int) else self.dim
         return sorted({d for d in dims if prod(shape[1:]) % d == 0})
 
-    # -- one price for all tensors -----------------------------------------------------------------------------------
-
-    @property
-    def observes(self) -> bool:
-        """To find λ."""
-        return self.target is not None
-
-    @property
-    def budgets_file(self) -> bool:
-        """A target means the whole file."""
-        return self.target is not None
-
-    def framed(self, frame: FileFrame) -> Method:
-        """With what else is in the file."""
-        return replace(self, frame=frame)
-
     def blank(self, site: Site, weight: Encoding) -> Encoding:
         """Codes that are all the same take no bytes."""
         del weight
@@ -172,10 +149,6 @@ class VectorRateDistortion(Method):
         values, each = self._seen(site, weight, evidence)
         rest = coded_bytes(self.blank(site, weight))
         return curve_of(Weighed.alone(values, each), rest, grouped=False)
-
-    def plan(self, sites: Sequence[Site], summaries: Mapping[str, Summary], ask: Ask | None) -> Plan | Ask:
-        """The price at which the file has the size that was asked for."""
-        return planned("VectorRateDistortion", self.rate, self.target, self.frame, sites, summaries, ask)
 
     # -- one tensor --------------------------------------------------------------------------------------------------
 
