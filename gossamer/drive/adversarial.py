@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gossamer.drive.distil import soft_loss
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.robustness.ball import Ball, Norm
 from gossamer.measure.robustness.probe import undisturbed
@@ -132,4 +133,4 @@ class Adversarial:
 
 def divergence(clean: Tensor, other: Tensor) -> Tensor:
     """KL(softmax(clean) ‖ softmax(other)), mean over the batch."""
-    return F.kl_div(other.log_softmax(1), clean.log_softmax(1), reduction="batchmean", log_target=True)
+    return soft_loss(other, clean, 1.0, dim=1)

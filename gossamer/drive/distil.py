@@ -15,13 +15,13 @@ from gossamer.errors import DataError, PlanError
 __all__ = ["Heard", "attention_map", "hidden_loss", "soft_loss", "widened"]
 
 
-def soft_loss(outputs: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T² · KL(softmax(teacher / T) ‖ softmax(outputs / T)), mean over the batch.
+def soft_loss(outputs: Tensor, teacher: Tensor, temperature: float, dim: int = -1) -> Tensor:
+    """T² · KL(softmax(teacher / T) ‖ softmax(outputs / T)), mean over the batch; ``dim`` is that of the classes.
 
     Source: Hinton et al. 2015, arXiv 1503.02531.
     """
-    soft = F.log_softmax(teacher / temperature, -1)
-    student = F.log_softmax(outputs / temperature, -1)
+    soft = F.log_softmax(teacher / temperature, dim)
+    student = F.log_softmax(outputs / temperature, dim)
     return temperature**2 * F.kl_div(student, soft, reduction="batchmean", log_target=True)
 
 

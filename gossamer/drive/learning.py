@@ -196,7 +196,7 @@ def rate(network: nn.Module) -> Tensor:
 
     Source: Oktay et al. 2020, arXiv 1906.06624, section 2.
     """
-    said = [quantizer.bits(holder.tree) for quantizer, holder in _quantized(network).values()]
+    said = [quantizer.bits(holders[0].tree) for quantizer, holders in _quantized(network)]
     known = [bits for bits in said if bits is not None]
     if not known:
         raise CompositionError("rate: found no weights with bits, expected .trainable([gs.quantize.LearnedRate(…)])")
@@ -205,11 +205,7 @@ def rate(network: nn.Module) -> Tensor:
 
 def settle(network: nn.Module) -> None:
     """Replace the latent weights by the quantized ones, for good and in place."""
-    holders: dict[int, tuple[Quantizer, list[Attached]]] = {}
-    for holder in attached(network).values():
-        if isinstance(holder.through, Quantizer):
-            holders.setdefault(id(holder.through), (holder.through, []))[1].append(holder)
-    for quantizer, aliases in holders.values():
+    for quantizer, aliases in _quantized(network):
         quantized = quantizer.quantized(aliases[0].tree)
         for alias in aliases:
             alias.through = None
@@ -225,10 +221,10 @@ def settled(network: nn.Module) -> nn.Module:
     return made
 
 
-def _quantized(network: nn.Module) -> dict[int, tuple[Quantizer, Attached]]:
-    """Every quantizer of a network once, with one of the holders whose tree goes through it."""
-    found: dict[int, tuple[Quantizer, Attached]] = {}
+def _quantized(network: nn.Module) -> list[tuple[Quantizer, list[Attached]]]:
+    """Every quantizer of a network once, with all holders whose tree goes through it."""
+    found: dict[int, tuple[Quantizer, list[Attached]]] = {}
     for holder in attached(network).values():
         if isinstance(holder.through, Quantizer):
-            found.setdefault(id(holder.through), (holder.through, holder))
-    return found
+            found.setdefault(id(holder.through), (holder.through, []))[1].append(holder)
+    return list(found.values())

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gossamer.errors import DataError
 from gossamer.measure.label_code import label_bits, total
-from gossamer.measure.logits import LabelledLogits, Network
+from gossamer.measure.logits import LabelledLogits
+from gossamer.measure.modes import Network
 from gossamer.measure.temperature import TEMPERATURE_BITS, Temperature, temperature_of
 
 __all__ = ["FREE", "DescribedSet", "DescriptionLength", "description_length", "pays_from"]
@@ -87,69 +88,59 @@ class DescriptionLength:
     @property
     def two_part_bits(self) -> dict[str, float]:
         """Per set: the model's bits and the labels'."""
-        return {name: self.model_bits + s.label_bits for name, s in self.sets.items()}
+        return self._two_part(self.model_bits, "label_bits")
 
     @property
     def two_part_bits_calibrated(self) -> dict[str, float] | None:
         """Per set: the model's bits, the temperature's 32 and the labels'; None without a temperature."""
         if self.temperature is None:
             return None
-        return {
-            name: self.model_bits + TEMPERATURE_BITS + s.label_bits_calibrated
-            for name, s in self.sets.items()
-            if s.label_bits_calibrated is not None
-        }
+        return self._two_part(self.model_bits + TEMPERATURE_BITS, "label_bits_calibrated")
 
     @property
     def dense_two_part_bits(self) -> dict[str, float] | None:
         """Per set, of the dense network; None without it or its bytes."""
         if self.dense_bytes is None:
             return None
-        found = {
-            n: 8 * self.dense_bytes + s.dense_label_bits for n, s in self.sets.items() if s.dense_label_bits is not None
-        }
-        return found or None
+        return self._two_part(8 * self.dense_bytes, "dense_label_bits") or None
 
     @property
     def dense_two_part_bits_calibrated(self) -> dict[str, float] | None:
         """The same with the dense network's own temperature; None without one."""
         if self.dense_bytes is None or self.dense_temperature is None:
             return None
-        bits = 8 * self.dense_bytes + TEMPERATURE_BITS
-        return {
-            name: bits + s.dense_label_bits_calibrated
-            for name, s in self.sets.items()
-            if s.dense_label_bits_calibrated is not None
-        }
+        return self._two_part(8 * self.dense_bytes + TEMPERATURE_BITS, "dense_label_bits_calibrated")
 
     @property
     def pays_from(self) -> dict[str, int | None]:
         """Per set: with how many samples alike the file costs less than it saves; None: with no number."""
-        return {n: pays_from(self.model_bits, s.label_bits, s.labels, self.classes) for n, s in self.sets.items()}
+        return self._pays(self.model_bits, "label_bits")
 
     @property
     def pays_from_calibrated(self) -> dict[str, int | None] | None:
         """The same with the temperature, its bits counted; None without one."""
         if self.temperature is None:
             return None
-        bits = self.model_bits + TEMPERATURE_BITS
-        return {
-            n: pays_from(bits, s.label_bits_calibrated, s.labels, self.classes)
-            for n, s in self.sets.items()
-            if s.label_bits_calibrated is not None
-        }
+        return self._pays(self.model_bits + TEMPERATURE_BITS, "label_bits_calibrated")
 
     @property
     def dense_pays_from(self) -> dict[str, int | None] | None:
         """The same of the dense network; None without it or its bytes."""
         if self.dense_bytes is None:
             return None
-        found = {
-            n: pays_from(8 * self.dense_bytes, s.dense_label_bits, s.labels, self.classes)
-            for n, s in self.sets.items()
-            if s.dense_label_bits is not None
-        }
-        return found or None
+        return self._pays(8 * self.dense_bytes, "dense_label_bits") or None
+
+    def _column(self, name: str) -> dict[str, float]:
+        """A number of each set, of those that have it."""
+        found = {n: getattr(s, name) for n, s in self.sets.items()}
+        return {n: bits for n, bits in found.items() if bits is not None}
+
+    def _two_part(self, model: int, name: str) -> dict[str, float]:
+        return {n: model + bits for n, bits in self._column(name).items()}
+
+    def _pays(self, model: int, name: str) -> dict[str, int | None]:
+        labels = {n: s.labels for n, s in self.sets.items()}
+        return {n: pays_from(model, bits, labels[n], self.classes) for n, bits in self._column(name).items()}
 
     def to_json(self) -> dict[str, Any]:
         """Everything as plain JSON."""

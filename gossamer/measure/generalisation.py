@@ -12,7 +12,8 @@ from torch import Tensor
 from gossamer.errors import DataError
 from gossamer.measure.accuracy import Accuracy
 from gossamer.measure.label_code import verdicts
-from gossamer.measure.logits import LabelledLogits, Network
+from gossamer.measure.logits import LabelledLogits
+from gossamer.measure.modes import Network
 from gossamer.measure.proportions import difference, holm, mcnemar, wilson
 
 __all__ = ["ClassAccuracy", "Generalisation", "ReliabilityBin", "generalisation"]
@@ -186,20 +187,24 @@ def generalisation(
         raise DataError(f"bins: found {bins}, expected at least 1")
     on_train = _Answers(model, train, "train", batch, classes)
     on_test = _Answers(model, test, "test", batch, on_train.classes)
-    if dense is None:
-        reliability = _reliability(on_test, bins)
-        return Generalisation(
-            on_train.accuracy, on_test.accuracy, None, None, _error(reliability), None, reliability, None,
-            _per_class(on_test, None), None,
-        )  # fmt: skip
-    dense_train = _Answers(dense, train, "dense network, train", batch, on_train.classes)
-    dense_test = _Answers(dense, test, "dense network, test", batch, on_train.classes)
-    reliability, dense_reliability = _reliability(on_test, bins), _reliability(dense_test, bins)
+    dense_train = dense_test = None
+    if dense is not None:
+        dense_train = _Answers(dense, train, "dense network, train", batch, on_train.classes)
+        dense_test = _Answers(dense, test, "dense network, test", batch, on_train.classes)
+    reliability = _reliability(on_test, bins)
+    dense_reliability = None if dense_test is None else _reliability(dense_test, bins)
     return Generalisation(
-        on_train.accuracy, on_test.accuracy, dense_train.accuracy, dense_test.accuracy,
-        _error(reliability), _error(dense_reliability), reliability, dense_reliability,
-        _per_class(on_test, dense_test), _changed(dense_test.right, on_test.right),
-    )  # fmt: skip
+        train=on_train.accuracy,
+        test=on_test.accuracy,
+        dense_train=None if dense_train is None else dense_train.accuracy,
+        dense_test=None if dense_test is None else dense_test.accuracy,
+        calibration_error=_error(reliability),
+        calibration_error_dense=None if dense_reliability is None else _error(dense_reliability),
+        reliability=reliability,
+        dense_reliability=dense_reliability,
+        per_class=_per_class(on_test, dense_test),
+        p=None if dense_test is None else _changed(dense_test.right, on_test.right),
+    )
 
 
 class _Answers:

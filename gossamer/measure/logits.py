@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import final
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
-from gossamer.measure.modes import evaluating
+from gossamer.measure.modes import Network, evaluating
 
-__all__ = ["LabelledLogits", "Network", "check_labels"]
-
-Network = Callable[[Tensor], Tensor]
-"""inputs [n, …] → logits [n, classes] or [n, positions, classes]."""
+__all__ = ["LabelledLogits", "check_labels"]
 
 _KEPT = 1 << 26
 """Logits that are kept for the next time: 256 MB in float32."""
@@ -66,10 +63,7 @@ class LabelledLogits:
 
     @property
     def classes(self) -> int:
-        """How many there are; runs the network on the first batch if that is not known."""
-        if self._classes is None:
-            for _ in self:
-                break
+        """How many there are; known once this was iterated over."""
         assert self._classes is not None
         return self._classes
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 
-__all__ = ["evaluating"]
+__all__ = ["Network", "evaluating"]
+
+Network = Callable[[Tensor], Tensor]
+"""Inputs to outputs: a module, one that was lowered, or any function."""
 
 
 @contextmanager

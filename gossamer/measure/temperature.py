@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from gossamer.measure.label_code import Slope, label_bits, slope, total
-from gossamer.measure.logits import LabelledLogits, Network
+from gossamer.measure.logits import LabelledLogits
+from gossamer.measure.modes import Network
 
 __all__ = ["TEMPERATURE_BITS", "Temperature", "calibrated", "temperature_of"]
 

@@ -10,9 +10,10 @@ from torch import Tensor
 
 from gossamer.errors import DataError
 from gossamer.measure.corruption.kinds import Corruption
+from gossamer.measure.modes import Network
 from gossamer.measure.robustness.attack import check_classes, check_examples
 from gossamer.measure.robustness.chance import keys_of
-from gossamer.measure.robustness.probe import Network, Probe, parts, undisturbed
+from gossamer.measure.robustness.probe import Probe, parts, undisturbed
 
 __all__ = ["Corrupted", "Corruptions", "corruptions"]
 
@@ -110,6 +111,16 @@ def corruptions(
     rows: list[Corrupted] = []
     with undisturbed(model):
         probe, count, done = Probe(model, inputs), len(inputs), 0
+
+        def share(change: Callable[[Tensor], Tensor]) -> float:
+            """Of right answers to the images that come of these numbers."""
+            right = 0
+            for numbers in parts(count, batch):
+                logits = probe.logits(change(numbers))
+                check_classes(targets, logits.shape[1])
+                right += int((logits.argmax(1) == targets[numbers]).sum())
+            return right / count
+
         for kind in kinds:
             if not isinstance(kind, Corruption):
                 raise DataError(f"kinds: found {kind!r}, expected members of Corruption")
@@ -117,14 +128,10 @@ def corruptions(
                 if progress is not None:
                     progress(f"{kind.value} {severity}", done, len(kinds) * len(severities))
                 done += 1
-                right = 0
-                for numbers in parts(count, batch):
-                    keys = keys_of(seed, kind.value, numbers)
-                    logits = probe.logits(kind.of(inputs[numbers], severity, keys))
-                    check_classes(targets, logits.shape[1])
-                    right += int((logits.argmax(1) == targets[numbers]).sum())
-                rows.append(Corrupted(kind, severity, right / count))
-        clean = 0
-        for numbers in parts(count, batch):
-            clean += int((probe.logits(inputs[numbers]).argmax(1) == targets[numbers]).sum())
-    return Corruptions(clean / count, tuple(rows))
+
+                def changed(numbers: Tensor, kind: Corruption = kind, severity: int = severity) -> Tensor:
+                    return kind.of(inputs[numbers], severity, keys_of(seed, kind.value, numbers))
+
+                rows.append(Corrupted(kind, severity, share(changed)))
+        clean = share(lambda numbers: inputs[numbers])
+    return Corruptions(clean, tuple(rows))

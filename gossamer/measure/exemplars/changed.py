@@ -10,12 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.measure.answers import IGNORED
 from gossamer.measure.exemplars.running import batches, check_data, logits
 from gossamer.measure.modes import evaluating
 
 __all__ = ["Change", "Changed", "changed"]
-
-_IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -126,7 +125,7 @@ def changed(
             small = logits("changed: compressed", model, inputs[part]).to(dense.device)
             labels = targets[part].to(dense.device)
             _check(dense, small, labels)
-            agreed = (dense.argmax(-1) == small.argmax(-1))[labels != _IGNORED]
+            agreed = (dense.argmax(-1) == small.argmax(-1))[labels != IGNORED]
             answers += agreed.numel()
             same += int(agreed.sum())
             found += _differing(part.start, dense, small, labels)
@@ -147,7 +146,7 @@ def _check(dense: Tensor, small: Tensor, labels: Tensor) -> None:
         raise DataError(
             f"changed: targets: found {tuple(labels.shape)}, expected {tuple(dense.shape[:-1])} for a batch"
         )
-    given = labels[labels != _IGNORED]
+    given = labels[labels != IGNORED]
     if given.numel() and (int(given.min()) < 0 or int(given.max()) >= dense.shape[-1]):
         raise DataError(
             f"changed: targets: found {int(given.min())} to {int(given.max())}, expected 0 to {dense.shape[-1] - 1}"
@@ -159,7 +158,7 @@ def _differing(first: int, dense: Tensor, small: Tensor, labels: Tensor) -> list
     said, says = dense.argmax(-1), small.argmax(-1)
     before, after = _log_p(dense, labels), _log_p(small, labels)
     found = []
-    for place in ((labels != _IGNORED) & (said != says)).nonzero().tolist():
+    for place in ((labels != IGNORED) & (said != says)).nonzero().tolist():
         at = tuple(place)
         row = Change(
             index=first + place[0],

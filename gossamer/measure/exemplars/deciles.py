@@ -35,7 +35,7 @@ class Decile:
 
     def to_json(self) -> dict[str, Any]:
         """As the report shows it."""
-        return {"decile": self.decile, "n": self.n, "error": self.error, "low": self.low, "high": self.high}
+        return dict(vars(self))
 
 
 def deciles(scores: Tensor, wrong: Tensor) -> tuple[Decile, ...]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.measure.exemplars.running import told
 
 __all__ = ["GradientMoments"]
 
@@ -72,8 +73,7 @@ class GradientMoments:
         for name in ("mean", "squares"):
             found, mine = state.get(name), getattr(self, name)
             if not isinstance(found, Tensor) or found.shape != mine.shape or found.dtype != mine.dtype:
-                told = f"{tuple(found.shape)} of {found.dtype}" if isinstance(found, Tensor) else type(found).__name__
-                raise DataError(f"moments: {name}: found {told}, expected {tuple(mine.shape)} of {mine.dtype}")
+                raise DataError(f"moments: {name}: found {told(found)}, expected {tuple(mine.shape)} of {mine.dtype}")
         if not isinstance(state.get("count"), int) or state["count"] < 0:
             raise DataError(f"moments: count: found {state.get('count')!r}, expected a number of checkpoints")
         self.count = state["count"]

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
-from gossamer.measure.modes import evaluating
+from gossamer.measure.modes import Network, evaluating
 
-__all__ = ["Network", "batches", "check_data", "input_gradient", "logits", "predictions", "told"]
-
-Network = Callable[[Tensor], Tensor]
+__all__ = ["batches", "check_data", "input_gradient", "logits", "predictions", "told"]
 
 
 def check_data(where: str, inputs: object, targets: object, batch: int) -> None:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError, PlanError
+from gossamer.measure.modes import Network
 from gossamer.measure.robustness.ball import Ball, Norm
-from gossamer.measure.robustness.probe import Network, Probe, parts, undisturbed
+from gossamer.measure.robustness.probe import Probe, parts, undisturbed
 
 __all__ = ["Attack", "Found", "Hunt", "Scene", "check_examples", "check_threat"]
 

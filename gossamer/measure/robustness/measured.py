@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError, PlanError
+from gossamer.measure.modes import Network
 from gossamer.measure.proportions import wilson
 from gossamer.measure.robustness.apgd import APGD
 from gossamer.measure.robustness.attack import (
@@ -24,7 +25,7 @@ from gossamer.measure.robustness.attack import (
 from gossamer.measure.robustness.ball import Norm
 from gossamer.measure.robustness.fgsm import FGSM
 from gossamer.measure.robustness.pgd import PGD
-from gossamer.measure.robustness.probe import Network, Probe, gives_gradients, parts, undisturbed
+from gossamer.measure.robustness.probe import Probe, gives_gradients, parts, undisturbed
 from gossamer.measure.robustness.square import Square
 from gossamer.measure.robustness.worst import Worst
 
@@ -67,7 +68,7 @@ class Row:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"attack": self.attack, "epsilon": self.epsilon, "accuracy": self.accuracy}
+        return dict(vars(self))
 
 
 @final
@@ -89,7 +90,7 @@ class Worth:
 
     def to_json(self) -> dict[str, Any]:
         """Plain numbers."""
-        return {"epsilon": self.epsilon, "accuracy": self.accuracy, "low": self.low, "high": self.high}
+        return dict(vars(self))
 
 
 @final

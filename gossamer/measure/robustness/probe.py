@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import final
 
@@ -11,13 +11,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from gossamer.errors import DataError
-from gossamer.measure.modes import evaluating
+from gossamer.measure.modes import Network, evaluating
 from gossamer.measure.robustness.losses import Objective
 
-__all__ = ["Network", "Probe", "gives_gradients", "parts", "undisturbed"]
-
-Network = Callable[[Tensor], Tensor]
-"""Inputs [n, …] → logits [n, classes]; most often an nn.Module."""
+__all__ = ["Probe", "gives_gradients", "parts", "undisturbed"]
 
 
 def parts(count: int, batch: int) -> Iterator[Tensor]:
@@ -106,8 +103,6 @@ class Probe:
             for network in (model, gradients)
             if network is not None
         }
-        self.evaluations = 0
-        """Inputs that the network was asked about."""
 
     def logits(self, points: Tensor) -> Tensor:
         """[n, classes], without gradients."""
@@ -140,7 +135,6 @@ class Probe:
         return logits.argmax(1) != targets
 
     def _checked(self, outputs: object, points: Tensor) -> Tensor:
-        self.evaluations += len(points)
         if not isinstance(outputs, Tensor) or outputs.dim() != 2 or len(outputs) != len(points) or outputs.shape[1] < 2:
             found = f"shape {tuple(outputs.shape)}" if isinstance(outputs, Tensor) else type(outputs).__name__
             raise DataError(f"found outputs of {found}, expected logits [{len(points)}, classes], two classes or more")

@@ -42,20 +42,12 @@ class Worst(Attack):
         """The label."""
         return self.label
 
-    def search(self, scene: Scene, start: Tensor | None) -> Found:
-        """One batch."""
-        return self.find(scene)
+    @property
+    def first(self) -> tuple[Attack, ...]:
+        """The parts."""
+        return self.parts
 
-    def find(self, scene: Scene, known: dict[Attack, Found] | None = None) -> Found:
-        """All parts."""
-        if known is not None and self in known:
-            return known[self]
-        points, fooled = scene.inputs.clone(), torch.zeros(len(scene.inputs), dtype=torch.bool)
-        for part in self.parts:
-            left = (~fooled).nonzero()[:, 0]
-            found = part.find_among(scene, left, known)
-            points[left], fooled[left] = found.points, found.fooled
-        whole = Found(points, fooled)
-        if known is not None:
-            known[self] = whole
-        return whole
+    def search(self, scene: Scene, start: Tensor | None) -> Found:
+        """Nothing beyond what the parts found."""
+        points = scene.inputs if start is None else start
+        return Found(points, torch.zeros(len(points), dtype=torch.bool))

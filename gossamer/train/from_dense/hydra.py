@@ -57,9 +57,9 @@ class Hydra(DenseMethod):
     def advance(self, run: FromDense) -> None:
         """Settle the masks when the search is over."""
         if run.done == self.search:
-            for relaxation, weight in run.places.values():
+            for relaxation, _ in run.places.values():
                 assert isinstance(relaxation, _Scored)
-                relaxation.settle(weight)
+                relaxation.settle()
 
 
 class _Chosen(torch.autograd.Function):
@@ -97,9 +97,8 @@ class _Scored(Relaxation):
         made: Tensor = _Chosen.apply(self.scores, weight.detach(), self._best())  # type: ignore[no-untyped-call]
         return made
 
-    def settle(self, weight: Tensor) -> None:
+    def settle(self) -> None:
         """The mask is final, and weights train from now on."""
-        del weight
         self.mask.copy_(self._best())
         self.settled.fill_(True)
 

@@ -64,7 +64,7 @@ def test_noises_have_their_moments() -> None:
     assert abs(float(noisy.mean()) - 0.5) < 0.004
     assert abs(float(noisy.std()) - 0.1) < 0.004
     shots = shot_noise(grey, keys, 50.0) * 50
-    assert torch.equal(shots.round(), shots.round())
+    assert float(shots.min()) >= 0
     torch.testing.assert_close(shots, shots.round(), atol=1e-4, rtol=0)
     assert abs(float(shots.mean()) - 25) < 0.25
     assert abs(float(shots.var()) - 25) < 1.5  # a Poisson variable's variance is its mean
