@@ -233,10 +233,5 @@ class Tab:
         found = self.call("Page.captureScreenshot", format="png", captureBeyondViewport=True, **more)
         path.write_bytes(base64.b64decode(found["data"]))
 
-    def printed(self, path: Path) -> None:
-        """Write a PDF as it would be printed on A4."""
-        size = {"paperWidth": 8.27, "paperHeight": 11.69, "printBackground": True}
-        path.write_bytes(base64.b64decode(self.call("Page.printToPDF", **size)["data"]))
-
     def _mine(self) -> list[dict[str, Any]]:
         return [event for event in self._browser.events if event.get("sessionId") == self._session]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from gossamer.jit.cpu import processor_name
 
 __all__ = ["Rows", "code_hash", "cpu_name"]
 
@@ -28,12 +29,7 @@ def code_hash(*patterns: str) -> str:
 
 def cpu_name() -> str:
     """Model name of the processor, with the number of cores."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        name = platform.processor() or platform.machine()
-    return f"{name}, {os.cpu_count()} cores"
+    return f"{processor_name()}, {os.cpu_count()} cores"
 
 
 class Rows:

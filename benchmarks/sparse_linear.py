@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import time
 from collections.abc import Callable
 from functools import partial
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gossamer.jit.cpu import processor_name
 from gossamer.runtime.linear import SparseLinear
 
 NETWORKS = {
@@ -124,13 +124,6 @@ def quartiles(times: list[float]) -> tuple[float, float]:
     return round(float(middle), 5), round(float(high - low), 5)
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []:
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor()
-
-
 def measure(*, quick: bool) -> dict[str, Any]:
     torch.manual_seed(0)
     rows = []
@@ -174,7 +167,7 @@ def measure(*, quick: bool) -> dict[str, Any]:
                             + (f" (other processes kept {others:.2f} cores busy)" if others >= 0.1 else ""),
                             flush=True,
                         )
-    return {"cpu": processor(), "rows": rows}
+    return {"cpu": processor_name(), "rows": rows}
 
 
 def main() -> None:

@@ -29,28 +29,17 @@ from gossamer.errors import DataError
 
 __all__ = ["main", "tasks"]
 
-_MEASURED = (
-    *CODE_OF_FILES,
-    *("gossamer/measure/**/*.py", "gossamer/coding/*.py", "gossamer/encoding/*.py", "gossamer/store/*.py"),
-    "benchmarks/understand_worker.py",
-)
-_PREQUENTIAL = ("gossamer/measure/prequential.py", "gossamer/measure/label_code.py", "benchmarks/understand_worker.py")
-_EXEMPLARS = ("gossamer/measure/exemplars/*.py", "benchmarks/understand_worker.py")
+_MEASURES = ("gossamer/measure/**/*.py", "benchmarks/understand_worker.py")
+_CODERS = ("gossamer/coding/*.py", "gossamer/encoding/*.py", "gossamer/store/*.py")
 _RACED = (
     "benchmarks/understand_attacks.py",
     "benchmarks/understand_attacks_worker.py",
     "benchmarks/understand_race.py",
-    "benchmarks/understand_task.py",
 )
-_REPORTED = (
-    "gossamer/report/*",
-    "benchmarks/understand_page.py",
-    "benchmarks/understand_report.py",
-    "benchmarks/understand_task.py",
-)
-_ATTACKED = (*CODE_OF_FILES, "gossamer/measure/robustness/**/*.py", "benchmarks/understand_worker.py")
-
-
+_REPORTED = ("gossamer/report/*", "benchmarks/understand_page.py", "benchmarks/understand_report.py")
+# What is compressed is read back from a file that the coders at hand wrote.
+_OF_DENSE, _OF_FILES = (*CODE_OF_DENSE, *_MEASURES), (*CODE_OF_FILES, *_MEASURES)
+_OF_BYTES = (*_OF_FILES, *_CODERS)
 _MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
 """glibc keeps freed memory; else every activation is mapped, touched and given back, page by page."""
 
@@ -85,30 +74,26 @@ def tasks(*, quick: bool) -> list[Task]:
             made += [
                 Task(f"file/{name}/{seed}/{variant}", CODE_OF_FILES, (f"dense/{name}/{seed}",)) for seed in range(count)
             ]
-    made += [
-        Task(f"vog/{name}/{s}", (*CODE_OF_DENSE, *_EXEMPLARS), (f"dense/{name}/{s}",))
-        for name in names
-        for s in range(seeds)
-    ]
+    made += [Task(f"vog/{name}/{s}", _OF_DENSE, (f"dense/{name}/{s}",)) for name in names for s in range(seeds)]
     for seed in range(seeds):  # so that what is not finished in time lacks seeds, not variants
-        for kind, code in (("accounted", _MEASURED), ("attacked", _ATTACKED)):
+        for kind, code in (("accounted", _OF_BYTES), ("attacked", _OF_FILES)):
             for name in names:
                 for variant in VARIANTS:
                     before = "dense/{}/{}" if variant == "dense" else "file/{}/{}/" + variant
                     made.append(Task(f"{kind}/{name}/{seed}/{variant}", code, (before.format(name, seed),)))
     for seed in range(1 if quick else 3):
-        made.append(Task(f"prequential/LeNet-5/{seed}", (*CODE_OF_DENSE, *_PREQUENTIAL)))
+        made.append(Task(f"prequential/LeNet-5/{seed}", _OF_DENSE))
     for seed in range(seeds):
         before = tuple(f"file/LeNet-5/{seed}/{variant}" for variant in VARIANTS[1:])
-        made.append(Task(f"search/LeNet-5/{seed}", (*_MEASURED, "gossamer/search/*.py"), before))
+        made.append(Task(f"search/LeNet-5/{seed}", (*_OF_BYTES, "gossamer/search/*.py"), before))
     for name in names:
         before = f"dense/{name}/0"
-        made.append(Task(f"race/{name}/0/dense", (*_ATTACKED, *_RACED), (before,), "understand_race"))
+        made.append(Task(f"race/{name}/0/dense", (*_OF_DENSE, *_RACED), (before,), "understand_race"))
     again = () if quick else tuple(f"file/LeNet-5/1/{v}" for v in VARIANTS if v.endswith("sparse"))
     before = (*(f"file/LeNet-5/0/{variant}" for variant in VARIANTS[1:]), *again)
-    made.append(Task("report/LeNet-5/0", (*_MEASURED, *_REPORTED), before, "understand_report"))
+    made.append(Task("report/LeNet-5/0", (*_OF_BYTES, *_REPORTED), before, "understand_report"))
     networks = tuple(t.key for t in made if t.key.startswith(("dense", "file")))
-    made.append(Task("pie/LeNet-5", (*CODE_OF_FILES, *_EXEMPLARS), networks))
+    made.append(Task("pie/LeNet-5", _OF_FILES, networks))
     return made
 
 
@@ -183,16 +168,11 @@ def document(run: Run) -> dict[str, Any]:
     for key, row in run.rows.items():
         kind, network, *rest = key.split("/")
         where = {"network": network} | dict(zip(("seed", "variant"), rest, strict=False))
-        if kind == "accounted":
-            found["description_length"].append(where | row["row"])
-        elif kind == "attacked":
-            found["robustness"].append(where | row["row"])
-        elif kind == "vog":
-            found["vog"].append(where | row["row"])
-        elif kind == "pie":
+        named = {"accounted": "description_length", "attacked": "robustness"}.get(kind, kind)
+        if kind == "pie":
             found["pie"] += row["row"]["rows"]
-        elif kind in ("prequential", "search", "race", "report"):
-            found[kind].append(where | row["row"])
+        elif named in found:
+            found[named].append(where | row["row"])
     seconds = sum(row["cpu_seconds"] for row in run.rows.values())
     return {
         "cpu": cpu_name(),

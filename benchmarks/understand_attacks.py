@@ -1,6 +1,6 @@
 """The race of our attacks with torchattacks: same network, same images, same radii, same numbers of steps.
 
-``python -m benchmarks.understand_attacks NETWORK.ts EXAMPLES.pt`` prints it; see `raced`. The peer lives in
+See `raced`; `benchmarks.understand_race` runs it. The peer lives in
 an environment of its own, which ``benchmarks/peers.sh`` makes.
 """
 
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 import tempfile
 import time
 import warnings
@@ -65,7 +64,6 @@ def raced(
     queries: int = 200,
     batch: int = 250,
     peer: Path | None = None,
-    norm: str = "linf",
 ) -> dict[str, Any]:
     """Both on one network.
 
@@ -78,7 +76,6 @@ def raced(
         queries: of Square.
         batch: images at a time, for both.
         peer: Python with torchattacks; None: that of ``.peers``.
-        norm: "linf" or "l2" (FGSM and PGD of the peer are L∞ only, and left out).
 
     Returns:
         ``{"peer": version or None, "steps", "queries", "clean", "within": bool, "rows": [{"attack", "epsilon", "ours",
@@ -107,7 +104,6 @@ def raced(
         inputs,
         targets,
         epsilons=epsilons,
-        norm=norm,
         attacks=mine,
         batch=batch,
         progress=told,  # type: ignore[arg-type]
@@ -116,16 +112,13 @@ def raced(
     theirs: dict[tuple[str, float], dict[str, Any]] = {}
     version = None
     if python is not None:
-        linf = norm == "linf"
-        names = [a.name for a in mine if linf or a.name not in ("FGSM", "PGD")]
         race = {
-            "attacks": [*names, "FAB"],
+            "attacks": [*(a.name for a in mine), "FAB"],
             "epsilons": list(epsilons),
             "steps": steps,
             "queries": queries,
             "batch": batch,
             "classes": int(model(inputs[:1]).shape[1]),
-            "peer_norm": "Linf" if linf else "L2",
         }
         with tempfile.TemporaryDirectory() as folder:
             place = Path(folder)
@@ -158,14 +151,3 @@ def raced(
             )
     within = all(r["theirs"] is None or r["ours"] <= r["theirs"] + WITHIN + 1e-9 for r in rows)
     return {"peer": version, "steps": steps, "queries": queries, "clean": found.clean, "within": within, "rows": rows}
-
-
-def main() -> None:
-    """Print a race."""
-    examples = torch.load(sys.argv[2], weights_only=True)
-    race = raced(Path(sys.argv[1]), examples["inputs"], examples["targets"])
-    print(json.dumps(race, indent=1))
-
-
-if __name__ == "__main__":
-    main()

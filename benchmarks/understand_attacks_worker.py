@@ -42,16 +42,14 @@ def made(kind: str, model: Any, epsilon: float, race: dict[str, Any]) -> Any:
         return attack_class("pgd", "PGD")(model, eps=epsilon, alpha=alpha, steps=steps, random_start=True)
     if kind in ("APGD-CE", "APGD-DLR"):
         loss = kind[5:].lower()
-        return attack_class("apgd", "APGD")(model, eps=epsilon, steps=steps, loss=loss, norm=race["peer_norm"])
+        return attack_class("apgd", "APGD")(model, eps=epsilon, steps=steps, loss=loss, norm="Linf")
     if kind == "APGD-T":
-        return attack_class("apgdt", "APGDT")(
-            model, eps=epsilon, steps=steps, n_classes=classes, norm=race["peer_norm"]
-        )
+        return attack_class("apgdt", "APGDT")(model, eps=epsilon, steps=steps, n_classes=classes, norm="Linf")
     if kind == "Square":
-        return attack_class("square", "Square")(model, eps=epsilon, n_queries=queries, norm=race["peer_norm"])
+        return attack_class("square", "Square")(model, eps=epsilon, n_queries=queries, norm="Linf")
     if kind == "FAB":
         return attack_class("fab", "FAB")(
-            model, eps=epsilon, steps=steps, n_classes=classes, multi_targeted=True, norm=race["peer_norm"]
+            model, eps=epsilon, steps=steps, n_classes=classes, multi_targeted=True, norm="Linf"
         )
     raise SystemExit(f"unknown attack {kind}")
 
@@ -73,7 +71,7 @@ def main() -> None:
                 points = made(kind, model, epsilon, race)(part, labels)
                 # Nobody wins by leaving the ball.
                 low, high = (part - epsilon).clamp(0, 1), (part + epsilon).clamp(0, 1)
-                points = torch.minimum(torch.maximum(points, low), high) if race["peer_norm"] == "Linf" else points
+                points = torch.minimum(torch.maximum(points, low), high)
                 with torch.no_grad():
                     right.append(model(points).argmax(1) == labels)
             stays = torch.cat(right)

@@ -10,14 +10,12 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from benchmarks.chromium import Chromium, Tab, found_chromium
-from gossamer.report.page import page_of
 
-__all__ = ["measured", "measured_page"]
+__all__ = ["measured_page"]
 
 _DRAWN = """(() => {
   const inputs = [...document.querySelectorAll(".choice input")];
@@ -54,22 +52,6 @@ _KEYS = """(() => {
   head.querySelector("button").focus();
   return document.activeElement === head.querySelector("button");
 })()"""
-
-
-def measured(document: Mapping[str, Any], *, times: int = 3) -> dict[str, Any]:
-    """Make the page of a document (`gossamer.report.Report.to_json`) and measure it.
-
-    Args:
-        document: JSON.
-        times: that it is opened, in a new browser each; the middle one of the seconds counts.
-    """
-    begin = time.perf_counter()
-    page = page_of(document)
-    made = time.perf_counter() - begin
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "report.html"
-        file.write_text(page, encoding="utf-8")
-        return {**measured_page(file, times=times), "seconds_to_make": round(made, 3), "files": len(document["files"])}
 
 
 def measured_page(file: Path, *, times: int = 3) -> dict[str, Any]:

@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.understand_attacks import raced, saved
 from benchmarks.understand_networks import Network
-from benchmarks.understand_task import run
-from benchmarks.understand_worker import EPSILONS, Place
+from benchmarks.understand_worker import Place, run
 
-__all__ = ["main"]
+__all__ = ["row_of"]
 
 
-def row_of(place: Place, network: Network, rest: list[str]) -> dict[str, Any]:
+def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[str, Any]:
     """One race."""
+    del kind
     seed, variant = rest
     inputs, targets = place.fashion.test[: place.images], place.fashion.test_labels[: place.images]
     steps, queries = (5, 10) if place.quick else (20, 100)
     with tempfile.TemporaryDirectory() as folder:
         file = saved(place.network(network, int(seed), variant), inputs[:1], Path(folder) / "network.ts")
-        return raced(file, inputs, targets, epsilons=EPSILONS, steps=steps, queries=queries)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The last line of the output is the row."""
-    run(__doc__, row_of, arguments)
+        return raced(file, inputs, targets, steps=steps, queries=queries)
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, row_of)

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.rows import ROOT
 from benchmarks.understand_networks import CLASSES, VARIANTS, Network
 from benchmarks.understand_page import measured_page
-from benchmarks.understand_task import run
-from benchmarks.understand_worker import Place
+from benchmarks.understand_worker import Place, run
 from gossamer.report import report_of
 
-__all__ = ["main"]
+__all__ = ["row_of"]
 
 
-def row_of(place: Place, network: Network, rest: list[str]) -> dict[str, Any]:
+def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[str, Any]:
     """One page, kept as ``benchmarks/out/report.html``."""
+    del kind
     seed = int(rest[0])
     wanted = [(seed, v) for v in VARIANTS[1:]]
     if not place.quick:
@@ -44,10 +43,5 @@ def row_of(place: Place, network: Network, rest: list[str]) -> dict[str, Any]:
     return {"files": len(files), **measured_page(page)}
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The last line of the output is the row."""
-    run(__doc__, row_of, arguments)
-
-
 if __name__ == "__main__":
-    main()
+    run(__doc__, row_of)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,15 @@ from torch import Tensor, nn
 
 import gossamer as gs
 from benchmarks.rows import ROOT, code_hash
+from benchmarks.understand_attacks import EPSILONS
 from benchmarks.understand_networks import BATCH, NETWORKS, VARIANTS, Network, dense_of, pixels, recipe_of, small
 from gossamer.demo.data import Fashion, Shuffled
+from gossamer.errors import DataError
 from gossamer.measure import APGD, FGSM, PGD, Square, Worst
 from gossamer.measure.description import FREE
 from gossamer.store import write_safetensors
 
-__all__ = ["Place", "main"]
+__all__ = ["Place", "run"]
 
 CODE_OF_DENSE = ("benchmarks/understand_networks.py", "gossamer/demo/data.py")
 CODE_OF_FILES = (
@@ -42,7 +44,6 @@ ATTACKS = (
     Square(queries=50),
 )
 """As many steps as 70 networks allow in half an hour; `understand_attacks` races them at more."""
-EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 SEEDS, POPULATION = 5, 10
 
 
@@ -252,39 +253,52 @@ def _searched(place: Place, network: Network, seed: int) -> dict[str, Any]:
     return choice.to_json()
 
 
-def answer(place: Place, task: str) -> Any:
+def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[str, Any]:
     """The row of a task."""
-    kind, name, *rest = task.split("/")
-    network = next(n for n in NETWORKS if n.name == name)
+    if kind == "pie":
+        return {"rows": _pie(place, network)}
+    seed = int(rest[0])
     if kind == "dense":
-        return place.train(network, int(rest[0]))
+        return place.train(network, seed)
     if kind == "file":
-        return place.compress(network, int(rest[0]), rest[1])
+        return place.compress(network, seed, rest[1])
     if kind == "accounted":
-        return _accounted(place, network, int(rest[0]), rest[1])
+        return _accounted(place, network, seed, rest[1])
     if kind == "attacked":
-        return _attacked(place, network, int(rest[0]), rest[1])
+        return _attacked(place, network, seed, rest[1])
     if kind == "vog":
-        return _vog(place, network, int(rest[0]))
+        return _vog(place, network, seed)
     if kind == "prequential":
-        return _prequential(place, network, int(rest[0]))
+        return _prequential(place, network, seed)
     if kind == "search":
-        return _searched(place, network, int(rest[0]))
-    return {"rows": _pie(place, network)}
+        return _searched(place, network, seed)
+    raise DataError(f"task: found {kind!r}, expected one that this worker knows")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """One task."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def run(
+    what: str | None,
+    row_of: Callable[[Place, Network, str, list[str]], dict[str, Any]],
+    arguments: Sequence[str] | None = None,
+) -> None:
+    """Read ``DIR KIND/NETWORK/…``, make the row on one thread, print it as the last line.
+
+    Args:
+        what: for ``--help``.
+        row_of: (data and files, network, kind, what else the task says) → row.
+        arguments: None: those of the process.
+    """
+    parser = argparse.ArgumentParser(description=what)
     parser.add_argument("data", type=Path)
     parser.add_argument("task")
     parser.add_argument("--quick", action="store_true")
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     begin = time.process_time()
-    row = answer(Place(given.data, quick=given.quick), given.task)
+    kind, name, *rest = given.task.split("/")
+    network = next(n for n in NETWORKS if n.name == name)
+    row = row_of(Place(given.data, quick=given.quick), network, kind, rest)
     print(json.dumps({"cpu_seconds": time.process_time() - begin, "row": row}))
 
 
 if __name__ == "__main__":
-    main()
+    run(__doc__, row_of)

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import gossamer as gs
-from gossamer.cli.network import calling, dense_bytes_of, factory_of, named_object
+from gossamer.cli.network import calling, factory_of, named_object
 from gossamer.cli.output import ledger_tables, size, table
 from gossamer.cli.recipes import Chosen
 from gossamer.drive.progress import TerminalProgress
@@ -19,7 +19,7 @@ from gossamer.errors import DataError, PlanError
 from gossamer.measure.ledger import ledger_of
 from gossamer.store.json_file import write_json
 from gossamer.store.safetensors_file import write_safetensors
-from gossamer.store.weights import load_weights_into
+from gossamer.store.weights import dense_bytes_of, load_weights_into
 
 __all__ = ["check_output", "compress_file", "decompress_file", "inspect_file", "show_plan"]
 

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.cli.commands import check_output, show_plan
-from gossamer.cli.network import dense_bytes_of
 from gossamer.cli.output import size
 from gossamer.cli.recipes import Chosen
 from gossamer.drive.progress import TerminalProgress
@@ -27,6 +26,7 @@ from gossamer.huggingface import (
     with_targets,
 )
 from gossamer.store.json_file import write_json
+from gossamer.store.weights import dense_bytes_of
 
 __all__ = ["compress_folder", "decompress_folder"]
 

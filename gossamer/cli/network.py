@@ -14,10 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import DataError, GossamerError, PlanError
-from gossamer.network.inspect import specs
-from gossamer.store.safetensors_file import dense_file_bytes
 
-__all__ = ["Inputs", "calling", "dense_bytes_of", "example_inputs", "factory_of", "named_object"]
+__all__ = ["Inputs", "calling", "example_inputs", "factory_of", "named_object"]
 
 
 def named_object(name: str, what: str) -> Any:
@@ -55,12 +53,6 @@ def calling(name: str, what: str, given: str = "without arguments") -> Iterator[
     except Exception as error:  # the user's code raises whatever it raises
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
         raise DataError(f"{what} {name}: calling it {given} failed: {reason}") from error
-
-
-def dense_bytes_of(network: nn.Module) -> int:
-    """Size of its ordinary safetensors file; a tensor of several names counts once, as in such a file."""
-    held = network.state_dict()
-    return dense_file_bytes({s.name: held[s.name] for s in specs(network) if s.name in held})
 
 
 def factory_of(name: str) -> Callable[[], nn.Module]:

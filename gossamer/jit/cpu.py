@@ -21,6 +21,7 @@ __all__ = [
     "levels",
     "multiplies_pairs",
     "multiplies_without_carry",
+    "processor_name",
     "unavailable",
     "wanted_level",
 ]
@@ -177,3 +178,12 @@ def _host_features() -> frozenset[str]:
     import llvmlite.binding as llvm
 
     return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+
+
+def processor_name() -> str:
+    """The processor's model as Linux names it, else whatever Python knows."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -30,7 +30,8 @@ from gossamer.report.measuring import (
 )
 from gossamer.report.report import Report
 from gossamer.report.samples import Logits, gathered
-from gossamer.report.subjects import DenseSubject, Network, Subject, dense_bytes_of, distinct_names, read_subject
+from gossamer.report.subjects import DenseSubject, Network, Subject, distinct_names, read_subject
+from gossamer.store.weights import dense_bytes_of
 
 __all__ = ["report_of"]
 
@@ -138,10 +139,11 @@ class _Collector:
         test = None if whole is None else whole.first(examples)
         fitted = whole.after(examples) if whole is not None and len(whole) > examples else None
         train = None if train_data is None else gathered(train_data, None, "train data")
-        held = None
+        bench = Bench(test, train, fitted, None, effort, classes)
         if dense is not None:
-            held = DenseSubject(dense, Logits(dense).eval(), dense_bytes_of(dense))
-        return cls(paths, distinct_names(paths), network, Bench.of(test, train, fitted, held, effort, classes))
+            held = DenseSubject(dense, bench.remembering(Logits(dense).eval()), dense_bytes_of(dense))
+            bench = replace(bench, dense=held)
+        return cls(paths, distinct_names(paths), network, bench)
 
     def run(self, title: str, progress: Progress) -> dict[str, Any]:
         """The document."""
@@ -149,15 +151,14 @@ class _Collector:
         everyone = len(self.paths) + (self.bench.dense is not None)
         count = 0
 
-        def told(share: float, name: str) -> None:
+        def told(share: float) -> None:
             progress.update(f"measuring {everyone} networks", round(_STEP * (count + share)), _STEP * everyone)
-            del name
 
         if self.bench.dense is not None:
             self.entries.append(self._dense_entry(self.bench.dense, told))
             count += 1
         for path, name in zip(self.paths, self.names, strict=True):
-            told(0.0, name)
+            told(0.0)
             self.entries.append(self._entry(read_subject(path, name, self.network), told))
             count += 1
         _time_dense(self.entries)
@@ -212,7 +213,7 @@ class _Collector:
         elif bench.test is not None and not bench.effort.attacks:
             self.missing["Attacks and corruptions"] = "not asked for"
 
-    def _dense_entry(self, dense: DenseSubject, told: Callable[[float, str], None]) -> dict[str, Any]:
+    def _dense_entry(self, dense: DenseSubject, told: Callable[[float], None]) -> dict[str, Any]:
         entry: dict[str, Any] = {
             "name": dense.name,
             "path_name": dense.name,
@@ -226,7 +227,7 @@ class _Collector:
         self._measure(entry, _behaviour(self.bench, dense.network, is_dense=True), told)
         return entry
 
-    def _entry(self, subject: Subject, told: Callable[[float, str], None]) -> dict[str, Any]:
+    def _entry(self, subject: Subject, told: Callable[[float], None]) -> dict[str, Any]:
         bench = self.bench
         few = max(1, _MASKS // max(10, len(self.paths)))
         sample = tuple(bench.test.inputs.shape[1:]) if bench.images and bench.test is not None else None
@@ -244,21 +245,22 @@ class _Collector:
         }
         if subject.network is None or bench.test is None:
             return entry
-        parts = [*_behaviour(bench, subject.network, is_dense=False), *_own(bench, subject)]
+        network = bench.remembering(subject.network)
+        parts = [*_behaviour(bench, network, is_dense=False), *_own(bench, subject, network)]
         self._measure(entry, parts, told)
         return entry
 
     def _measure(
-        self, entry: dict[str, Any], parts: Sequence[tuple[str, float, Part]], told: Callable[[float, str], None]
+        self, entry: dict[str, Any], parts: Sequence[tuple[str, float, Part]], told: Callable[[float], None]
     ) -> None:
         whole = sum(weight for _, weight, _ in parts)
         done = 0.0
         for _, weight, part in parts:
-            told(done / whole, entry["name"])
+            told(done / whole)
             before = done
 
-            def inside(what: str, at: int, total: int, start: float = before, width: float = weight) -> None:
-                told((start + width * at / max(1, total)) / whole, what)
+            def inside(_: str, at: int, total: int, start: float = before, width: float = weight) -> None:
+                told((start + width * at / max(1, total)) / whole)
 
             try:
                 entry |= part(inside)
@@ -281,7 +283,7 @@ def _nothing() -> dict[str, Any]:
     return {**dict.fromkeys((*keys, "changed")), "seen": {}}
 
 
-def _behaviour(bench: Bench, network: Logits, *, is_dense: bool) -> list[tuple[str, float, Part]]:
+def _behaviour(bench: Bench, network: nn.Module, *, is_dense: bool) -> list[tuple[str, float, Part]]:
     """What is measured of every network: name, weight in time, function."""
     parts: list[tuple[str, float, Part]] = []
     if bench.test is None:
@@ -305,7 +307,7 @@ def _behaviour(bench: Bench, network: Logits, *, is_dense: bool) -> list[tuple[s
     return parts
 
 
-def _own(bench: Bench, subject: Subject) -> list[tuple[str, float, Part]]:
+def _own(bench: Bench, subject: Subject, network: nn.Module) -> list[tuple[str, float, Part]]:
     """What is measured of files alone."""
 
     def times(_: object) -> dict[str, Any]:
@@ -313,11 +315,13 @@ def _own(bench: Bench, subject: Subject) -> list[tuple[str, float, Part]]:
         return {"latency": latency, "kernels": kernels}
 
     def changes(_: object) -> dict[str, Any]:
-        found, seen = changes_of(bench, subject)
+        found, seen = changes_of(bench, network)
         return {"changed": found, "seen": seen}
 
-    parts: list[tuple[str, float, Part]] = [("time", 3.0, times)]
-    parts.append(("description length", 2.0, lambda _: {"description_length": lengths_of(bench, subject)}))
+    def lengths(_: object) -> dict[str, Any]:
+        return {"description_length": lengths_of(bench, subject.path, network)}
+
+    parts: list[tuple[str, float, Part]] = [("time", 3.0, times), ("description length", 2.0, lengths)]
     if bench.dense is not None:
         parts.append(("changes", 2.0, changes))
     return parts

@@ -53,6 +53,7 @@ class _Gain:
         axis: its title.
         of: the gain of a file.
         detail: column of the table with the number behind it: its title, number and text.
+        better: title of the gain's own column.
     """
 
     name: str
@@ -60,6 +61,7 @@ class _Gain:
     axis: str
     of: Callable[[Look], float | None]
     detail: tuple[str, Callable[[Look], float | None], Callable[[float | None], str]]
+    better: str
 
 
 _SIZE = _Gain(
@@ -68,6 +70,7 @@ _SIZE = _Gain(
     "times smaller than the dense file →",
     lambda look: look.number("ratio"),
     ("size", lambda look: look.number("file_bytes"), bytes_text),
+    "smaller",
 )
 _SPEED = _Gain(
     "front-time",
@@ -75,6 +78,7 @@ _SPEED = _Gain(
     "times faster than the dense network →",
     lambda look: look.speed,
     ("time", lambda look: look.number("latency", "milliseconds"), milliseconds),
+    "faster",
 )
 
 
@@ -194,6 +198,11 @@ def _table(gain: _Gain, found: Sequence[tuple[Look, float, float]], best: set[in
         )
         for i, (look, g, a) in enumerate(found)
     )
-    better = "smaller" if gain is _SIZE else "faster"
-    columns = (Column("file", False), Column(title), Column(better), Column("right"), Column("on the front", False))
+    columns = (
+        Column("file", False),
+        Column(title),
+        Column(gain.better),
+        Column("right"),
+        Column("on the front", False),
+    )
     return Table(gain.title, columns, rows)

@@ -16,6 +16,12 @@ __all__ = ["gallery", "kernel_strips", "layer_strips"]
 _FULL_BITS = 32.0
 
 
+def largest(layers: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
+    """So many of the layers, those with the most weights, in the order in which they came."""
+    kept = {r["name"] for r in sorted(layers, key=lambda r: -r["dense_bytes"])[:most]}
+    return [r for r in layers if r["name"] in kept]
+
+
 def layer_strips(look: Look, most: int) -> Figure:
     """A row per tensor, the largest if there are many, in the network's order.
 
@@ -24,8 +30,7 @@ def layer_strips(look: Look, most: int) -> Figure:
         most: rows.
     """
     layers: Sequence[Mapping[str, Any]] = look.file["layers"]
-    kept = {r["name"] for r in sorted(layers, key=lambda r: -r["dense_bytes"])[:most]}
-    shown = [r for r in layers if r["name"] in kept]
+    shown = largest(layers, most)
     bits = Scale.of([0.25, _FULL_BITS, *(r["bits"] for r in shown)], 6.0, STRIP - 6.0, log=True, room=0.0)
     ranked = any(r["rank"] is not None for r in shown)
     columns = [

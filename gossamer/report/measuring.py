@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer.errors import DataError, GossamerError
 from gossamer.measure.answers import answers
@@ -18,7 +20,7 @@ from gossamer.measure.generalisation import generalisation
 from gossamer.measure.latency import interleaved
 from gossamer.measure.robustness import QUICK, STANDARD, Attack, Normalized, robustness
 from gossamer.report.learned import Names
-from gossamer.report.samples import Logits, Samples, pixel_range
+from gossamer.report.samples import Remembered, Samples, pixel_range
 from gossamer.report.sights import image_sights, word_sights
 from gossamer.report.subjects import DenseSubject, Subject
 
@@ -71,8 +73,6 @@ class Bench:
         dense: the network that files come from, or None.
         effort: how much is tried.
         classes: their names.
-        low: black, per channel; of images only.
-        high: white, per channel.
     """
 
     test: Samples | None
@@ -81,43 +81,35 @@ class Bench:
     dense: DenseSubject | None
     effort: Effort
     classes: Names
-    low: Tensor | None = field(default=None)
-    high: Tensor | None = field(default=None)
 
-    @classmethod
-    def of(
-        cls,
-        test: Samples | None,
-        train: Samples | None,
-        fitted: Samples | None,
-        dense: DenseSubject | None,
-        effort: Effort,
-        classes: Names,
-    ) -> Bench:
-        """With the range of pixels of the test samples, if these are images."""
-        if test is None or not test.images:
-            return cls(test, train, fitted, dense, effort, classes)
-        low, high = pixel_range(test.inputs)
-        return cls(test, train, fitted, dense, effort, classes, low, high)
+    def remembering(self, network: nn.Module) -> Remembered:
+        """The network, which runs once on samples that several measures ask about."""
+        return Remembered(network, [s for s in (self.test, self.train, self.fitted) if s is not None], _BATCH)
 
     @property
     def images(self) -> bool:
         """Whether inputs are images."""
-        return self.low is not None
+        return self.test is not None and self.test.images
+
+    @cached_property
+    def _range(self) -> tuple[Tensor, Tensor]:
+        """Black and white per channel, of images."""
+        assert self.test is not None and self.images
+        return pixel_range(self.test.inputs)
 
     def pixels(self, inputs: Tensor) -> Tensor:
         """Images from black, 0, to white, 1."""
-        assert self.low is not None and self.high is not None
-        return ((inputs - self.low) / (self.high - self.low)).clamp(0, 1)
+        low, high = self._range
+        return ((inputs - low) / (high - low)).clamp(0, 1)
 
-    def on_pixels(self, network: Logits) -> Normalized:
+    def on_pixels(self, network: nn.Module) -> Normalized:
         """A network of such images."""
-        assert self.low is not None and self.high is not None
-        width = self.high - self.low
-        return Normalized(network, (-self.low / width).flatten().tolist(), (1 / width).flatten().tolist())
+        low, high = self._range
+        width = high - low
+        return Normalized(network, (-low / width).flatten().tolist(), (1 / width).flatten().tolist())
 
 
-def accuracy_of(bench: Bench, network: Logits) -> dict[str, Any]:
+def accuracy_of(bench: Bench, network: nn.Module) -> dict[str, Any]:
     """Right answers on the test samples. Runs first, so it also says if network and samples do not fit.
 
     Raises:
@@ -163,14 +155,13 @@ def latency_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], list[dic
     return latency, kernels
 
 
-def lengths_of(bench: Bench, subject: Subject) -> dict[str, Any]:
+def lengths_of(bench: Bench, path: Path, network: nn.Module) -> dict[str, Any]:
     """Description length of the labels of all samples, from the file's bytes."""
-    assert subject.network is not None
     sets = {name: s.pair for name, s in (("train", bench.train), ("test", bench.test)) if s is not None}
     dense = bench.dense
     return description_length(
-        subject.path,
-        subject.network,
+        path,
+        network,
         sets,
         calibrate_on=None if bench.fitted is None else bench.fitted.pair,
         dense=None if dense is None else dense.network,
@@ -179,14 +170,14 @@ def lengths_of(bench: Bench, subject: Subject) -> dict[str, Any]:
     ).to_json()
 
 
-def generalisation_of(bench: Bench, network: Logits, *, is_dense: bool) -> dict[str, Any]:
+def generalisation_of(bench: Bench, network: nn.Module, *, is_dense: bool) -> dict[str, Any]:
     """Training against test, calibration, classes."""
     assert bench.test is not None and bench.train is not None
     dense = None if bench.dense is None or is_dense else bench.dense.network
     return generalisation(network, bench.train.pair, bench.test.pair, dense=dense, bins=10, batch=_BATCH).to_json()
 
 
-def robustness_of(bench: Bench, network: Logits, *, is_dense: bool, told: Told | None) -> dict[str, Any]:
+def robustness_of(bench: Bench, network: nn.Module, *, is_dense: bool, told: Told | None) -> dict[str, Any]:
     """Accuracy under attack, in L∞, pixels from 0 to 1."""
     assert bench.test is not None
     few = bench.test.first(bench.effort.attacked)
@@ -202,18 +193,18 @@ def robustness_of(bench: Bench, network: Logits, *, is_dense: bool, told: Told |
     ).to_json()
 
 
-def corruptions_of(bench: Bench, network: Logits, told: Told | None) -> dict[str, Any]:
+def corruptions_of(bench: Bench, network: nn.Module, told: Told | None) -> dict[str, Any]:
     """Accuracy under common corruptions."""
     assert bench.test is not None
     few = bench.test.first(bench.effort.corrupted)
     return corruptions(bench.on_pixels(network), bench.pixels(few.inputs), few.targets, progress=told).to_json()
 
 
-def changes_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], dict[str, Any]]:
+def changes_of(bench: Bench, network: nn.Module) -> tuple[dict[str, Any], dict[str, Any]]:
     """Examples that the dense network answers otherwise, and what they look like."""
-    assert bench.test is not None and bench.dense is not None and subject.network is not None
+    assert bench.test is not None and bench.dense is not None
     inputs, targets = bench.test.pair
-    found = changed(bench.dense.network, subject.network, inputs, targets, most=_LISTED, batch=_BATCH).to_json()
+    found = changed(bench.dense.network, network, inputs, targets, most=_LISTED, batch=_BATCH).to_json()
     rows: Sequence[dict[str, Any]] = found["rows"][:_SEEN]
     if not rows:
         return found, {}
@@ -223,11 +214,11 @@ def changes_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], dict[str
         return found, {}
     chosen = torch.tensor([row["index"] for row in rows])
     few, labels = inputs[chosen], targets[chosen]
-    traced = [_traced(network, few, labels) for network in (bench.dense.network, subject.network)]
+    traced = [_traced(asked, few, labels) for asked in (bench.dense.network, network)]
     return found, image_sights(rows, bench.pixels(few), *traced)
 
 
-def _traced(network: Logits, inputs: Tensor, targets: Tensor) -> Tensor | None:
+def _traced(network: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor | None:
     """Input gradients, or None of a network without any."""
     try:
         return saliency(network, inputs, targets)

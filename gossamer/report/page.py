@@ -16,7 +16,7 @@ from gossamer.report.byte_map import byte_map
 from gossamer.report.exemplars import changed_examples
 from gossamer.report.front import fronts
 from gossamer.report.headline import chosen, claim, headline, why_chosen
-from gossamer.report.layer_strips import gallery, kernel_strips, layer_strips
+from gossamer.report.layer_strips import gallery, kernel_strips, largest, layer_strips
 from gossamer.report.learned import Names, class_strips, most_changed, reliability
 from gossamer.report.lengths import description_lengths
 from gossamer.report.looks import Look, looks_of
@@ -121,8 +121,7 @@ def _largest_layers(document: Mapping[str, Any], most: int) -> dict[str, Any]:
     files = []
     for file in document["files"]:
         layers, kernels = file["layers"], file["kernels"]
-        largest = {r["name"] for r in sorted(layers, key=lambda r: -r["dense_bytes"])[:most]}
-        cut = {"layers": [r for r in layers if r["name"] in largest], "kernels": kernels and kernels[:most]}
+        cut = {"layers": largest(layers, most), "kernels": kernels and kernels[:most]}
         seen = file["generalisation"]
         if seen is not None:
             cut["generalisation"] = {**seen, "per_class": most_changed(seen["per_class"])[:_CLASSES]}

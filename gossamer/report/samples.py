@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import DataError
 
-__all__ = ["Logits", "Samples", "gathered", "pixel_range"]
+__all__ = ["Logits", "Remembered", "Samples", "gathered", "pixel_range"]
 
 Batches = Iterable[Any]
 
@@ -127,6 +127,46 @@ class Logits(nn.Module):
         if not isinstance(found, Tensor):
             raise DataError(f"found outputs of type {type(found).__name__}, expected a tensor or an object with logits")
         return found
+
+
+@final
+class Remembered(nn.Module):
+    """A network that runs once on samples which several measures ask about, batch for batch alike.
+
+    What was asked about is known by its place in memory, so only batches of tensors that live as long as this does are
+    kept; everything else, and what wants gradients, goes to the network.
+
+    Args:
+        network: inputs → logits; its weights stay as they are.
+        sets: samples that stay in memory.
+        batch: samples at a time, as measures cut them.
+        most: numbers that are kept; what would be more is computed each time.
+    """
+
+    def __init__(self, network: nn.Module, sets: Iterable[Samples], batch: int, most: int = 1 << 24) -> None:
+        super().__init__()
+        self.network = network
+        self._batches = {_place(s.inputs[at : at + batch]) for s in sets for at in range(0, len(s), batch)}
+        self._kept: dict[tuple[int, torch.Size], Tensor] = {}
+        self._room = most
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[n, …, classes]."""
+        place = _place(inputs)
+        if torch.is_grad_enabled() or place not in self._batches:
+            found: Tensor = self.network(inputs)
+            return found
+        if place not in self._kept:
+            found = self.network(inputs)
+            if found.numel() > self._room:
+                return found
+            self._room -= found.numel()
+            self._kept[place] = found
+        return self._kept[place]
+
+
+def _place(inputs: Tensor) -> tuple[int, torch.Size]:
+    return inputs.data_ptr(), inputs.shape
 
 
 def pixel_range(images: Tensor) -> tuple[Tensor, Tensor]:

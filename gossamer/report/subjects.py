@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 from torch import nn
 
 from gossamer.api import Compressed
 from gossamer.errors import DataError
 from gossamer.measure.ledger import Ledger, ledger_of
+from gossamer.network.blank import blank
 from gossamer.network.inspect import specs
 from gossamer.report.samples import Logits
 from gossamer.store.container import Container, read_container
-from gossamer.store.safetensors_file import dense_file_bytes
 
-__all__ = ["DenseSubject", "Subject", "dense_bytes_of", "distinct_names", "read_subject"]
+__all__ = ["DenseSubject", "Subject", "distinct_names", "read_subject"]
 
 Network = nn.Module | Callable[[], nn.Module]
 
@@ -51,13 +51,13 @@ class DenseSubject:
 
     Args:
         module: itself.
-        network: outputs logits.
+        network: the same, outputs logits.
         size: bytes of its ordinary file.
         name: shown.
     """
 
     module: nn.Module
-    network: Logits
+    network: nn.Module
     size: int
     name: str = "dense"
 
@@ -74,13 +74,15 @@ def read_subject(path: Path, name: str, network: Network | None) -> Subject:
         DataError: no such file.
         FormatError: damaged, hostile, or for another network.
     """
-    made = network if network is None or isinstance(network, nn.Module) else network()
+    made = network if network is None or isinstance(network, nn.Module) else blank(network)
     expected = None if made is None else specs(made)
-    container = read_container(path, expected, measure_entropy=True)
+    container = read_container(path, expected)
     ledger = ledger_of(container, zstd=False)
     if network is None:
         return Subject(name, path, container, ledger, None, None)
     compressed = Compressed(container.specs, container.trees, network, notes=container.notes, path=path)
+    if made is not None and made is not network:
+        compressed.keep(made)
     return Subject(name, path, container, ledger, compressed, Logits(compressed.dense()))
 
 
@@ -111,9 +113,3 @@ def distinct_names(paths: Sequence[Path]) -> list[str]:
 
 def _with_folders(path: Path, depth: int) -> str:
     return "/".join((*path.parts[-depth:-1], path.stem)).lstrip("/")
-
-
-def dense_bytes_of(network: nn.Module) -> int:
-    """Size of its ordinary safetensors file; a tensor of several names counts once."""
-    held: dict[str, Any] = network.state_dict()
-    return dense_file_bytes({s.name: held[s.name] for s in specs(network) if s.name in held})

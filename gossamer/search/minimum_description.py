@@ -16,11 +16,11 @@ from gossamer.drive.progress import NoProgress, Progress
 from gossamer.drive.recipe import Recipe
 from gossamer.errors import PlanError
 from gossamer.measure.accuracy import Accuracy
+from gossamer.measure.answers import answers
 from gossamer.measure.description import FREE, DescriptionLength, description_length
-from gossamer.measure.generalisation import generalisation
 from gossamer.measure.proportions import wilson
 from gossamer.measure.seeded import seeded
-from gossamer.store.safetensors_file import dense_file_bytes
+from gossamer.store.weights import dense_bytes_of
 
 __all__ = ["Candidate", "Choice", "by_description_length"]
 
@@ -189,10 +189,10 @@ def by_description_length(
         described = description_length(
             file, network, sets, calibrate_on=data if calibrate else None, free=free, classes=classes, batch=batch
         )
-        seen = generalisation(network, data, validation, classes=classes, batch=batch)
-        return Candidate(name, described, seen.train, seen.test)
+        train, held = (answers(network, *pair, batch=batch) for pair in sets.values())
+        return Candidate(name, described, Accuracy(train.correct, train.count), Accuracy(held.correct, held.count))
 
-    dense = judged("dense", dense_file_bytes(model.state_dict()), model)
+    dense = judged("dense", dense_bytes_of(model), model)
     assert dense.description is not None
     uniform_bits = dense.description.sets["train"].uniform_bits
     rows: list[Candidate] = []

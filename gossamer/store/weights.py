@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from gossamer.errors import DataError, FormatError
 from gossamer.network.inspect import assign, specs, tensors
 from gossamer.store.dtypes import from_bytes, named_dtype
-from gossamer.store.safetensors_file import open_layout
+from gossamer.store.safetensors_file import dense_file_bytes, open_layout
 
-__all__ = ["load_weights_into", "read_weights"]
+__all__ = ["dense_bytes_of", "load_weights_into", "read_weights"]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -86,3 +86,14 @@ def load_weights_into(model: nn.Module, path: str | Path) -> nn.Module:
             else:
                 assign(model, spec.names, found[name].clone())
     return model
+
+
+def dense_bytes_of(network: nn.Module) -> int:
+    """Size of a network's ordinary safetensors file; a tensor of several names counts once, as in such a file.
+
+    Example:
+        >>> dense_bytes_of(nn.Linear(100, 10)) > 4 * 1010
+        True
+    """
+    held = network.state_dict()
+    return dense_file_bytes({s.name: held[s.name] for s in specs(network) if s.name in held})
