@@ -1,7 +1,7 @@
 """See what compression did: ``python -m benchmarks.understand --data DIR --json FILE``, DIR with Fashion-MNIST.
 
 Description length, robustness, exemplars and variance of gradients of two networks, dense and compressed in seven ways,
-over five seeds. Every task is a process of its own on one core, two at a time. Finished rows are kept by a hash of the
+over five seeds. Two processes of one core each take one task after the other. Finished rows are kept by a hash of the
 code that made them, so that a run goes on where another ended; none is started after ``--minutes``. A missing peer is
 reported, not fatal. The last line of the output, and FILE, is one JSON document.
 """
@@ -11,21 +11,22 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.rows import ROOT, Rows, code_hash, cpu_name
+from benchmarks import understand_race, understand_report, understand_worker
+from benchmarks.rows import Rows, code_hash, cpu_name
 from benchmarks.understand_networks import NETWORKS, VARIANTS
-from benchmarks.understand_worker import CODE_OF_DENSE, CODE_OF_FILES, POPULATION, SEEDS
-from gossamer.errors import DataError
+from benchmarks.understand_worker import CODE_OF_DENSE, CODE_OF_FILES, POPULATION, SEEDS, RowOf, answer
+from gossamer.errors import GossamerError
 
 __all__ = ["main", "tasks"]
 
@@ -40,25 +41,29 @@ _REPORTED = ("gossamer/report/*", "benchmarks/understand_page.py", "benchmarks/u
 # What is compressed is read back from a file that the coders at hand wrote.
 _OF_DENSE, _OF_FILES = (*CODE_OF_DENSE, *_MEASURES), (*CODE_OF_FILES, *_MEASURES)
 _OF_BYTES = (*_OF_FILES, *_CODERS)
-_MEMORY = {"MALLOC_MMAP_THRESHOLD_": "2147483648", "MALLOC_TRIM_THRESHOLD_": "4294967296"}
-"""glibc keeps freed memory; else every activation is mapped, touched and given back, page by page."""
+_ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MALLOC_MMAP_THRESHOLD_": "2147483648",
+    "MALLOC_TRIM_THRESHOLD_": "4294967296",
+}
+"""Of the processes. glibc keeps freed memory; else every activation is mapped, touched and given back, page by page."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """What one process does.
+    """What makes one row.
 
     Args:
-        key: as the worker knows it.
+        key: KIND/NETWORK/….
         code: files that decide the row.
         after: keys of tasks that must be finished.
-        module: of the worker.
+        row_of: knows the kind.
     """
 
     key: str
     code: tuple[str, ...] = field(repr=False)
     after: tuple[str, ...] = ()
-    module: str = "understand_worker"
+    row_of: RowOf = field(default=understand_worker.row_of, repr=False)
 
 
 def tasks(*, quick: bool) -> list[Task]:
@@ -75,12 +80,6 @@ def tasks(*, quick: bool) -> list[Task]:
                 Task(f"file/{name}/{seed}/{variant}", CODE_OF_FILES, (f"dense/{name}/{seed}",)) for seed in range(count)
             ]
     made += [Task(f"vog/{name}/{s}", _OF_DENSE, (f"dense/{name}/{s}",)) for name in names for s in range(seeds)]
-    for seed in range(seeds):  # so that what is not finished in time lacks seeds, not variants
-        for kind, code in (("accounted", _OF_BYTES), ("attacked", _OF_FILES)):
-            for name in names:
-                for variant in VARIANTS:
-                    before = "dense/{}/{}" if variant == "dense" else "file/{}/{}/" + variant
-                    made.append(Task(f"{kind}/{name}/{seed}/{variant}", code, (before.format(name, seed),)))
     for seed in range(1 if quick else 3):
         made.append(Task(f"prequential/LeNet-5/{seed}", _OF_DENSE))
     for seed in range(seeds):
@@ -88,32 +87,19 @@ def tasks(*, quick: bool) -> list[Task]:
         made.append(Task(f"search/LeNet-5/{seed}", (*_OF_BYTES, "gossamer/search/*.py"), before))
     for name in names:
         before = f"dense/{name}/0"
-        made.append(Task(f"race/{name}/0/dense", (*_OF_DENSE, *_RACED), (before,), "understand_race"))
+        made.append(Task(f"race/{name}/0/dense", (*_OF_DENSE, *_RACED), (before,), understand_race.row_of))
     again = () if quick else tuple(f"file/LeNet-5/1/{v}" for v in VARIANTS if v.endswith("sparse"))
     before = (*(f"file/LeNet-5/0/{variant}" for variant in VARIANTS[1:]), *again)
-    made.append(Task("report/LeNet-5/0", (*_OF_BYTES, *_REPORTED), before, "understand_report"))
+    made.append(Task("report/LeNet-5/0", (*_OF_BYTES, *_REPORTED), before, understand_report.row_of))
     networks = tuple(t.key for t in made if t.key.startswith(("dense", "file")))
     made.append(Task("pie/LeNet-5", _OF_FILES, networks))
+    for seed in range(seeds):  # last: many short ones, and what is not finished in time lacks seeds, not variants
+        for name in names:
+            files = tuple(f"file/{name}/{seed}/{variant}" for variant in VARIANTS[1:])
+            made.append(Task(f"accounted/{name}/{seed}", _OF_BYTES, files))
+            for variant, before in zip(VARIANTS, (f"dense/{name}/{seed}", *files), strict=True):
+                made.append(Task(f"attacked/{name}/{seed}/{variant}", _OF_FILES, (before,)))
     return made
-
-
-def _asked(task: Task, data: Path, *, quick: bool) -> dict[str, Any]:
-    command = [sys.executable, "-m", f"benchmarks.{task.module}", str(data), task.key]
-    environment = {**os.environ, **_MEMORY, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    begin = time.monotonic()
-    done = subprocess.run(
-        [*command, *(["--quick"] if quick else [])],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=ROOT,
-        env=environment,
-    )
-    if done.returncode != 0:
-        raise DataError(f"{task.key}: found exit code {done.returncode}: {done.stderr.strip()[-600:]}")
-    print(f"{time.monotonic() - begin:6.1f} s  {task.key}", file=sys.stderr, flush=True)
-    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return found
 
 
 class Run:
@@ -134,15 +120,15 @@ class Run:
 
     def all(self, wanted: Sequence[Task]) -> None:
         """Two at a time, in order, each after those it waits for."""
-        with ThreadPoolExecutor(2) as pool:
+        with ThreadPoolExecutor(2) as pool, ProcessPoolExecutor(2, get_context("spawn")) as processes:
             done = {}
             for task in wanted:
                 waits = [done[key] for key in task.after if key in done]
-                done[task.key] = pool.submit(self._one, task, waits)
+                done[task.key] = pool.submit(self._one, task, waits, processes)
             for task in wanted:
                 done[task.key].result()
 
-    def _one(self, task: Task, waits: Sequence[Any]) -> None:
+    def _one(self, task: Task, waits: Sequence[Any], processes: ProcessPoolExecutor) -> None:
         for other in waits:  # submitted before, so it is finished or under way in the other thread
             other.result()
         kept = Rows("understand-quick" if self._quick else "understand", code_hash(*task.code))
@@ -155,10 +141,16 @@ class Run:
             self.late.append(task.key)
             return
         try:
-            self.rows[task.key] = kept.get(key, lambda: _asked(task, self._data, quick=self._quick))
-        except DataError as error:
+            self.rows[task.key] = kept.get(key, lambda: self._made(task, processes))
+        except GossamerError as error:
             self.failed[task.key] = str(error)
-            print(error, file=sys.stderr, flush=True)
+            print(f"{task.key}: {error}", file=sys.stderr, flush=True)
+
+    def _made(self, task: Task, processes: ProcessPoolExecutor) -> dict[str, Any]:
+        begin = time.monotonic()
+        row = processes.submit(answer, task.row_of, self._data, task.key, self._quick).result()
+        print(f"{time.monotonic() - begin:6.1f} s  {task.key}", file=sys.stderr, flush=True)
+        return row
 
 
 def document(run: Run) -> dict[str, Any]:
@@ -169,10 +161,8 @@ def document(run: Run) -> dict[str, Any]:
         kind, network, *rest = key.split("/")
         where = {"network": network} | dict(zip(("seed", "variant"), rest, strict=False))
         named = {"accounted": "description_length", "attacked": "robustness"}.get(kind, kind)
-        if kind == "pie":
-            found["pie"] += row["row"]["rows"]
-        elif named in found:
-            found[named].append(where | row["row"])
+        if named in found:
+            found[named] += [where | r for r in row["row"].get("variants", [row["row"]])]
     seconds = sum(row["cpu_seconds"] for row in run.rows.values())
     return {
         "cpu": cpu_name(),
@@ -193,6 +183,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--minutes", type=float, default=55, help="after which nothing is started")
     parser.add_argument("--only", default="", metavar="TEXT", help="tasks whose key starts with it")
     given = parser.parse_args(arguments)
+    if not given.data.is_dir():
+        parser.error(f"--data: found no folder {given.data}")
+    os.environ.update(_ENVIRONMENT)
     run = Run(given.data, quick=given.quick, minutes=given.minutes)
     run.all([t for t in tasks(quick=given.quick) if t.key.startswith(given.only)])
     text = json.dumps(document(run))

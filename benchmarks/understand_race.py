@@ -1,4 +1,4 @@
-"""The race with torchattacks on one network of `benchmarks.understand`: ``python -m … DIR race/LeNet-5/0/dense``."""
+"""The race with torchattacks on one network of `benchmarks.understand`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from benchmarks.understand_attacks import raced, saved
 from benchmarks.understand_networks import Network
-from benchmarks.understand_worker import Place, run
+from benchmarks.understand_worker import Place
 
 __all__ = ["row_of"]
 
@@ -22,7 +22,3 @@ def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[s
     with tempfile.TemporaryDirectory() as folder:
         file = saved(place.network(network, int(seed), variant), inputs[:1], Path(folder) / "network.ts")
         return raced(file, inputs, targets, steps=steps, queries=queries)
-
-
-if __name__ == "__main__":
-    run(__doc__, row_of)

@@ -1,4 +1,4 @@
-"""A report on ten files of LeNet-5, made and opened in headless Chromium: ``python -m … DIR report/LeNet-5/0``."""
+"""A report on ten files of LeNet-5, made and opened in headless Chromium."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from benchmarks.rows import ROOT
 from benchmarks.understand_networks import CLASSES, VARIANTS, Network
 from benchmarks.understand_page import measured_page
-from benchmarks.understand_worker import Place, run
+from benchmarks.understand_worker import Place
 from gossamer.report import report_of
 
 __all__ = ["row_of"]
@@ -41,7 +41,3 @@ def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[s
     page = ROOT / "benchmarks" / "out" / "report.html"
     report.save(page)
     return {"files": len(files), **measured_page(page)}
-
-
-if __name__ == "__main__":
-    run(__doc__, row_of)

@@ -1,16 +1,14 @@
-"""One task of `benchmarks.understand` in a process of its own: ``python -m benchmarks.understand_worker DIR TASK``.
+"""Tasks of `benchmarks.understand`: words with slashes between, as ``dense/LeNet-5/3`` or ``attacked/ResNet/0/4-bit``.
 
-Tasks are words with slashes between, such as ``dense/LeNet-5/3`` or ``attacked/ResNet/0/4-bit``. What is trained and
-compressed is kept as files by a hash of the code that decides it; files are coded anew where they are measured, so that
-their bytes are those of the coders at hand. The last line of the output is the row.
+What is trained and compressed is kept as files by a hash of the code that decides it; files are coded anew where they
+are measured, so that their bytes are those of the coders at hand.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +24,10 @@ from gossamer.demo.data import Fashion, Shuffled
 from gossamer.errors import DataError
 from gossamer.measure import APGD, FGSM, PGD, Square, Worst
 from gossamer.measure.description import FREE
+from gossamer.report.samples import Remembered, Samples
 from gossamer.store import write_safetensors
 
-__all__ = ["Place", "run"]
+__all__ = ["Place", "RowOf", "answer", "row_of"]
 
 CODE_OF_DENSE = ("benchmarks/understand_networks.py", "gossamer/demo/data.py")
 CODE_OF_FILES = (
@@ -40,11 +39,12 @@ _FIRST = PGD(steps=10)
 ATTACKS = (
     FGSM(),
     _FIRST,
-    Worst("APGD", (APGD("ce", steps=20, warm=_FIRST), APGD("targeted", steps=8, targets=3))),
-    Square(queries=50),
+    Worst("APGD", (APGD("ce", steps=15, warm=_FIRST), APGD("targeted", steps=6, targets=3))),
+    Square(queries=40),
 )
-"""As many steps as 70 networks allow in half an hour; `understand_attacks` races them at more."""
+"""As many steps as 80 networks allow in half an hour; `understand_attacks` races them at more."""
 SEEDS, POPULATION = 5, 10
+BATCH_OF_MEASURES = 500
 
 
 class Place:
@@ -134,10 +134,24 @@ class Place:
             return torch.cat([model(part).argmax(1) for part in inputs.split(500)])
 
 
-def _accounted(place: Place, network: Network, seed: int, variant: str) -> dict[str, Any]:
-    """Description length and generalisation of one file beside the dense network."""
-    data, model = place.fashion, place.network(network, seed, variant)
-    dense = None if variant == "dense" else place.dense(network, seed)
+def _accounted(place: Place, network: Network, seed: int) -> list[dict[str, Any]]:
+    """Description length and generalisation of every file of a seed, the dense network's first."""
+    data = place.fashion
+    samples = (Samples(data.train, data.train_labels), Samples(data.test, data.test_labels))
+    dense = Remembered(place.dense(network, seed), samples, BATCH_OF_MEASURES)
+    rows = []
+    for variant in VARIANTS:
+        model = dense
+        if variant != "dense":
+            model = Remembered(place.network(network, seed, variant), samples, BATCH_OF_MEASURES)
+        rows.append({"variant": variant, **_accounted_file(place, network, seed, variant, model, dense)})
+    return rows
+
+
+def _accounted_file(
+    place: Place, network: Network, seed: int, variant: str, model: nn.Module, dense: nn.Module
+) -> dict[str, Any]:
+    data = place.fashion
     dense_bytes = place.dense_file(network, seed).stat().st_size
     file = place.dense_file(network, seed) if variant == "dense" else place.coded(network, seed, variant)
     half = len(data.test) // 2
@@ -147,12 +161,20 @@ def _accounted(place: Place, network: Network, seed: int, variant: str) -> dict[
         model,
         {"train": train, "test": (data.test[half:], data.test_labels[half:])},
         calibrate_on=(data.test[:half], data.test_labels[:half]),
-        dense=dense,
-        dense_bytes=None if dense is None else dense_bytes,
+        dense=None if variant == "dense" else dense,
+        dense_bytes=None if variant == "dense" else dense_bytes,
         free=(*FREE, "the order of the classes"),
         classes=10,
+        batch=BATCH_OF_MEASURES,
     )
-    general = gs.measure.generalisation(model, train, (data.test, data.test_labels), dense=dense, classes=10)
+    general = gs.measure.generalisation(
+        model,
+        train,
+        (data.test, data.test_labels),
+        dense=None if variant == "dense" else dense,
+        classes=10,
+        batch=BATCH_OF_MEASURES,
+    )
     return {
         "file_bytes": file.stat().st_size,
         "dense_bytes": dense_bytes,
@@ -203,7 +225,7 @@ def _pie(place: Place, network: Network) -> list[dict[str, Any]]:
     rows = []
     for variant in (v for v in VARIANTS if v.endswith("sparse")):
         found = gs.measure.pie(dense, said(variant, 0), control, data.test, data.test_labels)
-        rows.append({"network": network.name, "variant": variant, **found.to_json()})
+        rows.append({"variant": variant, **found.to_json()})
     return rows
 
 
@@ -256,14 +278,14 @@ def _searched(place: Place, network: Network, seed: int) -> dict[str, Any]:
 def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[str, Any]:
     """The row of a task."""
     if kind == "pie":
-        return {"rows": _pie(place, network)}
+        return {"variants": _pie(place, network)}
     seed = int(rest[0])
     if kind == "dense":
         return place.train(network, seed)
     if kind == "file":
         return place.compress(network, seed, rest[1])
     if kind == "accounted":
-        return _accounted(place, network, seed, rest[1])
+        return {"variants": _accounted(place, network, seed)}
     if kind == "attacked":
         return _attacked(place, network, seed, rest[1])
     if kind == "vog":
@@ -275,30 +297,23 @@ def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[s
     raise DataError(f"task: found {kind!r}, expected one that this worker knows")
 
 
-def run(
-    what: str | None,
-    row_of: Callable[[Place, Network, str, list[str]], dict[str, Any]],
-    arguments: Sequence[str] | None = None,
-) -> None:
-    """Read ``DIR KIND/NETWORK/…``, make the row on one thread, print it as the last line.
+RowOf = Callable[[Place, Network, str, list[str]], dict[str, Any]]
+"""(data and files, network, kind, what else the task says) → row."""
+
+_place = lru_cache(maxsize=1)(Place)  # read once per process
+
+
+def answer(row_of: RowOf, data: Path, task: str, quick: bool) -> dict[str, Any]:
+    """The row of a task, made on one thread, with what it took.
 
     Args:
-        what: for ``--help``.
-        row_of: (data and files, network, kind, what else the task says) → row.
-        arguments: None: those of the process.
+        row_of: knows this kind of task.
+        data: folder of Fashion-MNIST.
+        task: KIND/NETWORK/….
+        quick: few images.
     """
-    parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("data", type=Path)
-    parser.add_argument("task")
-    parser.add_argument("--quick", action="store_true")
-    given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    begin = time.process_time()
-    kind, name, *rest = given.task.split("/")
-    network = next(n for n in NETWORKS if n.name == name)
-    row = row_of(Place(given.data, quick=given.quick), network, kind, rest)
-    print(json.dumps({"cpu_seconds": time.process_time() - begin, "row": row}))
-
-
-if __name__ == "__main__":
-    run(__doc__, row_of)
+    place, begin = _place(data, quick=quick), time.process_time()
+    kind, name, *rest = task.split("/")
+    row = row_of(place, next(n for n in NETWORKS if n.name == name), kind, rest)
+    return {"cpu_seconds": time.process_time() - begin, "row": row}
