@@ -142,6 +142,25 @@ _MINILM_HEALED = (
 threshold's decision. Every passage is seen
 once, so that the loss in training is one on unseen text."""
 
+_MINILM_SHRUNK = (
+    gs.shrink.Blocks(sparsity=1 / 3),
+    gs.shrink.Channels(sparsity=0.5, score="taylor"),
+    gs.Tune(
+        epochs=1,
+        lr=5e-4,
+        clip=1.0,
+        warmup=0.05,
+        hidden=_LAYERS,
+        skip="embeddings.word_embeddings.*",
+        precision="bfloat16",
+        distil=1.0,
+        taught_by="outputs",
+    ),
+    gs.quantize.NormalFloat(bits=4, group=64, only="embeddings.*.weight", skip="*LayerNorm*"),
+    gs.quantize.RoundToNearest(bits=8, group="channel", only="encoder.*.weight", skip="*LayerNorm*"),
+)
+"""A dense network of fewer layers and neurons, taught as the sparse one is."""
+
 _G2P_HEALED = (
     gs.shrink.NarrowEmbedding(),  # 29 letters and 74 phonemes, 256 columns each
     gs.QuantizationAware(
@@ -163,6 +182,13 @@ _HEALED = (  # all samples heal; MiniLM's targets are what its dense network say
         "best",
         "layers 80% sparse, 8-bit, embeddings 4-bit, healed on 10400 passages",
         _MINILM_HEALED,
+        10_400,
+    ),
+    Setting(
+        "minilm",
+        "shrink",
+        "2 of 6 attentions and half of the neurons gone, 8-bit, embeddings 4-bit, distilled on 10400 passages",
+        _MINILM_SHRUNK,
         10_400,
     ),
     Setting("g2p", "best", "narrow embeddings, 4-bit, tables 5-bit, healed on 102400 words", _G2P_HEALED, 102_400),

@@ -172,7 +172,8 @@ def find_sites(method: Method, source: Source) -> tuple[list[Site], dict[str, st
             skipped[spec.name] = found.reason
         for path in found.paths:
             site = Site(spec, path, tree.at(path).dense_shape())
-            reason = method.refuses(site)
+            # Of a removed block's weights none is left.
+            reason = "it holds no weights" if 0 in site.shape else method.refuses(site)
             if reason:
                 skipped[site.key] = reason
             elif seen.is_new(site, tree.at(path)):

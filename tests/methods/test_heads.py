@@ -373,6 +373,15 @@ def test_blocks_that_return_tuples_go_and_pass_their_input_as_the_first(tmp_path
     torch.testing.assert_close(gs.load(tmp_path / "small.gsm", into=Layers).dense()(x), expected(x))
 
 
+def test_removed_blocks_stay_as_they_are_when_the_rest_is_quantized(tmp_path: Path) -> None:
+    net, x = random_network(Layers, 0), batch((6,))
+    recipe = [Blocks(sparsity=0.34), gs.quantize.RoundToNearest(bits=8, group="channel")]
+    small = gs.compress(net, recipe, data=labelled(x))
+    assert list(small.skipped.values()) == ["RoundToNearest: it holds no weights"]
+    small.save(tmp_path / "small.gsm")
+    torch.testing.assert_close(gs.load(tmp_path / "small.gsm", into=Layers).dense()(x), small.dense()(x))
+
+
 def test_a_block_whose_tuple_is_not_declared_stays() -> None:
     net = random_network(lambda: Layers(Undeclared), 0)
     found, reasons = residual_blocks(net, batch((6,)))
