@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from gossamer.report.looks import Look
-from gossamer.report.plots import Frame, badge, drawing, multiples
+from gossamer.report.looks import Look, with_dense
+from gossamer.report.plots import Frame, badge, drawing, file_cell, multiples
 from gossamer.report.scales import Scale, percent, points
 from gossamer.report.svg import Markup, label, tag
 from gossamer.report.tables import Cell, Column, Figure, Table, numeric, text
@@ -20,49 +20,65 @@ Rows = list[tuple[float, float]]
 
 def robustness_curves(looks: Sequence[Look], dense: Look | None) -> Figure | None:
     """Worst-case accuracy over ε; None if nothing was attacked."""
-    found = [(look, curve) for look in looks if (curve := _worst(look))]
-    if not found:
+    charts = _charts(looks, dense, _worst, _norm(looks), lambda x: f"{x:.3g}/255", _beside)
+    if charts is None:
         return None
-    reference = [] if dense is None else _worst(dense)
-    every = [curve for _, curve in found]
-    widest = max(x for curve in (*every, reference) for x, _ in curve)
-    frame = _frame(0.0, widest, [y for curve in (*every, reference) for _, y in curve])
-    ticks = sorted({round(255 * x, 6) for x, _ in found[0][1]} | {0.0})
-    axes = frame.axes(
-        [t / 255 for t in _apart(ticks, widest)], frame.y.ticks(4), lambda v: f"{255 * v:.3g}", _whole, _norm(looks)
-    )
-    members = []
-    for look, curve in found:
-        others = [frame.curve(other, "other") for other in every if other is not curve]
-        parts = [axes, *others, frame.curve(reference, "dense-line"), frame.band(_spread(look), "band")]
-        parts += [frame.curve(_transfer(look), "second"), frame.curve(curve, "here"), *_dots(frame, curve)]
-        members.append((look.letter, look.name, drawing(_WIDTH, _HEIGHT, _said(look, curve), parts)))
     shown = _legend(transfer=any(_transfer(look) for look in looks))
     warned = [tag("p", {"class": "warning"}, badge(o.letter), f" {w}") for o in looks for w in _warnings(o)]
     note = "Share of right answers when pixels may change by ε, in 255ths; of all attacks the worst for each image."
-    chart = tag("div", {}, shown, multiples(members), *warned)
-    everyone = [*looks, *([dense] if dense is not None else [])]
-    return Figure("robustness", "Under attack", note, chart, _attack_table(everyone))
+    table = _attack_table(with_dense(looks, dense))
+    return Figure("robustness", "Under attack", note, tag("div", {}, shown, charts, *warned), table)
+
+
+def _charts(
+    looks: Sequence[Look],
+    dense: Look | None,
+    of: Callable[[Look], Rows],
+    title: str,
+    at: Callable[[float], str],
+    beside: Callable[[Frame, Look], list[Markup]] = lambda frame, look: [],
+) -> Markup | None:
+    """A small chart per file, all with the same axes and, under its own curve, what is drawn beside it; or None."""
+    found = [(look, curve) for look in looks if (curve := of(look))]
+    if not found:
+        return None
+    reference = [] if dense is None else of(dense)
+    every = [curve for _, curve in found]
+    frame = _frame([point for curve in (*every, reference) for point in curve])
+    axes = frame.axes(_apart([x for x, _ in found[0][1]]), frame.y.ticks(4), "{:.3g}".format, _whole, title)
+    members = []
+    for look, curve in found:
+        others = [frame.curve(other, "other") for other in every if other is not curve]
+        parts = [axes, *others, frame.curve(reference, "dense-line"), *beside(frame, look)]
+        parts += [frame.curve(curve, "here"), *_dots(frame, curve)]
+        said = ", ".join(f"{percent(y)} at {at(x)}" for x, y in curve)
+        members.append((look.letter, look.name, drawing(_WIDTH, _HEIGHT, f"{look.name}: {said}", parts)))
+    return multiples(members)
+
+
+def _beside(frame: Frame, look: Look) -> list[Markup]:
+    return [frame.band(_spread(look), "band"), frame.curve(_transfer(look), "second")]
 
 
 def _worst(look: Look) -> Rows:
+    """(ε in 255ths, share), from no attack on."""
     part = look.part("robustness")
-    if part is None:
-        return []
-    rows = {float(r["epsilon"]): float(r["accuracy"]) for r in part["worst"]}
-    return sorted(({0.0: float(part["clean"])} | rows).items())
+    return [] if part is None else sorted(({0.0: float(part["clean"])} | dict(_levels(part["worst"]))).items())
 
 
 def _spread(look: Look) -> list[tuple[float, float, float]]:
     part = look.part("robustness")
     rows = [] if part is None else sorted(part["worst"], key=lambda r: float(r["epsilon"]))
-    return [(float(r["epsilon"]), float(r["low"]), float(r["high"])) for r in rows]
+    return [(255 * float(r["epsilon"]), float(r["low"]), float(r["high"])) for r in rows]
 
 
 def _transfer(look: Look) -> Rows:
     part = look.part("robustness")
-    rows = None if part is None else part.get("transfer")
-    return sorted((float(r["epsilon"]), float(r["accuracy"])) for r in rows or ())
+    return [] if part is None else sorted(_levels(part.get("transfer") or ()))
+
+
+def _levels(rows: Sequence[Mapping[str, Any]]) -> Rows:
+    return [(255 * float(r["epsilon"]), float(r["accuracy"])) for r in rows]
 
 
 def _warnings(look: Look) -> list[str]:
@@ -76,21 +92,19 @@ def _norm(looks: Sequence[Look]) -> str:
     return "ε / 255, " + ", ".join(shown.get(n.lower(), n) for n in sorted(norms))
 
 
-def _said(look: Look, curve: Rows) -> str:
-    return f"{look.name}: " + ", ".join(f"{percent(y)} at {255 * x:.3g}/255" for x, y in curve)
-
-
-def _apart(ticks: Sequence[float], widest: float) -> list[float]:
+def _apart(ticks: Sequence[float]) -> list[float]:
     """Ticks that leave room for their numbers."""
     kept: list[float] = []
     for tick in ticks:
-        if not kept or (tick - kept[-1]) / 255 >= 0.1 * widest:
+        if not kept or tick - kept[-1] >= 0.1 * ticks[-1]:
             kept.append(tick)
     return kept
 
 
-def _frame(low: float, high: float, shares: Sequence[float]) -> Frame:
-    x = Scale(low, high if high > low else low + 1, 40.0, _WIDTH - 10.0)
+def _frame(points: Rows) -> Frame:
+    """That holds all points; from 0% on if any is low."""
+    levels, shares = [x for x, _ in points], [y for _, y in points]
+    x = Scale(min(levels), max(*levels, min(levels) + 1e-9), 40.0, _WIDTH - 10.0)
     bottom, top = min(shares), max(shares)
     bottom = 0.0 if bottom < 0.4 else max(0.0, bottom - 0.15 * (top - bottom) - 0.01)
     return Frame(_WIDTH, _HEIGHT, x, Scale(bottom, min(1.0, top + 0.05), _HEIGHT - 38.0, 12.0))
@@ -129,7 +143,7 @@ def _attack_table(everyone: Sequence[Look]) -> Table:
         part = look.part("robustness")
         if part is None:
             continue
-        head = Cell(look.name, look.name, badge(look.letter))
+        head = file_cell(look.letter, look.name)
         listed: list[tuple[str, Mapping[str, Any]]] = [(str(r["attack"]), r) for r in part["rows"]]
         listed += [("all, worst case", r) for r in part["worst"]]
         listed += [("made for the dense network", r) for r in part.get("transfer") or ()]
@@ -147,29 +161,19 @@ def _share(value: Any) -> Cell:
 
 def corruption_curves(looks: Sequence[Look], dense: Look | None) -> Figure | None:
     """Mean accuracy over severities; None if nothing was corrupted."""
-    found = [(look, curve) for look in looks if (curve := _mean(look))]
-    if not found:
+    charts = _charts(looks, dense, _mean, "severity", lambda x: f"severity {x:g}")
+    if charts is None:
         return None
-    reference = [] if dense is None else _mean(dense)
-    every = [curve for _, curve in found]
-    levels = sorted({x for curve in (*every, reference) for x, _ in curve})
-    frame = _frame(levels[0], levels[-1], [y for curve in (*every, reference) for _, y in curve])
-    axes = frame.axes(levels, frame.y.ticks(4), lambda v: f"{v:g}", _whole, "severity")
-    members = []
-    for look, curve in found:
-        others = [frame.curve(other, "other") for other in every if other is not curve]
-        parts = [axes, *others, frame.curve(reference, "dense-line"), frame.curve(curve, "here"), *_dots(frame, curve)]
-        told = ", ".join(f"{percent(y)} at severity {x:g}" for x, y in curve)
-        members.append((look.letter, look.name, drawing(_WIDTH, _HEIGHT, f"{look.name}: {told}", parts)))
-    everyone = [*looks, *([dense] if dense is not None else [])]
     rows = tuple(
-        (Cell(o.name, o.name, badge(o.letter)), numeric(x, f"{x:g}"), _share(y)) for o in everyone for x, y in _mean(o)
+        (file_cell(o.letter, o.name), numeric(x, f"{x:g}"), _share(y))
+        for o in with_dense(looks, dense)
+        for x, y in _mean(o)
     )
     columns = (Column("file", False), Column("severity"), Column("right"))
     note = (
         "Share of right answers over noise, blur, contrast, JPEG and others, mean over the kinds, at five severities."
     )
-    chart = tag("div", {}, _legend(transfer=False), multiples(members))
+    chart = tag("div", {}, _legend(transfer=False), charts)
     return Figure("corruptions", "Under common corruptions", note, chart, Table("Mean over corruptions", columns, rows))
 
 
@@ -192,16 +196,16 @@ def corruption_map(look: Look, dense: Look | None) -> Figure | None:
     )
     levels = sorted({severity for _, severity, _ in rows})
     kinds = list(dict.fromkeys(kind for kind, *_ in rows))
-    left, cell, high = 112.0, 50.0, 24.0
+    left, cell, high = 118.0, 43.0, 24.0
     parts: list[Markup] = [
-        label(left + (i + 0.5) * cell, 12, f"severity {s:g}" if i == 0 else f"{s:g}", "tick", "middle")
-        for i, s in enumerate(levels)
+        label(left + (i + 0.5) * cell - 1, 13, f"{s:g}", "tick", "middle") for i, s in enumerate(levels)
     ]
     for kind, severity, accuracy in rows:
         x, y = left + levels.index(severity) * cell, 20 + kinds.index(kind) * high
         lost = before.get((kind, severity), accuracy) - accuracy
         parts.append(_heat(x, y, cell - 2, high - 2, accuracy, lost, f"{kind}, severity {severity:g}"))
-    parts += [label(left - 8, 20 + i * high + 15, kind, "tick", "end") for i, kind in enumerate(kinds)]
+    names = [(13.0, "severity"), *((20 + i * high + 15, kind) for i, kind in enumerate(kinds))]
+    parts += [label(left - 8, y, name, "tick", "end") for y, name in names]
     width, height = left + cell * len(levels), 22 + high * len(kinds)
     table = _corruption_table(look, rows, before, levels, kinds)
     note = "Right answers, %. Orange lost against the dense network, blue gained; full colour from 10 points on."

@@ -9,7 +9,7 @@ from typing import Any, final
 
 from gossamer.report.looks import Look
 from gossamer.report.scales import bytes_text, percent
-from gossamer.report.svg import Markup, label, tag
+from gossamer.report.svg import Markup, label, tag, widest
 from gossamer.report.tables import Column, Figure, Table, numeric, text
 from gossamer.report.treemap import Tile, squarified
 
@@ -18,7 +18,8 @@ __all__ = ["byte_map"]
 _WIDTH, _HEIGHT = 760.0, 340.0
 _MOST = 36
 _SMALLEST = 0.0015  # of the file: what is less is a line, not a tile
-_LETTER = 6.9
+_TEXT = 13.75  # pixels, of a name, a tenth more than it has as it is bold
+_WIDTHS = {"on-slim": 300.0, "on-wide": 640.0, "on-whole": 1080.0}  # pixels of a map at least, by screens
 
 
 @final
@@ -47,7 +48,9 @@ def byte_map(look: Look) -> Figure | None:
     tiles = squarified([p.size for p in shown], _WIDTH, _HEIGHT)
     parts = [_tile(p, t, total) for p, t in zip(shown, tiles, strict=True)]
     most = shown[0]
-    title = f"{percent(most.size / total, 0)} of the bytes are in {most.name}"
+    title = (
+        f"{percent(most.size / total, 0)} of the bytes are in {most.name if most.bits is None else f'“{most.name}”'}"
+    )
     attributes = {"width": "100%", "height": _HEIGHT, "role": "img", "class": "map"}
     chart = tag("svg", {**attributes, "aria-label": f"Bytes of {look.name}: {title}"}, *parts)
     note = "Area is bytes in the file, darker is more bits per weight."
@@ -80,16 +83,43 @@ def _tile(piece: _Piece, tile: Tile, total: float) -> Markup:
         tag("title", {}, f"{piece.name}: {bytes_text(piece.size)}, {share}{bits}"),
         tag("rect", {"width": "100%", "height": "100%", "class": f"tile t{_shade(piece.bits)}"}),
     ]
-    if tile.height >= 18 and tile.width >= 34:
-        letters = int((tile.width - 10) / _LETTER)
-        name = piece.name if len(piece.name) <= letters else f"…{piece.name[-max(1, letters - 1) :]}"
-        inside.append(label(6, 15, name, f"tile-name i{_shade(piece.bits)}"))
+    ink = f"i{_shade(piece.bits)}"
+    if tile.height >= 19:
+        names = _fitting(_names(piece.name), tile.width)
+        inside += _labels(15, f"tile-name {ink}", names)
         if tile.height >= 34:
-            size = f"{bytes_text(piece.size)} · {share}"
-            size = size if len(size) <= letters else share
-            inside.append(label(6, 30, size, f"tile-size i{_shade(piece.bits)}"))
+            sizes = _fitting((f"{bytes_text(piece.size)} · {share}", share), tile.width)
+            inside += _labels(
+                30, f"tile-size {ink}", [size if name else "" for name, size in zip(names, sizes, strict=True)]
+            )
     place = {"x": tile.x / _WIDTH, "y": tile.y / _HEIGHT, "width": tile.width / _WIDTH, "height": tile.height / _HEIGHT}
     return tag("svg", {key: f"{100 * value:.3f}%" for key, value in place.items()}, *inside)
+
+
+def _names(name: str) -> list[str]:
+    """A tensor's name, and what may stand for it: without its first words, or of two words the first.
+
+    Example:
+        >>> _names("block.0.query.weight")
+        ['block.0.query.weight', '…0.query.weight', '…query.weight', 'query…']
+    """
+    words = name.split(".")
+    ends = [f"…{'.'.join(words[i:])}" for i in range(1, len(words) - 1)]
+    return [name, *ends, *([f"{words[-2]}…"] if len(words) > 1 else [])]
+
+
+def _fitting(texts: Sequence[str], width: float) -> list[str]:
+    """The first of the texts that fits into a tile, or none, for each width of the map."""
+    return [next((t for t in texts if widest(t, _TEXT) <= width / _WIDTH * own - 10), "") for own in _WIDTHS.values()]
+
+
+def _labels(base: float, kind: str, texts: Sequence[str]) -> list[Markup]:
+    """A text for each width of the map, of which the style sheet shows one; what is the same but once."""
+    shown: dict[str, str] = {}
+    for where, one in zip(_WIDTHS, texts, strict=True):
+        if one:
+            shown[one] = f"{shown.get(one, kind)} {where}"
+    return [label(6, base, one, classes) for one, classes in shown.items()]
 
 
 def _shade(bits: float | None) -> str:
@@ -103,11 +133,11 @@ def _legend() -> Markup:
     """Shades and the bits that they stand for."""
     parts: list[Markup] = []
     for i in range(8):
-        x = i * 40.0
-        parts.append(tag("rect", {"x": x, "y": 0.0, "width": 40.0, "height": 10.0, "class": f"tile t{i}"}))
-        parts.append(label(x + 20, 24, f"{2.0 ** (i - 2):g}", "tick", "middle"))
-    parts.append(label(326, 10, "bits per weight", "unit"))
-    return tag("svg", {"viewBox": "0 0 430 28", "class": "legend", "aria-hidden": "true"}, *parts)
+        x = i * 34.0
+        parts.append(tag("rect", {"x": x, "y": 0.0, "width": 34.0, "height": 10.0, "class": f"tile t{i}"}))
+        parts.append(label(x + 17, 24, f"{2.0 ** (i - 2):g}", "tick", "middle"))
+    shades = tag("svg", {"width": 272, "height": 28, "aria-hidden": "true"}, *parts)
+    return tag("p", {"class": "key"}, shades, "bits per weight")
 
 
 def _table(look: Look, pieces: Sequence[_Piece], total: float) -> Table:

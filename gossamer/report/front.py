@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from typing import final
 
 from gossamer.report.looks import Look, small_names
-from gossamer.report.plots import Frame, badge, drawing
+from gossamer.report.plots import RADIUS, TEXT, Frame, drawing, file_cell
 from gossamer.report.scales import Scale, bytes_text, milliseconds, percent, times
-from gossamer.report.svg import Markup, label, line, tag
-from gossamer.report.tables import Cell, Column, Figure, Table, numeric, text
+from gossamer.report.svg import Markup, label, line, tag, widest
+from gossamer.report.tables import Column, Figure, Table, numeric, text
 
 __all__ = ["front_of", "fronts"]
 
 _WIDTH, _HEIGHT = 440.0, 330.0
-_RADIUS = 9.5
 
 Box = tuple[float, float, float, float]
 
@@ -106,8 +105,8 @@ def _front(gain: _Gain, looks: Sequence[Look], dense: Look | None) -> Figure | N
 
 def _chart(gain: _Gain, found: Sequence[tuple[Look, float, float]], best: set[int], reference: float | None) -> Markup:
     accuracies = [a for *_, a in found] + ([reference] if reference is not None else [])
-    x = Scale.of([1.0, *(g for _, g, _ in found)], 58.0, _WIDTH - 14.0, log=True)
-    y = Scale.of(accuracies, _HEIGHT - 50.0, 30.0, room=0.16)
+    x = Scale.of([1.0, *(g for _, g, _ in found)], 66.0, _WIDTH - 14.0, log=True)
+    y = Scale.of(accuracies, _HEIGHT - 50.0, 34.0, room=0.16)
     frame = Frame(_WIDTH, _HEIGHT, x, y)
     digits = 0 if y.high - y.low > 0.06 else 1
     parts = [frame.axes(x.ticks(6), y.ticks(6), _tick, lambda v: percent(v, digits), gain.axis, "↑ right answers")]
@@ -118,11 +117,13 @@ def _chart(gain: _Gain, found: Sequence[tuple[Look, float, float]], best: set[in
     parts.append(_steps(frame, [(found[i][1], found[i][2]) for i in ordered]))
     for i, (look, g, a) in enumerate(found):
         parts.append(_point(look, x(g), y(a), i in best, f"{times(g)}, {percent(a)}"))
-    taken = [(x(g) - _RADIUS, y(a) - _RADIUS, 2 * _RADIUS, 2 * _RADIUS) for _, g, a in found]
+    taken = [(x(g) - RADIUS, y(a) - RADIUS, 2 * RADIUS, 2 * RADIUS) for _, g, a in found]
     if reference is not None:
         parts.append(_dense_name(frame, y(reference), taken))
     parts += _names(frame, found, ordered, taken)
-    return drawing(_WIDTH, _HEIGHT, f"{gain.title}: {len(found)} files, {len(best)} of them on the front", parts)
+    return drawing(
+        _WIDTH, _HEIGHT, f"{gain.title}: {len(found)} files, {len(best)} of them on the front", parts, "chart plot"
+    )
 
 
 def _tick(value: float) -> str:
@@ -145,18 +146,19 @@ def _point(look: Look, x: float, y: float, best: bool, said: str) -> Markup:
         "g",
         {"class": kind},
         tag("title", {}, f"{look.letter}: {look.name}, {said}"),
-        tag("circle", {"cx": x, "cy": y, "r": _RADIUS}),
-        label(x, y + 4, look.letter, "letter", "middle"),
+        tag("circle", {"cx": x, "cy": y, "r": RADIUS}),
+        label(x, y, look.letter, "letter", "middle"),
     )
 
 
 def _dense_name(frame: Frame, y: float, taken: list[Box]) -> Markup:
     """What the dashed line is, where no point is in the way; the line and the word take their room."""
-    width, left, right = 38.0, frame.x.start + 4, frame.x.end - 42
-    places = [(x, base) for x in (left, right, (left + right) / 2) for base in (y - 5, y + 14)]
-    free = (place for place in places if not any(_meet((place[0], place[1] - 11, width, 14.0), box) for box in taken))
+    width, left = widest("dense", TEXT), frame.x.start + 4
+    right = frame.x.end - width - 4
+    places = [(x, base) for x in (left, right, (left + right) / 2) for base in (y - 5, y + 17)]
+    free = (place for place in places if not any(_meet((place[0], place[1] - 14, width, 18.0), box) for box in taken))
     x, base = next(free, places[0])
-    taken += [(x, base - 11, width, 14.0), (frame.x.start, y - 2, frame.x.end - frame.x.start, 4.0)]
+    taken += [(x, base - 14, width, 18.0), (frame.x.start, y - 2, frame.x.end - frame.x.start, 4.0)]
     return label(x, base, "dense", "note")
 
 
@@ -164,15 +166,15 @@ def _names(
     frame: Frame, found: Sequence[tuple[Look, float, float]], ordered: Sequence[int], taken: list[Box]
 ) -> list[Markup]:
     """Names of points on the front, where there is room: above, below, beside, or not at all."""
-    short = small_names([look.name for look, *_ in found], 30)
+    short = small_names([look.name for look, *_ in found], 26)
     parts = []
     for i in ordered:
         _, g, a = found[i]
-        width, x, y = 6.6 * len(short[i]), frame.x(g), frame.y(a)
+        width, x, y = widest(short[i], TEXT), frame.x(g), frame.y(a)
         middle = min(max(x, frame.x.start + width / 2), frame.width - width / 2 - 2)
-        beside = x - _RADIUS - 5 - width / 2, x + _RADIUS + 5 + width / 2
-        for centre, base in ((middle, y - _RADIUS - 5), (middle, y + _RADIUS + 14), *((b, y + 4) for b in beside)):
-            box = (centre - width / 2, base - 11, width, 14.0)
+        beside = x - RADIUS - 4 - width / 2, x + RADIUS + 4 + width / 2
+        for centre, base in ((middle, y - RADIUS - 5), (middle, y + RADIUS + 15), *((b, y + 5) for b in beside)):
+            box = (centre - width / 2, base - 14, width, 18.0)
             inside = frame.y.end - 8 < base < frame.y.start - 2
             inside = inside and centre - width / 2 >= frame.x.start and centre + width / 2 <= frame.width
             if inside and not any(_meet(box, other) for other in taken):
@@ -190,7 +192,7 @@ def _table(gain: _Gain, found: Sequence[tuple[Look, float, float]], best: set[in
     title, number, shown = gain.detail
     rows = tuple(
         (
-            Cell(look.name, look.name, badge(look.letter)),
+            file_cell(look.letter, look.name),
             numeric(number(look), shown(number(look))),
             numeric(g, times(g)),
             numeric(a, percent(a, 2)),

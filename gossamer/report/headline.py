@@ -56,9 +56,8 @@ def claim(look: Look, dense: Look | None) -> str:
 
 
 def _speed(speed: float) -> str:
-    if 0.97 <= speed <= 1.03:
-        return "as fast"
-    return f"{times(speed)} faster" if speed > 1 else f"{times(1 / speed)} slower"
+    told = times(max(speed, 1 / speed))
+    return "as fast" if told == times(1.0) else f"{told} faster" if speed > 1 else f"{told} slower"
 
 
 def why_chosen(look: Look, looks: Sequence[Look], dense: Look | None) -> str:

@@ -62,13 +62,13 @@ def _row(r: Mapping[str, Any], bits: Scale, *, ranked: bool) -> tuple[Cell, ...]
         Cell(shape, float(r["dense_bytes"])),
         numeric(size, bytes_text(size)),
         numeric(ratio, times(ratio)),
-        numeric(r["density"], percent(finite(r["density"])), bar_strip([(float(r["density"]), "bar")])),
+        numeric(r["density"], percent(finite(r["density"])), bar_strip(float(r["density"]))),
         numeric(r["bits"], f"{r['bits']:.2f}", dot_strip(float(r["bits"]), bits, dense=_FULL_BITS)),
     ]
     if ranked:
         rank, full = finite(r["rank"]), finite(r.get("full_rank"))
         share = rank / full if rank is not None and full else None
-        mark = Markup("") if share is None else bar_strip([(share, "bar two")])
+        mark = Markup("") if share is None else bar_strip(share, "bar two")
         told = "" if rank is None else f"{rank:.0f}" + (f" of {full:.0f}" if full else "")
         cells.append(numeric(share, told, mark))
     return (*cells, text(str(r["encoding"]), kind="code"))
@@ -137,9 +137,10 @@ def kernel_strips(look: Look, most: int) -> Figure | None:
         Column("why", False),
     )
     title = "What runs each layer, and for how long"
-    if timed and sum(timed) > 0:
+    if len(timed) > 1 and sum(timed) > 0:
         first = max(kernels, key=lambda k: finite(k["milliseconds"]) or 0.0)
-        title = f"{percent(max(timed) / sum(timed), 0)} of the time goes to {first['layer']}"
+        of = "" if len(timed) == len(kernels) else f" of {len(timed)} timed layers"
+        title = f"{percent(max(timed) / sum(timed), 0)} of the time{of} goes to layer “{first['layer']}”"
     note = "Measured candidates took turns on this machine, the dense layer among them; the fastest was kept."
     table = Table(f"Kernels of {look.name}", columns, rows)
     return Figure(f"kernels-{look.letter.lower()}", title, note, Markup(""), table, open=True)
@@ -148,10 +149,10 @@ def kernel_strips(look: Look, most: int) -> Figure | None:
 def _kernel(k: Mapping[str, Any], longest: float) -> tuple[Cell, ...]:
     time, dense = finite(k["milliseconds"]), finite(k.get("dense_milliseconds"))
     tick = dense / longest if dense is not None and longest > 0 else None
-    mark = bar_strip([(time / longest if time is not None and longest > 0 else 0.0, "bar")], tick=tick)
+    mark = bar_strip(time / longest if time is not None and longest > 0 else 0.0, tick=tick)
     return (
-        text(str(k["layer"])),
+        text(str(k["layer"]) or "the whole network"),
         numeric(time, milliseconds(time), mark),
         text(str(k["kernel"]), kind="code"),
-        text(str(k["why"] or "fastest when measured")),
+        text(str(k["why"] or "fastest when measured"), kind="words"),
     )

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gossamer.report.looks import Look
-from gossamer.report.plots import STRIP, Frame, badge, dot_strip, drawing, multiples
+from gossamer.report.looks import Look, with_dense
+from gossamer.report.plots import STRIP, Frame, dot_strip, drawing, file_cell, multiples
 from gossamer.report.scales import Scale, finite, percent, points
 from gossamer.report.svg import Markup, label, line, tag
 from gossamer.report.tables import Cell, Column, Figure, Table, numeric, text
@@ -27,9 +27,10 @@ def _share(value: object) -> Cell:
 
 def reliability(looks: Sequence[Look], dense: Look | None) -> Figure | None:
     """Accuracy over confidence, one small chart per file; None if not measured."""
-    everyone = [*looks, *([dense] if dense is not None else [])]
     found = [
-        (look, part) for look in everyone if (part := look.part("generalisation")) is not None and part["reliability"]
+        (look, part)
+        for look in with_dense(looks, dense)
+        if (part := look.part("generalisation")) is not None and part["reliability"]
     ]
     if not found:
         return None
@@ -46,12 +47,12 @@ def reliability(looks: Sequence[Look], dense: Look | None) -> Figure | None:
             [(float(r["confidence"]), float(r["accuracy"])) for r in filled if r["n"] >= _ENOUGH], "here thin"
         )
         error = percent(finite(part["calibration_error"]))
-        parts = [axes, line(x.start, y.start, x.end, y.end, "dense-line"), curve, *dots]
+        parts = [axes, line(x.start, y.start, x.end, y.end, "axis"), curve, *dots]
         parts.append(label(x.end, y.start - 8, f"error {error}", "note", "end"))
         members.append(
             (look.letter, look.name, drawing(_SMALL, _TALL, f"{look.name}: calibration error {error}", parts))
         )
-        head = Cell(look.name, look.name, badge(look.letter))
+        head = file_cell(look.letter, look.name)
         rows += [(head, *_bin_cells(r)) for r in part["reliability"]]
     columns = (
         Column("file", False),
@@ -61,7 +62,7 @@ def reliability(looks: Sequence[Look], dense: Look | None) -> Figure | None:
         Column("confidence"),
         Column("right"),
     )
-    note = "Answers by how sure the network is; below the dashed line it is too sure. Larger dots hold more answers."
+    note = "Answers by how sure the network is; below the diagonal it is too sure. Larger dots hold more answers."
     table = Table("Reliability", columns, tuple(rows))
     return Figure("reliability", "Can its confidence be believed?", note, multiples(members), table)
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from gossamer.report.looks import DENSE_LETTER, Look
-from gossamer.report.plots import badge, length_strip
+from gossamer.report.plots import file_cell, length_strip
 from gossamer.report.scales import Scale, count, finite
 from gossamer.report.svg import Markup
 from gossamer.report.tables import Cell, Column, Figure, Table, numeric
@@ -61,8 +61,8 @@ def _figure(i: int, name: str, found: Sequence[tuple[Look, Mapping[str, Any]]], 
     calibrated = any(length.calibrated is not None for length in shown)
     note = (
         f"Bits to send {one['labels']:,} labels to someone who has the inputs: what they take under the network "
-        "(orange), and with the network's file sent first (blue), on a logarithmic scale. The tick is what they take "
-        "without any network: left of it, the file pays for itself."
+        "(orange), and with the network's file sent first (blue; of the dense one grey), on a logarithmic scale. "
+        "The tick is what they take without any network: left of it, the file pays for itself."
     )
     paying = sum(length.total < uniform for length in own)
     title = f"Description length, {name} labels: " + (
@@ -107,9 +107,8 @@ def _of_dense(found: Sequence[tuple[Look, Mapping[str, Any]]], dense: Look | Non
 
 def _row(length: _Length, scale: Scale, uniform: float, *, calibrated: bool) -> tuple[Cell, ...]:
     mark = length_strip(length.labels, length.total, scale, uniform, _WIDTH)
-    kind = "is-dense" if length.letter == DENSE_LETTER else ""
     cells = [
-        Cell(length.name, length.name, badge(length.letter), kind),
+        file_cell(length.letter, length.name),
         numeric(length.total, count(length.total), mark),
         numeric(length.model, count(length.model)),
         numeric(length.labels, count(length.labels)),

@@ -8,7 +8,7 @@ from typing import Any, final
 
 from gossamer.report.scales import finite
 
-__all__ = ["DENSE_LETTER", "Look", "letters", "looks_of", "small_names"]
+__all__ = ["DENSE_LETTER", "Look", "letters", "looks_of", "small_names", "with_dense"]
 
 DENSE_LETTER = "dense"
 _LONGEST = 56
@@ -64,6 +64,11 @@ def looks_of(document: Mapping[str, Any]) -> tuple[tuple[Look, ...], Look | None
     names = small_names([str(f["name"]) for f in compressed], _LONGEST)
     named = zip(letters(len(compressed)), names, compressed, strict=True)
     return tuple(Look(letter, name, f) for letter, name, f in named), dense
+
+
+def with_dense(looks: Sequence[Look], dense: Look | None) -> list[Look]:
+    """The compressed files, then the dense network if there is one."""
+    return [*looks, *([dense] if dense is not None else [])]
 
 
 def letters(count: int) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import final
 
 from gossamer.measure.proportions import wilson
-from gossamer.report.looks import Look
-from gossamer.report.plots import badge, dot_strip
+from gossamer.report.looks import Look, with_dense
+from gossamer.report.plots import dot_strip, file_cell
 from gossamer.report.scales import Scale, bytes_text, milliseconds, percent, times
 from gossamer.report.svg import Markup
 from gossamer.report.tables import Cell, Column, Figure, Table, numeric
@@ -44,10 +44,13 @@ class _Measure:
 
 def overview(looks: Sequence[Look], dense: Look | None) -> Figure:
     """A row per file; strips of a column share their scale, the tick is the dense network."""
-    everyone = [*looks, *([dense] if dense is not None else [])]
+    everyone = with_dense(looks, dense)
     measures = [m for m in _measures(looks) if any(m.of(look) is not None for look in everyone)]
     scales = {m.title: _scale(m, everyone) for m in measures}
-    rows = tuple((_head(look), *(_cell(m, look, dense, scales[m.title]) for m in measures)) for look in everyone)
+    rows = tuple(
+        (file_cell(look.letter, look.name), *(_cell(m, look, dense, scales[m.title]) for m in measures))
+        for look in everyone
+    )
     columns = (Column("file", number=False), *(Column(m.title, hint=m.hint) for m in measures))
     note = (
         "Each strip has one scale for all files, logarithmic for sizes and times; the tick is the dense network, "
@@ -115,17 +118,11 @@ def _scale(measure: _Measure, everyone: Sequence[Look]) -> Scale:
     return Scale.of([*found, *spread], 6.0, _STRIP - 6.0, log=measure.log)
 
 
-def _head(look: Look) -> Cell:
-    kind = "is-dense" if look.file["dense"] else ""
-    return Cell(look.name, look.name, badge(look.letter), kind)
-
-
 def _cell(measure: _Measure, look: Look, dense: Look | None, scale: Scale) -> Cell:
     value = measure.of(look)
     if not measure.strip:
         return numeric(value, measure.shown(value))
     reference = None if dense is None else measure.of(dense)
     low, high = measure.spread(look) or (None, None)
-    kind = "dot-dense" if look.file["dense"] else "dot"
-    mark = dot_strip(value, scale, dense=reference, low=low, high=high, kind=kind, width=_STRIP)
+    mark = dot_strip(value, scale, dense=reference, low=low, high=high, width=_STRIP)
     return numeric(value, measure.shown(value), mark)

@@ -15,7 +15,7 @@ from gossamer.report.attacked import corruption_curves, corruption_map, robustne
 from gossamer.report.byte_map import byte_map
 from gossamer.report.exemplars import changed_examples
 from gossamer.report.front import fronts
-from gossamer.report.headline import chosen, claim, headline, why_chosen
+from gossamer.report.headline import chosen, claim, why_chosen
 from gossamer.report.layer_strips import gallery, kernel_strips, largest, layer_strips
 from gossamer.report.learned import Names, class_strips, most_changed, reliability
 from gossamer.report.lengths import description_lengths
@@ -65,7 +65,6 @@ def _drawn(document: Mapping[str, Any], rows: int, *, whole: bool) -> str:
     best = chosen(looks, dense)
     return _template().render(
         title=str(document["title"]),
-        headline=str(document["title"]) if best is None else headline(best, dense),
         subject="" if best is None else str(best.file["path_name"]),
         claim=str(document["title"]) if best is None else claim(best, dense),
         why="" if best is None else why_chosen(best, looks, dense),

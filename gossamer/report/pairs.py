@@ -8,15 +8,14 @@ from typing import final
 
 from gossamer.report.looks import Look
 from gossamer.report.overview import robust_at, robust_level
-from gossamer.report.plots import Frame, badge, drawing
+from gossamer.report.plots import RADIUS, Frame, drawing, file_cell
 from gossamer.report.scales import Scale, finite, percent, points, times
 from gossamer.report.svg import Markup, label, line, tag
 from gossamer.report.tables import Cell, Column, Figure, Table, numeric
 
 __all__ = ["attack_chart", "gap_chart"]
 
-_WIDTH, _HEIGHT = 440.0, 320.0
-_RADIUS = 8.5
+_WIDTH, _HEIGHT = 440.0, 330.0
 
 
 @final
@@ -44,7 +43,7 @@ def gap_chart(looks: Sequence[Look], dense: Look | None) -> Figure | None:
         train, test = (look.number("generalisation", f"{kind}_accuracy") for kind in ("train", "test"))
         if train is not None and test is not None:
             found.append(_Pair(look, _ratio(look), train, test))
-    note = "Hollow: training; with a letter: test. The line between is the gap. Grey: dense."
+    note = "Hollow: training; with a letter: test. The line between is the gap, hidden where it is small. Grey: dense."
     return _figure("gap", "Training against test", note, ("training", "test"), found)
 
 
@@ -74,8 +73,8 @@ def _ratio(look: Look) -> float:
 def _figure(name: str, title: str, note: str, kinds: tuple[str, str], found: Sequence[_Pair]) -> Figure | None:
     if not found:
         return None
-    x = Scale.of([pair.ratio for pair in found], 58.0, _WIDTH - 16.0, log=True)
-    y = Scale.of([v for p in found for v in (p.hollow, p.filled)], _HEIGHT - 50.0, 30.0, room=0.1)
+    x = Scale.of([pair.ratio for pair in found], 66.0, _WIDTH - 16.0, log=True)
+    y = Scale.of([v for p in found for v in (p.hollow, p.filled)], _HEIGHT - 50.0, 34.0, room=0.1)
     frame = Frame(_WIDTH, _HEIGHT, x, y)
     digits = 0 if y.high - y.low > 0.06 else 1
     axes = frame.axes(
@@ -90,16 +89,17 @@ def _figure(name: str, title: str, note: str, kinds: tuple[str, str], found: Seq
         _WIDTH,
         _HEIGHT,
         f"{title}: " + ", ".join(f"{p.look.name} {percent(p.hollow)} and {percent(p.filled)}" for p in found),
-        [axes, *(_stems(frame, p) for p in found), *(_mark(frame, p, kinds) for p in found)],
+        [axes, *(_stem(frame, p) for p in found), *(_mark(frame, p, kinds) for p in found)],
+        "chart plot",
     )
     rows = tuple(_row(p) for p in found)
     columns = (Column("file", False), Column("smaller"), Column(kinds[0]), Column(kinds[1]), Column("points apart"))
     return Figure(name, title, note, chart, Table(title, columns, rows), wide=False)
 
 
-def _stems(frame: Frame, pair: _Pair) -> Markup:
-    at = frame.x(pair.ratio)
-    return line(at, frame.y(pair.hollow), at, frame.y(pair.filled), "gap")
+def _stem(frame: Frame, pair: _Pair) -> Markup:
+    at, kind = frame.x(pair.ratio), "gap is-dense" if pair.look.file["dense"] else "gap"
+    return line(at, frame.y(pair.hollow), at, frame.y(pair.filled), kind)
 
 
 def _mark(frame: Frame, pair: _Pair, kinds: tuple[str, str]) -> Markup:
@@ -107,17 +107,18 @@ def _mark(frame: Frame, pair: _Pair, kinds: tuple[str, str]) -> Markup:
     said = f"{look.letter}: {look.name}, {kinds[0]} {percent(pair.hollow)}, {kinds[1]} {percent(pair.filled)}"
     hollow = tag("circle", {"cx": at, "cy": frame.y(pair.hollow), "r": 4.0, "class": "dot-hollow"})
     if look.file["dense"]:
-        filled = tag("circle", {"cx": at, "cy": base, "r": 5.0, "class": "dot-dense"})
+        filled = tag("circle", {"cx": at, "cy": base, "r": 6.0, "class": "dot"})
     else:
-        circle = tag("circle", {"cx": at, "cy": base, "r": _RADIUS})
-        filled = tag("g", {"class": "point best"}, circle, label(at, base + 4, look.letter, "letter", "middle"))
-    return tag("g", {}, tag("title", {}, said), hollow, filled)
+        circle = tag("circle", {"cx": at, "cy": base, "r": RADIUS})
+        filled = tag("g", {"class": "point best"}, circle, label(at, base, look.letter, "letter", "middle"))
+    kind = "is-dense" if look.file["dense"] else None
+    return tag("g", {"class": kind}, tag("title", {}, said), hollow, filled)
 
 
 def _row(pair: _Pair) -> tuple[Cell, ...]:
     look, apart = pair.look, pair.hollow - pair.filled
     return (
-        Cell(look.name, look.name, badge(look.letter)),
+        file_cell(look.letter, look.name),
         numeric(pair.ratio, times(pair.ratio)),
         numeric(pair.hollow, percent(finite(pair.hollow), 2)),
         numeric(pair.filled, percent(finite(pair.filled), 2)),

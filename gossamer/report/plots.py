@@ -9,11 +9,26 @@ from typing import final
 from gossamer.report.looks import DENSE_LETTER
 from gossamer.report.scales import Scale
 from gossamer.report.svg import Markup, label, line, number, tag
-from gossamer.report.tables import joined
+from gossamer.report.tables import Cell, joined
 
-__all__ = ["STRIP", "Frame", "badge", "bar_strip", "dot_strip", "drawing", "length_strip", "multiples", "path"]
+__all__ = [
+    "RADIUS",
+    "STRIP",
+    "TEXT",
+    "Frame",
+    "badge",
+    "bar_strip",
+    "dot_strip",
+    "drawing",
+    "file_cell",
+    "length_strip",
+    "multiples",
+    "path",
+]
 
-STRIP = 132.0
+STRIP = 104.0
+# Charts beside each other are laid out for a phone's width, where the style sheet sets text and points the largest.
+TEXT, RADIUS = 16.0, 12.0
 _HEIGHT = 18.0
 
 
@@ -55,7 +70,7 @@ class Frame:
         if x_title:
             parts.append(label((left + right) / 2, self.height - 4, x_title, "unit", "middle"))
         if y_title:
-            parts.append(label(2, self.y.end - 10, y_title, "unit"))
+            parts.append(label(2, self.y.end - 14, y_title, "unit"))
         return joined(parts)
 
     def curve(self, points: Iterable[tuple[float, float]], kind: str) -> Markup:
@@ -80,7 +95,7 @@ def path(points: Sequence[tuple[float, float]], kind: str, *, closed: bool = Fal
 
 
 def drawing(width: float, height: float, title: str, parts: Iterable[Markup], kind: str = "chart") -> Markup:
-    """A picture with its title for those who do not see it."""
+    """A picture with its title for those who do not see it; "chart plot": one that is laid out for a phone's width."""
     box = f"0 0 {number(width)} {number(height)}"
     return tag("svg", {"viewBox": box, "role": "img", "aria-label": title, "class": kind}, *parts)
 
@@ -90,7 +105,7 @@ def multiples(members: Sequence[tuple[str, str, Markup]]) -> Markup:
     shown = [
         tag(
             "div",
-            {"class": "small", "role": "listitem"},
+            {"class": "small is-dense" if letter == DENSE_LETTER else "small", "role": "listitem"},
             tag("p", {"class": "small-name"}, badge(letter), " ", name),
             chart,
         )
@@ -106,6 +121,11 @@ def badge(letter: str) -> Markup:
     return tag("a", {"class": "badge", "href": f"#file-{letter.lower()}", "aria-label": f"file {letter}"}, letter)
 
 
+def file_cell(letter: str, name: str) -> Cell:
+    """The head of a file's row."""
+    return Cell(name, name, badge(letter), "is-dense" if letter == DENSE_LETTER else "")
+
+
 def dot_strip(
     value: float | None,
     scale: Scale,
@@ -113,7 +133,6 @@ def dot_strip(
     dense: float | None = None,
     low: float | None = None,
     high: float | None = None,
-    kind: str = "dot",
     width: float = STRIP,
 ) -> Markup:
     """A dot on a track, with a whisker, and a tick where the dense network is; the cell also says the number."""
@@ -125,7 +144,7 @@ def dot_strip(
     if value is not None:
         if low is not None and high is not None:
             parts.append(line(scale(low), middle, scale(high), middle, "whisker"))
-        parts.append(tag("circle", {"cx": scale(value), "cy": middle, "r": 4.5, "class": kind}))
+        parts.append(tag("circle", {"cx": scale(value), "cy": middle, "r": 4.5, "class": "dot"}))
     return _strip(parts, width)
 
 
@@ -136,28 +155,23 @@ def length_strip(labels: float, total: float, scale: Scale, uniform: float, widt
     parts = [
         line(scale.start, middle, scale.end, middle, "track"),
         line(scale(labels), middle, scale(total), middle, "gap"),
-        line(x, 1, x, _HEIGHT - 1, "dense-tick"),
+        line(x, 1, x, _HEIGHT - 1, "guide"),
         tag("circle", {"cx": scale(labels), "cy": middle, "r": 3.6, "class": "bar two"}),
         tag("circle", {"cx": scale(total), "cy": middle, "r": 4.5, "class": "dot"}),
     ]
     return _strip(parts, width)
 
 
-def bar_strip(shares: Sequence[tuple[float, str]], *, tick: float | None = None, width: float = STRIP) -> Markup:
-    """Bars one after the other from the left, (share of the width, class) each, and a tick.
-
-    What reaches beyond the width is cut, with a jagged end.
-    """
-    parts, at = [tag("rect", {"x": 0.0, "y": 4.0, "width": width, "height": 10.0, "class": "empty"})], 0.0
-    for share, kind in shares:
-        end = min(at + max(share, 0.0) * width, width)
-        parts.append(tag("rect", {"x": at, "y": 4.0, "width": max(end - at, 0.0), "height": 10.0, "class": kind}))
-        at += max(share, 0.0) * width
-    if at > width * 1.0001:
-        parts.append(path([(width - 9, 2), (width - 4, 9), (width - 9, 16)], "cut"))
+def bar_strip(share: float, kind: str = "bar", *, tick: float | None = None) -> Markup:
+    """A bar over a share of the width, and a tick."""
+    box = {"x": 0.0, "y": 4.0, "height": 10.0}
+    parts = [
+        tag("rect", {**box, "width": STRIP, "class": "empty"}),
+        tag("rect", {**box, "width": min(max(share, 0.0), 1.0) * STRIP, "class": kind}),
+    ]
     if tick is not None:
-        parts.append(line(tick * width, 1, tick * width, 17, "dense-tick"))
-    return _strip(parts, width)
+        parts.append(line(tick * STRIP, 1, tick * STRIP, 17, "dense-tick"))
+    return _strip(parts)
 
 
 def _strip(parts: Iterable[Markup], width: float = STRIP) -> Markup:

@@ -21,10 +21,36 @@ def browser() -> Iterator[Chromium]:
         yield found
 
 
-def opened(browser: Chromium, folder: Path, page: str, *, phone: bool = False) -> Tab:
+SHOWN = "[...document.querySelectorAll('svg text')].filter(t => t.getBoundingClientRect().width)"
+# Of all letters in drawings: pixels on the screen, and how far they reach beyond their tile or drawing.
+LETTERS = f"""{SHOWN}.map(t => {{
+  const svg = t.ownerSVGElement, tile = svg.parentElement.closest("svg") ? svg.querySelector("rect") : svg;
+  const [a, b] = [t, tile].map(e => e.getBoundingClientRect());
+  const beyond = Math.max(b.left - a.left, a.right - b.right, b.top - a.top, a.bottom - b.bottom);
+  return [t.textContent, parseFloat(getComputedStyle(t).fontSize) * t.getScreenCTM().a, beyond];
+}})"""
+# Pairs of texts of a drawing that cover each other by more than their rims.
+COVERED = f"""(() => {{
+  const texts = {SHOWN}.map(t => [t, t.closest("svg.chart"), t.getBoundingClientRect()]);
+  const meet = (p, q) => Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1
+    && Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 4;
+  return texts.flatMap(([t, chart, box], i) => texts.slice(i + 1)
+    .filter(([u, other, rest]) => chart && chart === other && meet(box, rest))
+    .map(([u]) => t.textContent + " / " + u.textContent));
+}})()"""
+DENSE = """[...document.querySelectorAll(
+  "tr.is-dense .dot, tr.is-dense .whisker, tr.is-dense .gap, .small.is-dense .dot, .small.is-dense .here, " +
+  "g.is-dense .dot, g.is-dense .dot-hollow, .gap.is-dense, .dense-line, .dense-tick"
+)].map(e => getComputedStyle(e)).map(style =>
+  (style.fill !== "none" && style.stroke === "none" ? style.fill : style.stroke) + style.opacity * style.fillOpacity)"""
+
+
+def opened(
+    browser: Chromium, folder: Path, page: str, *, width: int = 1280, dark: bool = False, phone: bool = False
+) -> Tab:
     file = folder / "report.html"
     file.write_text(page, encoding="utf-8")
-    tab = browser.tab(width=390 if phone else 1280, phone=phone)
+    tab = browser.tab(width=390 if phone else width, dark=dark, phone=phone)
     tab.open(file)
     return tab
 
@@ -76,3 +102,44 @@ def test_a_phone_does_not_scroll_sideways(browser: Chromium, tmp_path: Path) -> 
     tab = opened(browser, tmp_path, page_of(document()), phone=True)
     assert tab.ask("document.documentElement.scrollWidth") <= 390
     assert tab.errors() == []
+
+
+@pytest.mark.parametrize("hostile", [False, True])
+@pytest.mark.parametrize("width", [390, 800, 1280])
+def test_letters_in_drawings_are_large_enough_and_stay_within(
+    browser: Chromium, tmp_path: Path, width: int, hostile: bool
+) -> None:
+    made = document(hostile=hostile)
+    for file in made["files"]:
+        for row, name in zip(
+            file["layers"], ("0.weight", "0.bias", "encoder.layer.3.attention.query.weight"), strict=False
+        ):
+            row["name"] = name
+    tab = opened(browser, tmp_path, page_of(made), width=width, phone=width == 390)
+    for i in range(7):
+        tab.ask(f"document.querySelectorAll('.choice input')[{i}].click()")
+        letters = tab.ask(LETTERS)
+        assert len(letters) > 200
+        assert [row for row in letters if row[1] < 11] == []
+        assert [row for row in letters if row[2] > 1] == []
+        covered = [pair for pair in tab.ask(COVERED) if len(pair) > len("A / B")]  # letters of files that are alike
+        assert covered == []
+
+
+def test_a_label_of_the_treemap_is_shown_once(browser: Chromium, tmp_path: Path) -> None:
+    for width in (390, 800, 1280):
+        tab = opened(browser, tmp_path, page_of(document(files=1)), width=width, phone=width == 390)
+        of = "[...document.querySelectorAll('.map > svg')].map(s => [...s.querySelectorAll('text')]"
+        counts = tab.ask(f"{of}.filter(t => t.getBoundingClientRect().width).length)")
+        assert max(counts) == 2  # a name and a size
+        assert counts[0] == 2
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_dense_network_has_one_grey(browser: Chromium, tmp_path: Path, dark: bool) -> None:
+    tab = opened(browser, tmp_path, page_of(document()), dark=dark)
+    colours = tab.ask(DENSE)
+    assert len(colours) > 100
+    assert len(set(colours)) == 1
+    grey = tab.ask("getComputedStyle(document.documentElement).getPropertyValue('--dense')").strip()
+    assert colours[0] == f"rgb({', '.join(str(int(grey[i : i + 2], 16)) for i in (1, 3, 5))})1"  # opaque

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from documents import CLASSES, HOSTILE, bare, document
 
+from gossamer.report.headline import headline
 from gossamer.report.looks import looks_of
 from gossamer.report.overview import _interval
 from gossamer.report.page import embedded, page_of
@@ -235,6 +236,33 @@ def test_the_same_document_gives_the_same_bytes() -> None:
     assert page_of(document()) == page_of(document())
 
 
+def test_sentences_say_that_a_name_is_a_layers() -> None:
+    found = document(files=1)
+    kernels = found["files"][1]["kernels"]
+    kernels[-1]["layer"] = "0"
+    assert "of the time goes to layer “0”" in page_of(found)
+    kernels[0]["milliseconds"] = None
+    assert f"of the time of {len(kernels) - 1} timed layers goes to layer “0”" in page_of(found)
+    for row in kernels[:-1]:
+        row["milliseconds"] = None
+    assert "of the time" not in page_of(found)  # of one time there is no share
+    assert "of the bytes are in “features.0.weight”" in page_of(found)
+
+
+def test_nothing_is_faster_or_slower_by_a_factor_of_one() -> None:
+    found = document(files=1)
+    for own, said in (
+        (0.4, "as fast"),
+        (0.385, "as fast"),
+        (0.418, "as fast"),
+        (0.2, "2.0× faster"),
+        (0.8, "2.0× slower"),
+    ):
+        found["files"][1]["latency"] |= {"milliseconds": own, "dense_milliseconds": 0.4}
+        looks, dense = looks_of(found)
+        assert headline(looks[0], dense).endswith(said)
+
+
 def luminance(colour: str) -> float:
     """Relative luminance (WCAG 2.2)."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
@@ -258,6 +286,9 @@ def test_text_stands_out_in_light_and_in_dark() -> None:
                 assert contrast(named[ink], named[ground]) >= 4.5, (ink, ground)
         assert contrast(named["on-accent"], named["accent"]) >= 4.5
         assert contrast(named["strong"], named["surface"]) >= 3
+        red, green, blue = (named["dense"][i : i + 2] for i in (1, 3, 5))
+        assert red == green == blue  # captions call the dense network grey
+        assert min(contrast(named["dense"], named[ground]) for ground in ("page", "surface")) >= 3
     inks = {"dark": "#0e2238", "light": "#ffffff"}
     for shade, colour in re.findall(r"\.t([0-7x]) \{ fill: (#[0-9a-f]{6}); \}", style):
         ink = inks["light"] if shade in "4567" else inks["dark"]
