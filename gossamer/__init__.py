@@ -19,7 +19,7 @@ from gossamer.drive.quantization_aware import QuantizationAware
 from gossamer.drive.relative_entropy import RelativeEntropy
 from gossamer.drive.sequential import BlockByBlock
 from gossamer.drive.tune import Tune
-from gossamer.errors import CompositionError, DataError, FormatError, PlanError
+from gossamer.errors import CompositionError, DataError, FormatError, GossamerError, PlanError
 from gossamer.methods import code, factorize, prune, quantize, share, shrink
 from gossamer.store.packed_file import PackedFile
 
@@ -30,6 +30,7 @@ __all__ = [
     "Compressed",
     "DataError",
     "FormatError",
+    "GossamerError",
     "Gradual",
     "PackedFile",
     "PlanError",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,6 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Make PyTorch networks small and sparse, and measure what it brought from the reloaded file.",
 )
+
+_INTERRUPTED = 130
+# What all complaints about options and arguments are, in Click as in Typer's own copy of it: neither name is public.
+_UsageError: Any = typer.BadParameter.__base__
 
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
 Network = Annotated[
@@ -410,23 +414,37 @@ def report(
     )
 
 
-def run(arguments: list[str] | None = None) -> Any:
-    """Entry point: bad input is one line and exit code 2, an interruption 130, never a traceback."""
+def run(arguments: list[str] | None = None) -> None:
+    """Entry point: bad input or usage is one line and exit code 2, an interruption 130, never a traceback."""
+    code: object = None
     try:
-        return app(args=arguments, prog_name="gossamer", standalone_mode=True)
+        code = app(args=arguments, prog_name="gossamer", standalone_mode=False)
+    except _UsageError as error:
+        _fail(_misused(error), 2)
     except GossamerError as error:
         _fail(f"gossamer: {' '.join(str(error).split())}", 2)
-    except KeyboardInterrupt:
-        _fail("gossamer: interrupted; files that were there are as they were", 130)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _INTERRUPTED
     except Exception as error:  # the last resort of a command line; GOSSAMER_TRACEBACK=1 shows where it was
         if os.environ.get("GOSSAMER_TRACEBACK"):
             raise
         what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         _fail(f"gossamer: unexpected {what} (GOSSAMER_TRACEBACK=1 shows where)", 1)
+    if code == _INTERRUPTED:  # which is also what Typer makes of an interruption
+        _fail("gossamer: interrupted; files that were there are as they were", _INTERRUPTED)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _fail(line: str, code: int) -> None:
-    sys.stderr.write(line + "\n")
+def _misused(error: Any) -> str:
+    """A line about options and arguments; none where Typer has shown the help instead."""
+    said = " ".join(error.format_message().split()).rstrip(".")
+    command = "gossamer" if error.ctx is None else error.ctx.command_path
+    return f"gossamer: {said}; see {command} --help" if said else ""
+
+
+def _fail(line: str, code: int) -> NoReturn:
+    if line:
+        sys.stderr.write(line + "\n")
     sys.exit(code)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gossamer.errors import DataError
 from gossamer.measure.label_code import label_bits, total
-from gossamer.measure.logits import LabelledLogits
+from gossamer.measure.logits import LabelledLogits, check_pair
 from gossamer.measure.modes import Network
 from gossamer.measure.temperature import TEMPERATURE_BITS, Temperature, temperature_of
 
@@ -216,14 +216,16 @@ def description_length(
     file_bytes = _bytes(file, "file")
     if dense_bytes is not None:
         _bytes(dense_bytes, "dense_bytes")
+    if not isinstance(sets, Mapping):
+        raise DataError(f"sets: found {type(sets).__name__}, expected a mapping from names to (inputs, targets)")
     if not sets:
         raise DataError("sets: found none, expected at least one of inputs and targets")
     if isinstance(free, str):
         raise DataError(f"free: found {free!r}, expected a tuple of strings")
     own = _Coder(model, "", classes, calibrate_on, batch)
-    described = {name: own.coded(name, *pair) for name, pair in sets.items()}
+    described = {name: own.coded(name, pair) for name, pair in sets.items()}
     other = None if dense is None else _Coder(dense, "dense network, ", own.classes, calibrate_on, batch)
-    compared = {} if other is None else {name: other.coded(name, *pair) for name, pair in sets.items()}
+    compared = {} if other is None else {name: other.coded(name, pair) for name, pair in sets.items()}
     shared = _Seen(calibrate_on[0]) if calibrate_on is not None else None
     assert own.classes is not None
     rows = {}
@@ -277,17 +279,18 @@ class _Coder:
         self._model, self._prefix, self._batch, self.classes = model, prefix, batch, classes
         self.temperature: Temperature | None = None
         if calibrate_on is not None:
-            pairs = self._pairs("calibrate_on", *calibrate_on)
+            pairs = self._pairs("calibrate_on", calibrate_on)
             self.temperature = temperature_of(pairs)
             self.classes = pairs.classes
 
-    def _pairs(self, name: str, inputs: Tensor, targets: Tensor) -> LabelledLogits:
+    def _pairs(self, name: str, data: tuple[Tensor, Tensor]) -> LabelledLogits:
         where = f"{self._prefix}{name}"
+        inputs, targets = check_pair(data, name=where)
         return LabelledLogits(self._model, inputs, targets, name=where, batch=self._batch, classes=self.classes)
 
-    def coded(self, name: str, inputs: Tensor, targets: Tensor) -> tuple[int, float, float | None]:
+    def coded(self, name: str, data: tuple[Tensor, Tensor]) -> tuple[int, float, float | None]:
         """Labels, their bits, and their bits at the temperature."""
-        pairs = self._pairs(name, inputs, targets)
+        pairs = self._pairs(name, data)
         plain, warm = [], []
         for logits, labels in pairs:
             plain.append(label_bits(logits, labels))

@@ -12,7 +12,7 @@ from torch import Tensor
 from gossamer.errors import DataError
 from gossamer.measure.accuracy import Accuracy
 from gossamer.measure.label_code import verdicts
-from gossamer.measure.logits import LabelledLogits
+from gossamer.measure.logits import LabelledLogits, check_pair
 from gossamer.measure.modes import Network
 from gossamer.measure.proportions import difference, holm, mcnemar, wilson
 
@@ -211,7 +211,7 @@ class _Answers:
     """Which answers of a network on a set are right, and how sure it is of them."""
 
     def __init__(self, model: Network, data: tuple[Tensor, Tensor], name: str, batch: int, classes: int | None) -> None:
-        pairs = LabelledLogits(model, *data, name=name, batch=batch, classes=classes)
+        pairs = LabelledLogits(model, *check_pair(data, name=name), name=name, batch=batch, classes=classes)
         targets, right, confidences = [], [], []
         for logits, labels in pairs:
             found = verdicts(logits)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import final
+from numbers import Integral
+from typing import Any, final
 
 import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.measure.finite import check_finite
 from gossamer.measure.modes import Network, evaluating
 
-__all__ = ["LabelledLogits", "check_labels"]
+__all__ = ["LabelledLogits", "check_count", "check_labels", "check_pair"]
 
 _KEPT = 1 << 26
 """Logits that are kept for the next time: 256 MB in float32."""
@@ -103,8 +105,41 @@ class LabelledLogits:
         flat = logits.detach().cpu().reshape(-1, self._classes)
         wrong = int((~flat.isfinite()).sum())
         if wrong:
+            check_finite(self._inputs, f"{name}: inputs")
             raise DataError(f"{name}: found {wrong} logits that are not finite, expected none")
         return flat, targets.reshape(-1).cpu()
+
+
+def check_pair(data: object, *, name: str) -> tuple[Any, Any]:
+    """Refuse what is no pair; `check_labels` looks at what is in it.
+
+    Args:
+        data: (inputs, targets).
+        name: of the set, for messages.
+
+    Raises:
+        DataError: anything else, such as batches.
+    """
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        length = f" of {len(data)}" if isinstance(data, (tuple, list)) else ""
+        raise DataError(f"{name}: found {type(data).__name__}{length}, expected two tensors (inputs, targets)")
+    return data[0], data[1]
+
+
+def check_count(classes: object, *, name: str) -> None:
+    """Refuse what is no number of classes.
+
+    Args:
+        classes: how many there are.
+        name: of the set, for messages.
+
+    Raises:
+        DataError: fewer than two, or names of classes.
+    """
+    if not isinstance(classes, Integral):
+        raise DataError(f"{name}: classes: found {type(classes).__name__}, expected how many there are, as an integer")
+    if int(classes) < 2:
+        raise DataError(f"{name}: found {classes} classes, expected at least 2")
 
 
 def check_labels(inputs: object, targets: object, *, name: str, classes: int | None) -> Tensor:
@@ -140,8 +175,7 @@ def check_labels(inputs: object, targets: object, *, name: str, classes: int | N
     if least < 0:
         raise DataError(f"{name}: found target {least}, expected class numbers from 0 on")
     if classes is not None:
-        if classes < 2:
-            raise DataError(f"{name}: found {classes} classes, expected at least 2")
+        check_count(classes, name=name)
         _check_largest(targets, name, classes)
     return targets.to(torch.int64)
 

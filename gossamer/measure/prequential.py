@@ -8,6 +8,7 @@ import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, final
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from gossamer.errors import DataError
 from gossamer.measure.label_code import label_bits, total
-from gossamer.measure.logits import LabelledLogits, check_labels
+from gossamer.measure.logits import LabelledLogits, check_count, check_labels
 from gossamer.measure.seeded import seeded
 
 __all__ = ["Block", "Fit", "Prequential", "prequential"]
@@ -128,6 +129,7 @@ def prequential(
     Source: Dawid 1984, Statistical theory: the prequential approach; Blier and Ollivier 2018, arXiv 1802.07044,
     section 2.4.
     """
+    check_count(classes, name="samples")
     check_labels(inputs, targets, name="samples", classes=classes)
     ends = _ends(len(inputs), classes, blocks)
     labels = targets[0].numel()
@@ -150,9 +152,11 @@ def _ends(samples: int, classes: int, blocks: Sequence[int] | None) -> list[int]
         while ends[-1] < samples:
             ends.append(min(samples, 2 * ends[-1]))
         return ends
-    if not blocks or any(size < 1 for size in blocks) or sum(blocks) != samples:
+    if not isinstance(blocks, Sequence):
+        raise DataError(f"blocks: found {type(blocks).__name__}, expected a sequence of sizes")
+    if not blocks or any(not isinstance(n, Integral) or n < 1 for n in blocks) or sum(blocks) != samples:
         raise DataError(
-            f"blocks: found sizes {tuple(blocks)} for {samples} samples, expected positive ones that add up"
+            f"blocks: found sizes {tuple(blocks)} for {samples} samples, expected positive integers that add up"
         )
     ends = [0]
     for size in blocks:

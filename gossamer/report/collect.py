@@ -66,7 +66,7 @@ def report_of(
             If there are more, as many again serve for one temperature (calibration), nothing else.
         train_data: the same of training, all of it, for the gap between both and for description length.
         dense: the network before compression, with its weights.
-        classes: names of classes, or of tokens.
+        classes: names of classes, one for each output, or of tokens.
         examples: test samples, at most.
         effort: how much is tried; None: `Effort`, which is quick.
         title: above the headline.

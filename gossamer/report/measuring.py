@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,6 +18,7 @@ from gossamer.measure.description import description_length
 from gossamer.measure.exemplars import changed, saliency
 from gossamer.measure.generalisation import generalisation
 from gossamer.measure.latency import interleaved
+from gossamer.measure.modes import evaluating
 from gossamer.measure.robustness import QUICK, STANDARD, Attack, Normalized, robustness
 from gossamer.report.learned import Names
 from gossamer.report.samples import Remembered, Samples, pixel_range
@@ -113,17 +114,24 @@ def accuracy_of(bench: Bench, network: nn.Module) -> dict[str, Any]:
     """Right answers on the test samples. Runs first, so it also says if network and samples do not fit.
 
     Raises:
-        DataError: whatever the network raised.
+        DataError: whatever the network raised, or fewer names of classes than it has outputs.
     """
     assert bench.test is not None
     try:
-        return answers(network, *bench.test.pair, batch=_BATCH).to_json()
+        found = answers(network, *bench.test.pair, batch=_BATCH).to_json()
     except GossamerError:
         raise
     except Exception as error:  # the network is the user's code, and raises whatever it raises
         inputs, reason = bench.test.inputs, " ".join(f"{type(error).__name__}: {error}".split())[:160]
-        found = f"{inputs.dtype} of shape [n, {', '.join(str(s) for s in inputs.shape[1:])}]"
-        raise DataError(f"data: found inputs {found}, expected such as the network takes: {reason}") from error
+        given = f"{inputs.dtype} of shape [n, {', '.join(str(s) for s in inputs.shape[1:])}]"
+        raise DataError(f"data: found inputs {given}, expected such as the network takes: {reason}") from error
+    # Vocabularies are often shorter than the layer that foretells them, and a mapping names what it names.
+    if bench.classes and not isinstance(bench.classes, Mapping) and not bench.test.positions:
+        with evaluating(network), torch.no_grad():
+            outputs = network(bench.test.inputs[:1]).shape[-1]
+        if len(bench.classes) < outputs:
+            raise DataError(f"classes: found {len(bench.classes)} names, expected one for each of {outputs} outputs")
+    return found
 
 
 def latency_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], list[dict[str, Any]]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
@@ -26,6 +25,7 @@ from gossamer.report.pairs import attack_chart, gap_chart
 from gossamer.report.scales import bytes_text, percent, times
 from gossamer.report.svg import clean
 from gossamer.report.tables import Figure, Panel, Section
+from gossamer.store.json_file import finite
 
 __all__ = ["embedded", "page_of"]
 
@@ -86,18 +86,8 @@ def embedded(document: Any) -> str:
         >>> embedded({"</script>": float("nan")})
         '{"\\\\u003c/script\\\\u003e":null}'
     """
-    text = json.dumps(_finite(document), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(finite(document, digits=9), ensure_ascii=True, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return float(f"{value:.9g}") if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(k): _finite(v) for k, v in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(v) for v in value]
-    return value
 
 
 def _without_pictures(value: Any) -> Any:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gossamer.errors import DataError
+from gossamer.measure.finite import check_finite
 
 __all__ = ["Logits", "Remembered", "Samples", "gathered", "pixel_range"]
 
@@ -66,7 +67,7 @@ def gathered(data: tuple[Tensor, Tensor] | Batches, most: int | None, what: str)
         what: for messages.
 
     Raises:
-        DataError: no samples, or batches that are no pairs of tensors.
+        DataError: no samples, batches that are no pairs of tensors, or pixels that are not finite.
     """
     if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(t, Tensor) for t in data):
         return _checked(data[0], data[1], what).first(most)
@@ -105,7 +106,10 @@ def _checked(inputs: Tensor, targets: Tensor, what: str) -> Samples:
         )
     if targets.is_floating_point() or targets.is_complex() or targets.dim() not in (1, 2):
         raise DataError(f"{what}: found targets {targets.dtype} {tuple(targets.shape)}, expected class numbers")
-    return Samples(inputs.detach(), targets.detach().long())
+    samples = Samples(inputs.detach(), targets.detach().long())
+    if samples.images:  # said here, of the data: later on it would be said of the file whose network is asked
+        check_finite(samples.inputs, f"{what}: inputs")
+    return samples
 
 
 @final

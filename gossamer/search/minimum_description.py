@@ -160,7 +160,7 @@ def by_description_length(
         All candidates. One whose recipe, file or judgement fails is listed with its error.
 
     Raises:
-        PlanError: no recipes, or all failed.
+        PlanError: no mapping of recipes, none in it, or all failed.
         DataError: data that cannot be judged.
 
     Cost: per recipe compressing, writing and reading a file in a temporary folder, and two runs over both sets.
@@ -179,6 +179,8 @@ def by_description_length(
     Source: Rissanen 1978, Modeling by shortest data description; Hinton and van Camp 1993, Keeping neural networks
     simple by minimizing the description length of the weights.
     """
+    if not isinstance(recipes, Mapping):
+        raise PlanError(f"recipes: found {type(recipes).__name__}, expected a mapping from names to recipes")
     if not recipes:
         raise PlanError("recipes: found none, expected at least one")
     how = progress or NoProgress()

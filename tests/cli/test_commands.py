@@ -239,6 +239,35 @@ def test_the_output_may_not_be_the_input(files: Path, capsys: pytest.CaptureFixt
     assert weights.read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["report", "--nope"], "gossamer: No such option: --nope; see gossamer report --help"),
+        (["nope"], "gossamer: No such command 'nope'; see gossamer --help"),
+        (["pack", "a"], "gossamer: Missing argument 'OUT'; see gossamer pack --help"),
+        (["decompress", "a"], "gossamer: Missing option '--output' / '-o'; see gossamer decompress --help"),
+        (["pack", "a", "b", "--threads"], "requires an argument"),
+        (["pack", "a", "b", "--threads", "0"], "gossamer: Invalid value for '--threads' / '-t'"),
+        (["sensitivity", "a", "--rows", "2.5"], "gossamer: Invalid value for '--rows'"),
+        (["compress", "a", "--preset", "huge"], "gossamer: Invalid value for '--preset' / '-p'"),
+        (["unpack", "a", "b", "c\nd"], "gossamer: Got unexpected extra argument"),
+    ],
+)
+def test_misused_options_and_arguments_are_said_in_one_line(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    assert said in refused(capsys, *arguments)
+
+
+def test_without_a_command_there_is_the_help_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call() == 2
+    said = capsys.readouterr()
+    assert "decompress" in said.out
+    assert said.err == ""
+    assert call("unpack", "--help") == 0
+    assert "--reference" in capsys.readouterr().out
+
+
 def test_an_interrupt_leaves_nothing_half_written(files: Path) -> None:
     arguments = ("demo", "--out", str(files / "made"), "--quiet")
     process = subprocess.Popen(
@@ -254,6 +283,7 @@ def test_an_interrupt_leaves_nothing_half_written(files: Path) -> None:
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
+    assert errors.splitlines()[-1] == "gossamer: interrupted; files that were there are as they were"
     assert "Traceback" not in errors
     assert not list((files / "made").glob("*.part")) if (files / "made").exists() else True
 

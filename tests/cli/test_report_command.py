@@ -128,7 +128,7 @@ def test_data_that_do_not_fit_are_one_line(files: Path, capsys: pytest.CaptureFi
         ("integers", "found inputs torch.uint8 of shape [n, 1, 28, 28], expected such as the network takes"),
         ("unknown", "found target 14, expected 0 to 9"),
         ("below", "found target -1, expected 0 to 9"),
-        ("blank", "not finite"),
+        ("blank", "--data looked:blank: inputs: found 70560 of 70560 values that are not finite, the first at [0, 0"),
     ):
         told = refused(capsys, "a.gsm", "-o", "out.html", "-n", NETWORK, "--data", f"looked:{name}", "--no-attacks")
         assert what in told, name

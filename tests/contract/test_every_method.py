@@ -67,6 +67,9 @@ from gossamer.methods.shrink import Blocks as ResidualBlocks
 from gossamer.methods.shrink import Channels, Heads, NarrowEmbedding
 from gossamer.network import attach, specs, tensors
 
+# One target for all networks, of which some cannot take so many bytes.
+pytestmark = pytest.mark.filterwarnings("ignore:.* bytes at the nearest price")
+
 FACTORIZE = (SVD, WhitenedSVD, Tucker2, CP, TensorTrain, Monarch, LowRankPlusSparse)
 
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS.keys())

@@ -82,6 +82,7 @@ def test_a_large_checkpoint_gives_the_bytes_of_the_run_in_memory(large: tuple[nn
     assert load_file(tmp_path / "streamed.gsm")["gsm.index"].numel() > 0  # any safetensors reader opens it
 
 
+@pytest.mark.filterwarnings("ignore:.* bytes at the nearest price")
 @pytest.mark.parametrize(
     "recipe",
     [

@@ -87,7 +87,7 @@ def test_the_network_is_put_back_as_it_was() -> None:
 @pytest.mark.parametrize(
     ("logits", "targets", "message"),
     [
-        (torch.full((2, 3), float("nan")), torch.tensor([0, 1]), "6 logits that are not finite"),
+        (torch.full((2, 3), float("nan")), torch.tensor([0, 1]), "inputs: found 6 of 6 values that are not finite"),
         (torch.zeros(2, 3), torch.tensor([0, 3]), "found target 3, expected 0 to 2"),
         (torch.zeros(2, 3), torch.tensor([0, -1]), "found target -1"),
         (torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), "found 0 inputs and 0 targets"),

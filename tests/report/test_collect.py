@@ -235,5 +235,10 @@ def test_what_makes_no_sense_is_refused(files: list[Path], dense: nn.Module, tmp
         report_of(files, network=small_net, data=(inputs, targets + 4), dense=dense, effort=EFFORT)
     with pytest.raises(DataError, match="expected class numbers"):
         report_of(files, network=small_net, data=(inputs, targets.float()))
+    with pytest.raises(DataError, match=r"pruned\.gsm: classes: found 3 names, expected one for each of 4 outputs"):
+        report_of(files, network=small_net, data=(inputs, targets), classes=("a", "b", "c"), effort=EFFORT)
+    inputs[3, 0, 1, 2] = torch.nan
+    with pytest.raises(DataError, match=r"^data: inputs: found 1 of 640 values .*, the first at \[3, 0, 1, 2\]"):
+        report_of(files, network=small_net, data=(inputs, targets), effort=EFFORT)
     with pytest.raises(DataError, match="no pair"):
         report_of(files, network=small_net, data=[inputs])

@@ -148,6 +148,11 @@ def test_baselines_and_document() -> None:
 def test_nothing_to_choose_from_is_refused() -> None:
     with pytest.raises(gs.PlanError, match="recipes: found none"):
         gs.search.by_description_length(network(), {}, data=task(9, 1), validation=task(9, 2))
+    for recipes in (list(RECIPES.values()), gs.prune.Magnitude(sparsity=0.5)):
+        with pytest.raises(gs.PlanError, match=r"recipes: found (list|Magnitude), expected a mapping from names"):
+            gs.search.by_description_length(network(), recipes, data=task(9, 1), validation=task(9, 2))  # type: ignore[arg-type]
+    with pytest.raises(gs.DataError, match="train: found list of 3, expected two tensors"):
+        chosen(data=[task(9, 1)] * 3)
     with pytest.raises(gs.PlanError, match="recipes: all failed: no: CompositionError"):
         gs.search.by_description_length(
             network(), {"no": [gs.factorize.SVD(rank=99)]}, data=task(9, 1), validation=task(9, 2)

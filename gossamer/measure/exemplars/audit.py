@@ -68,7 +68,7 @@ def audit(pie: Pie, vog: Vog, *, share: float = 0.1) -> Audit:
         share: of the examples that count as high, over 0, up to 1.
 
     Raises:
-        DataError: measures of different numbers of examples.
+        DataError: anything but these two, or measures of different numbers of examples.
 
     Cost: none to speak of. Exact.
 
@@ -82,6 +82,9 @@ def audit(pie: Pie, vog: Vog, *, share: float = 0.1) -> Audit:
         >>> found.high, found.expected == found.pies * 4 / 40
         (4, True)
     """
+    for name, given, kind in (("pie", pie, Pie), ("vog", vog, Vog)):
+        if not isinstance(given, kind):
+            raise DataError(f"audit: {name}: found {type(given).__name__}, expected {kind.__name__}")
     examples = len(pie.true)
     if len(vog.scores) != examples:
         raise DataError(f"audit: found {examples} examples in pie and {len(vog.scores)} in vog, expected the same ones")

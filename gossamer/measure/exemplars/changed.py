@@ -121,8 +121,8 @@ def changed(
     found: list[tuple[float, Change]] = []
     with evaluating(dense_model, model):
         for part in batches(len(inputs), batch):
-            dense = logits("changed: dense", dense_model, inputs[part])
-            small = logits("changed: compressed", model, inputs[part]).to(dense.device)
+            dense = logits("changed: dense", dense_model, inputs, part)
+            small = logits("changed: compressed", model, inputs, part).to(dense.device)
             labels = targets[part].to(dense.device)
             _check(dense, small, labels)
             agreed = (dense.argmax(-1) == small.argmax(-1))[labels != IGNORED]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gossamer.errors import DataError
 from gossamer.measure.exemplars.running import check_data, predictions, told
@@ -120,9 +120,9 @@ def pie(
     An example is an exemplar if the modal label of the dense networks differs from that of the compressed ones. Where
     labels are equally frequent the smaller number is the mode, in every population alike, so that ties which both share
     are no disagreement. ``control`` is a second dense population, trained in the same way from other seeds: its
-    disagreement with the first is what would be there without any compression. Take it as large as the compressed one,
-    since modes of few networks are noisier; and train all three from seeds of their own, since a network that was
-    pruned from a member of the dense population shares its mistakes and disagrees less than an independent one.
+    disagreement with the first is what would be there without any compression. All are of one size, since modes of few
+    networks are noisier; train all three from seeds of their own, since a network that was pruned from a member of the
+    dense population shares its mistakes and disagrees less than an independent one.
 
     Where modes differ at most one is right, so accuracy on exemplars is low by selection, and more so for networks
     that took part in it. The control's accuracy is without the latter.
@@ -136,29 +136,34 @@ def pie(
         batch: examples at a time.
 
     Raises:
-        DataError: an empty population, predictions that do not fit, networks without inputs, or a network in two
-            populations.
+        DataError: an empty population, populations of different sizes, a network in two of them, networks without
+            inputs, predictions that do not fit, networks of different numbers of classes, or labels beyond these.
 
     Cost: a forward pass per network. Exact.
 
     Example:
         >>> say = lambda *labels: torch.tensor(labels)
         >>> dense = [say(0, 1, 2, 2), say(0, 1, 2, 0), say(0, 1, 1, 2)]
-        >>> small = [say(0, 1, 1, 2), say(0, 0, 1, 2)]
+        >>> small = [say(0, 1, 1, 2), say(0, 0, 1, 2), say(0, 0, 2, 2)]
         >>> found = pie(dense, small, None, None, say(0, 1, 2, 2))
         >>> found.disagreement, found.indices.tolist(), found.to_json()["rows"][1]
-        (0.5, [2, 1], {'index': 1, 'true': 1, 'dense': 1, 'compressed': 0})
+        (0.5, [1, 2], {'index': 2, 'true': 2, 'dense': 2, 'compressed': 1})
 
     Source: Hooker, Courville, Clark, Dauphin, Frome 2019, arXiv 1911.05248, section 2.2.
     """
     check_data("pie", targets if inputs is None else inputs, targets, batch)
-    if targets.dim() != 1:
-        raise DataError(f"pie: targets: found {told(targets)}, expected torch.int64 [n]")
+    labelled: object = targets
+    if not isinstance(labelled, Tensor) or labelled.dim() != 1:
+        raise DataError(f"pie: targets: found {told(labelled)}, expected torch.int64 [n]")
+    if int(targets.min()) < 0:
+        raise DataError(f"pie: targets: found label {int(targets.min())}, expected classes from 0 on")
     groups: dict[str, Sequence[Member]] = {"dense": dense, "compressed": compressed}
     if control is not None:
         groups["control"] = control
-    _check_disjoint(groups)
-    said = {name: _said(name, members, inputs, targets, batch) for name, members in groups.items()}
+    _check_populations(groups)
+    widths: dict[str, int] = {}
+    said = {name: _said(name, members, inputs, targets, batch, widths) for name, members in groups.items()}
+    _check_classes({"targets": targets, **said}, widths)
     modes = {name: modal(labels) for name, labels in said.items()}
     shares = {n: (labels == modes[n]).double().mean(0) for n, labels in said.items()}
     certainty = shares["dense"] * shares["compressed"]
@@ -209,19 +214,45 @@ def modal(labels: Tensor) -> Tensor:
     return ordered.gather(0, counts.argmax(0, keepdim=True)).squeeze(0)
 
 
-def _check_disjoint(groups: dict[str, Sequence[Member]]) -> None:
+def _check_populations(groups: dict[str, Sequence[Member]]) -> None:
     seen: dict[int, str] = {}
     for name, members in groups.items():
+        if not isinstance(members, (Sequence, Tensor, nn.ModuleList)):
+            raise DataError(f"pie: {name}: found {type(members).__name__}, expected a list of networks or predictions")
         if len(members) == 0:
             raise DataError(f"pie: {name}: found no network, expected at least one")
         for i, member in enumerate(members):
             other = seen.setdefault(id(member), f"{name}[{i}]")
             if other != f"{name}[{i}]":
                 raise DataError(f"pie: {name}[{i}]: found the network that {other} is, expected disjoint populations")
+    sizes = {name: len(members) for name, members in groups.items()}
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{size} {name}" for name, size in sizes.items())
+        raise DataError(f"pie: found {found} networks, expected as many in each: modes of fewer are noisier")
 
 
-def _said(name: str, members: Sequence[Member], inputs: Tensor | None, targets: Tensor, batch: int) -> Tensor:
-    """Labels by network, int64 [networks, n]."""
+def _check_classes(labels: dict[str, Tensor], widths: dict[str, int]) -> None:
+    """Refuse networks of different numbers of classes and labels that they do not have.
+
+    Args:
+        labels: int64, of targets and populations.
+        widths: classes of each network; none of predictions, which do not say how many there are.
+    """
+    if not widths:
+        return
+    first, classes = next(iter(widths.items()))
+    for where, width in widths.items():
+        if width != classes:
+            raise DataError(f"pie: {where}: found outputs of {width} classes, expected {classes} as of {first}")
+    for name, found in labels.items():
+        if int(found.max()) >= classes:
+            raise DataError(f"pie: {name}: found label {int(found.max())}, expected 0 to {classes - 1}")
+
+
+def _said(
+    name: str, members: Sequence[Member], inputs: Tensor | None, targets: Tensor, batch: int, widths: dict[str, int]
+) -> Tensor:
+    """Labels by network, int64 [networks, n]; how many classes networks have is put into ``widths``."""
     found = []
     for i, member in enumerate(members):
         where = f"pie: {name}[{i}]"
@@ -232,5 +263,6 @@ def _said(name: str, members: Sequence[Member], inputs: Tensor | None, targets: 
             continue
         if inputs is None or not callable(member):
             raise DataError(f"{where}: found {type(member).__name__} without inputs, expected inputs or predictions")
-        found.append(predictions(where, member, inputs, batch)[0])
+        labels, widths[f"{name}[{i}]"] = predictions(where, member, inputs, batch)
+        found.append(labels)
     return torch.stack(found)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError
+from gossamer.measure.finite import check_finite
 from gossamer.measure.modes import Network, evaluating
 
 __all__ = ["batches", "check_data", "input_gradient", "logits", "predictions", "told"]
@@ -45,17 +46,19 @@ def batches(count: int, batch: int) -> list[slice]:
     return [slice(start, start + batch) for start in range(0, count, batch)]
 
 
-def logits(where: str, model: Network, part: Tensor) -> Tensor:
-    """The network's outputs for a batch, without gradients; within `evaluating`.
+def logits(where: str, model: Network, inputs: Tensor, rows: slice) -> Tensor:
+    """The network's outputs for a batch of the inputs, without gradients; within `evaluating`.
 
     Raises:
         DataError: outputs that are not one row of scores per example (and position), or not finite.
     """
+    part = inputs[rows]
     with torch.no_grad():
         scores: object = model(part)
     if not isinstance(scores, Tensor) or scores.dim() not in (2, 3) or len(scores) != len(part):
         raise DataError(f"{where}: outputs: found {told(scores)}, expected [{len(part)}, classes] for a batch")
     if not bool(torch.isfinite(scores).all()):
+        check_finite(inputs, f"{where}: inputs")
         raise DataError(f"{where}: outputs: found scores that are not finite")
     return scores
 
@@ -72,10 +75,10 @@ def predictions(where: str, model: Network, inputs: Tensor, batch: int) -> tuple
     found, classes = [], 0
     with evaluating(model):
         for rows in batches(len(inputs), batch):
-            part = inputs[rows]
-            scores = logits(where, model, part)
+            scores = logits(where, model, inputs, rows)
             if scores.dim() != 2:
-                raise DataError(f"{where}: outputs: found {told(scores)}, expected [{len(part)}, classes] for a batch")
+                wanted = f"[{len(scores)}, classes]"
+                raise DataError(f"{where}: outputs: found {told(scores)}, expected {wanted} for a batch")
             classes = scores.shape[1]
             found.append(scores.argmax(1).cpu())
     return torch.cat(found), classes

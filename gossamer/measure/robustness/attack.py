@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gossamer.errors import DataError, PlanError
+from gossamer.measure.finite import check_finite
 from gossamer.measure.modes import Network
 from gossamer.measure.robustness.ball import Ball, Norm
 from gossamer.measure.robustness.probe import Probe, parts, undisturbed
@@ -233,7 +234,7 @@ class Attack(ABC):
         return made
 
 
-def check_examples(inputs: Tensor, targets: Tensor, bounds: tuple[float, float]) -> None:
+def check_examples(inputs: object, targets: object, bounds: tuple[float, float]) -> None:
     """Refuse what cannot be attacked.
 
     Raises:
@@ -242,6 +243,9 @@ def check_examples(inputs: Tensor, targets: Tensor, bounds: tuple[float, float])
     low, high = bounds
     if not (math.isfinite(low) and math.isfinite(high) and low < high):
         raise DataError(f"bounds: found {bounds}, expected two numbers, the first smaller")
+    if not isinstance(inputs, Tensor) or not isinstance(targets, Tensor):
+        found = f"{type(inputs).__name__} and {type(targets).__name__}"
+        raise DataError(f"found inputs and targets of {found}, expected two tensors")
     if inputs.dtype not in (torch.float32, torch.float64) or inputs.dim() < 2 or len(inputs) == 0:
         found = f"{inputs.dtype} of shape {tuple(inputs.shape)}"
         raise DataError(f"inputs: found {found}, expected float32 or float64 [n, …], at least one")
@@ -250,8 +254,7 @@ def check_examples(inputs: Tensor, targets: Tensor, bounds: tuple[float, float])
         raise DataError(f"targets: found {found}, expected int64 [{len(inputs)}]")
     if int(targets.min()) < 0:
         raise DataError(f"targets: found class {int(targets.min())}, expected classes from 0 on")
-    if not bool(torch.isfinite(inputs).all()):
-        raise DataError("inputs: found values that are not finite")
+    check_finite(inputs, "inputs")
     least, most = float(inputs.min()), float(inputs.max())
     if least < low or most > high:
         raise DataError(

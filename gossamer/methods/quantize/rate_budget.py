@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import exp, log
 from typing import Any, final
 
@@ -120,23 +121,27 @@ def best_trial(trials: Sequence[Trial], wanted: float) -> Trial:
 def next_trial(trials: Sequence[Trial], wanted: float) -> tuple[float, float]:
     """The prices to try next, of bits and for the steps.
 
-    Between the nearest trials on either side of the size, else along a power law.
+    Between neighbouring prices on either side of the size, else beyond the last one along a power law: never a trial
+    again, though few weights have few sizes, which need not fall with every price.
 
     Args:
         trials: so far, at least one.
         wanted: bytes.
     """
-    nearest = min(trials, key=lambda t: abs(log(t.size / wanted)))
+
+    def far(trial: Trial) -> float:
+        return abs(log(trial.size / wanted))
+
+    nearest = min(trials, key=far)
     steps = nearest.steps if abs(nearest.size / wanted - 1) <= _NEAR else None
-    known = [t for t in trials if t.steps == steps] if steps is not None else list(trials)
-    above = min((t for t in known if t.size > wanted), key=lambda t: t.size, default=None)
-    below = max((t for t in known if t.size <= wanted), key=lambda t: t.size, default=None)
-    if above is not None and below is not None and above.rate < below.rate:
+    known = sorted((t for t in trials if steps is None or t.steps == steps), key=lambda t: t.rate)
+    around = [(a, b) for a, b in pairwise(known) if a.size > wanted >= b.size and a.rate < b.rate]
+    if around:
+        above, below = min(around, key=lambda pair: min(map(far, pair)))
         share = log(above.size / wanted) / log(above.size / below.size)
-        # never a trial again: sizes are steps
         rate = exp(log(above.rate) + min(0.9, max(0.1, share)) * log(below.rate / above.rate))
     else:
-        last, *others = sorted(known, key=lambda t: abs(log(t.size / wanted)))
+        last, *others = known[:-3:-1] if known[-1].size > wanted else known[:2]
         slope = log(last.size / others[0].size) / log(last.rate / others[0].rate) if others else _SLOPE
         rate = last.rate * exp(min(1.5, max(-1.5, log(wanted / last.size) / min(slope, -0.1))))
     return rate, rate if steps is None else steps

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import ceil, floor, log2
@@ -23,6 +24,7 @@ from gossamer.methods.quantize.rate_search import Weighed, search
 __all__ = ["Priced", "curve_of"]
 
 _COARSE = 1 << 12  # values that curves are drawn with
+_MISSED = 0.02  # of a target: said aloud and in the plan
 _LOWEST, _HIGHEST = -14, 6  # powers of two of λ · weights between which curves are drawn
 
 
@@ -31,7 +33,8 @@ class Priced(Method):
     """A method that pays one price per bit in all tensors: λ, or whatever leads to a size of the whole file.
 
     Summaries are at first those of `curve_of`, then ``{"bytes": as coded}`` at the price that was asked about; entries
-    of the plan are ``{"rate": λ}``, with a target ``{"rate": λ, "steps": the λ that levels were searched for}``.
+    of the plan are ``{"rate": λ}``, with a target ``{"rate": λ, "steps": the λ that levels were searched for}``; and,
+    with a warning, ``"file_bytes"`` and ``"wanted_bytes"`` where these differ by more than 2%.
 
     Args:
         rate: λ, above 0; or
@@ -84,7 +87,15 @@ class Priced(Method):
             now, steps = next_trial(trials, wanted)
             return Ask({"rate": now, "steps": steps, "tried": [[t.rate, t.steps, t.size] for t in trials]})
         best = best_trial(trials, wanted)
-        return Plan(tuple(Step((s.key,), {"rate": best.rate, "steps": best.steps}) for s in sites))
+        entry: dict[str, float] = {"rate": best.rate, "steps": best.steps}
+        if abs(best.size / wanted - 1) > _MISSED:
+            warnings.warn(
+                f"{name}: target: found a file of {best.size:,.0f} bytes at the nearest price, expected {wanted:,.0f}: "
+                "few weights, or evenly spread ones, take few sizes",
+                stacklevel=2,
+            )
+            entry |= {"file_bytes": round(best.size), "wanted_bytes": round(wanted)}
+        return Plan(tuple(Step((s.key,), dict(entry)) for s in sites))
 
 
 def curve_of(weighed: Weighed, rest: int, *, grouped: bool) -> Summary:

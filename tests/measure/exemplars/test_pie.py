@@ -32,7 +32,7 @@ def test_the_mode_is_the_most_frequent_label_and_of_ties_the_smallest() -> None:
 def test_everything_agrees_with_counting_by_hand() -> None:
     n = 300
     true = labels(1, n, 3, seed=1)[0]
-    groups = [list(labels(k, n, 3, seed=s)) for k, s in ((5, 2), (4, 3), (5, 4))]
+    groups = [list(labels(k, n, 3, seed=s)) for k, s in ((5, 2), (5, 3), (5, 4))]
     found = pie(groups[0], groups[1], groups[2], None, true)
     modes = [modal(torch.stack(g)) for g in groups]
     exemplars = [i for i in range(n) if modes[0][i] != modes[1][i]]
@@ -45,7 +45,7 @@ def test_everything_agrees_with_counting_by_hand() -> None:
             wanted = sum(int(g[i] == true[i]) for g in group for i in chosen) / (len(group) * len(chosen))
             assert math.isclose(told["accuracy"][which][kind], wanted)
     shares = [
-        sum(int(g[i] == modes[0][i]) for g in groups[0]) / 5 * sum(int(g[i] == modes[1][i]) for g in groups[1]) / 4
+        sum(int(g[i] == modes[0][i]) for g in groups[0]) / 5 * sum(int(g[i] == modes[1][i]) for g in groups[1]) / 5
         for i in found.indices.tolist()
     ]
     assert all(a >= b - 1e-12 for a, b in itertools.pairwise(shares))
@@ -107,6 +107,10 @@ def test_a_lowered_network_is_a_member() -> None:
         ({"compressed": [torch.zeros(5)]}, r"compressed\[0\]: found \(5,\) of torch.float32"),
         ({"compressed": [nn.Linear(2, 2)]}, r"compressed\[0\]: found Linear without inputs"),
         ({"targets": torch.zeros(5)}, "targets: found"),
+        ({"targets": None, "inputs": torch.zeros(5, 2)}, "targets: found NoneType"),
+        ({"targets": torch.tensor([0, 1, 0, -1, 0])}, "targets: found label -1, expected classes from 0 on"),
+        ({"dense": nn.Linear(2, 2)}, "dense: found Linear, expected a list of networks or predictions"),
+        ({"compressed": nn.Sequential(nn.Linear(2, 2))}, "compressed: found Sequential, expected a list"),
         ({"inputs": torch.zeros(4, 2)}, "found 4 inputs and 5 targets"),
     ],
 )
@@ -120,6 +124,27 @@ def test_bad_populations_are_refused_by_name(change: dict[str, Any], said: str) 
     }
     with pytest.raises(DataError, match=said):
         pie(**{**given, **change})
+
+
+def test_populations_of_different_sizes_are_refused() -> None:
+    said = list(labels(7, 5, 3, seed=0))
+    for dense, compressed, control in ((said[:2], said[2:5], None), (said[:2], said[2:4], said[4:])):
+        with pytest.raises(DataError, match=r"pie: found 2 dense, . compressed.* networks, expected as many in each"):
+            pie(dense, compressed, control, None, said[0])
+
+
+def test_labels_beyond_the_classes_of_the_networks_are_refused() -> None:
+    torch.manual_seed(0)
+    inputs, targets = torch.randn(5, 2), torch.tensor([0, 1, 2, 0, 1])
+    nets = [nn.Linear(2, 3) for _ in range(2)]
+    beyond = torch.tensor([0, 1, 2, 3, 1])
+    assert pie(nets[:1], nets[1:], None, inputs, targets).dense_networks == 1
+    with pytest.raises(DataError, match="pie: targets: found label 3, expected 0 to 2"):
+        pie(nets[:1], nets[1:], None, inputs, beyond)
+    with pytest.raises(DataError, match="pie: compressed: found label 3, expected 0 to 2"):
+        pie(nets[:1], [beyond], None, inputs, targets)
+    with pytest.raises(DataError, match=r"control\[0\]: found outputs of 4 classes, expected 3 as of dense\[0\]"):
+        pie(nets[:1], nets[1:], [nn.Linear(2, 4)], inputs, targets)
 
 
 def test_a_control_that_shares_a_network_with_the_population_is_refused() -> None:
