@@ -25,6 +25,7 @@ from gossamer.coding.short import (
     read_short,
     short_table,
 )
+from gossamer.coding.small import SMALL_CODERS, small_symbols
 from gossamer.coding.sums import count_bytes
 from gossamer.coding.table import FrequencyTable, counts_bits
 from gossamer.errors import DataError, FormatError
@@ -44,6 +45,8 @@ I64 = npt.NDArray[np.int64]
 U64 = npt.NDArray[np.uint64]
 
 _CODERS: Final = (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT, Coder.BLOCKS, Coder.SHORT)
+_LIMITS: Final = {"b": (0, 1), "i": (-128, 127), "u": (0, 255)}
+"""Of symbols of one byte, by kind of dtype."""
 _WORD: Final = 1 << 64
 _BYTE: Final = 255
 _MORE: Final = 1.0042  # of the entropy that blocks may cost
@@ -520,9 +523,13 @@ def _decoded(
     """As `decode_symbols`; blocks and short leaves of one-byte symbols fill the room."""
     what = f"{coded.coder.name.lower()} symbols"
     count = prod(shape)
-    reader = BitReader(coded.table, what)
     if coded.coder not in _CODERS:
         raise FormatError(f"{what}: not a coder of symbols")
+    if dtype.itemsize == 1 and coded.coder in SMALL_CODERS:
+        quick = np.empty(shape, dtype=np.uint8)
+        if small_symbols(coded, quick.reshape(-1), *_LIMITS[dtype.kind]):
+            return quick.view(dtype)
+    reader = BitReader(coded.table, what)
     low = reader.signed()
     if coded.coder is Coder.CONSTANT:
         reader.finish()
