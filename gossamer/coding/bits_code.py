@@ -102,7 +102,7 @@ class BitsCode:
         half = e.at.lshr(folded, e.constant(1))
         return e.at.select(e.at.trunc(folded, _BIT), e.sub(-1, half), half)
 
-    def int_list(self, count: Node, limit: int, out: Node) -> None:
+    def int_list(self, count: Node, limit: Node, out: Node) -> None:
         """So many integers, from 0 to the limit, into int64 [count]."""
         e = self._e
         kind, order = self.uint(2), self.uint(4)
@@ -189,22 +189,22 @@ def read_table(e: Emitter, source: BitsCode, most: int, offsets: Node, roots: No
 
 
 def add_bits(module: ir.Module) -> None:
-    """Adds ``golombs`` and ``table``.
+    """Adds ``lists`` and ``table``, of bits as in `BitsCode`.
 
-    ``golombs(table, bits, count, order, out, at)``: table uint8 of so many bits, most significant first, with 8 bytes
-    behind; out int64 [count]. ``at`` int64 [1] is the first bit and becomes the one behind the last code; −1 where a
-    code is not there or longer than 57 bits.
+    ``lists(table, bits, count, size, limit, out, at)``: count lists of so many integers each, one after the other, into
+    int64 [count, size]. ``at`` int64 [1] is the first bit and becomes the one behind the last; −1 where one is not
+    there, longer than 57 bits, or not from 0 to the limit.
 
     ``table(table, bits, offsets, roots, at)``: one frequency table of at most 4096 symbols, into int64 [4096] each;
     ``at`` int64 [2] likewise, and how many symbols it has.
     """
-    made = function(module, "golombs", [PTR, I64, I64, I64, PTR, PTR], exported=True)
-    table, bits, count, order, out, at = made.args
+    made = function(module, "lists", [PTR, I64, I64, I64, I64, PTR, PTR], exported=True)
+    table, bits, count, size, limit, out, at = made.args
     e = Emitter(made, 1)
     source = BitsCode(e, table, bits, e.read(at, 0, I64))
 
     def one(i: Node, _: list[Node]) -> list[Node]:
-        e.write(source.golomb(order), out, i)
+        source.int_list(size, limit, e.element(out, e.mul(i, size), I64))
         return []
 
     e.loop(0, count, one)

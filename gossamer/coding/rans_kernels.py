@@ -52,7 +52,7 @@ class RansKernels:
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}
         self.count = engine.function("count", 3)
         self.model = engine.function("model", 6)
-        self.golombs = engine.function("golombs", 6)
+        self.lists = engine.function("lists", 7)
         self.table = engine.function("table", 5)
         self.symbols = engine.function("symbols", 11)
         self.planes = engine.function("planes", 7)
