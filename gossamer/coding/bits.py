@@ -10,7 +10,7 @@ from typing import Final, final
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding.compiled import coders
+from gossamer.coding.compiled import coders, loaded
 from gossamer.errors import FormatError
 
 __all__ = ["BitReader", "BitWriter", "golomb_bits", "int_list_bits", "iter_uints", "pack_uints", "unpack_uints"]
@@ -21,6 +21,7 @@ MAX_TABLE_BYTES: Final = 1 << 18  # no honest table comes near: 4096 symbols of 
 _CHUNK: Final = 1 << 16  # a multiple of 8 values, so that chunks end on whole bytes
 _ORDERS: Final = 16
 _COMPILED: Final = 12  # codes from which on a call of compiled code pays
+_WORTH: Final = 24  # from which on loading it does
 _MOST_SYMBOLS: Final = 4096
 _BEHIND: Final = bytes(8)  # may be touched
 _DIRECT, _DELTA, _EQUAL = 0, 1, 2
@@ -195,7 +196,7 @@ class BitReader:
 
     def _quick_lists(self, lists: int, count: int, limit: int) -> npt.NDArray[np.int64] | None:
         """The same, compiled; None where that cannot be, or cannot say what is wrong."""
-        made = coders()
+        made = coders() if lists * count >= _WORTH else loaded()
         if made is None:
             return None
         out, at = np.empty((lists, count), dtype=np.int64), c_int64(self._at)
@@ -206,8 +207,8 @@ class BitReader:
         return out
 
     def frequency_table(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
-        """Offsets and roots of a `table.FrequencyTable`, compiled; None as above, and nothing is read."""
-        made = coders()
+        """Offsets and roots of a `table.FrequencyTable`, compiled; None where that cannot be, and nothing is read."""
+        made = loaded()
         if made is None:
             return None
         room, at = np.empty((2, _MOST_SYMBOLS), dtype=np.int64), (c_int64 * 2)(self._at)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from gossamer.coding.bits import MAX_TABLE_BYTES
 from gossamer.coding.coded import Coded, Coder
-from gossamer.coding.compiled import coders
+from gossamer.coding.compiled import loaded
 
 __all__ = ["SMALL_CODERS", "small_planes", "small_symbols"]
 
@@ -35,10 +35,10 @@ def small_symbols(coded: Coded, out: U8, least: int, most: int) -> bool:
         most: that it holds.
 
     Returns:
-        False where there is no compiled code, or where the leaf is too large or anything but what an encoder writes:
+        False where no compiled code is loaded, or where the leaf is too large or anything but what an encoder writes:
         ``out`` then holds anything, and `symbols.decode_symbols` says what is wrong.
     """
-    made = coders()
+    made = loaded()
     if made is None or not _fits(coded, len(out)):
         return False
     table, payload, good = coded.table + _BEHIND, b"".join((coded.payload, _BEHIND)), c_int64()
@@ -55,7 +55,7 @@ def small_planes(coded: Coded, count: int, itemsize: int) -> U8 | None:
         count: of items.
         itemsize: their bytes, at most 8.
     """
-    made = coders()
+    made = loaded()
     if made is None or not _fits(coded, count):
         return None
     out, good = np.empty(count * itemsize, dtype=np.uint8), c_int64()
