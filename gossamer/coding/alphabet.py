@@ -116,4 +116,4 @@ class Alphabet:
                 numbers += np.uint8(self.low & 255)
             return numbers.view(dtype)
         places = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.gaps + 1)])
-        return np.array([self.low + place for place in places.tolist()], dtype=dtype)[numbers]
+        return np.array([self.low + place for place in places.tolist()], dtype=dtype).take(numbers)
