@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Final, final
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy.typing as npt
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.errors import FormatError
 
-__all__ = ["Alphabet", "check_fits"]
+__all__ = ["Alphabet", "check_fits", "limits", "raised"]
 
 Array = npt.NDArray[Any]
 I64 = npt.NDArray[np.int64]
@@ -19,6 +20,7 @@ U8 = npt.NDArray[np.uint8]
 
 _MOST: Final = 256
 _SPAN: Final = 1 << 16
+_WORD: Final = 1 << 64
 
 
 def check_fits(low: int, high: int, dtype: np.dtype[Any], what: str) -> None:
@@ -29,9 +31,20 @@ def check_fits(low: int, high: int, dtype: np.dtype[Any], what: str) -> None:
     """
     if dtype.kind not in "iub":
         raise FormatError(f"{what}: dtype {dtype}, expected an integer dtype or bool")
-    least, most = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    least, most = limits(dtype)
     if not least <= low <= high <= most:
         raise FormatError(f"{what}: symbols from {str(low)[:25]} to {str(high)[:25]} do not fit {dtype}")
+
+
+@cache
+def limits(dtype: np.dtype[Any]) -> tuple[int, int]:
+    """The least and the greatest symbol of an integer dtype or bool."""
+    return (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+
+
+def raised(offsets: Array, low: int, dtype: np.dtype[Any]) -> Array:
+    """Symbols of a dtype that holds them, from unsigned distances to the least."""
+    return (offsets.astype(np.uint64, copy=False) + np.array([low % _WORD], dtype=np.uint64)).astype(dtype)
 
 
 @final
@@ -103,4 +116,4 @@ class Alphabet:
                 numbers += np.uint8(self.low & 255)
             return numbers.view(dtype)
         places = np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(self.gaps + 1)])
-        return np.array([self.low + place for place in places.tolist()], dtype=dtype)[numbers]
+        return np.array([self.low + place for place in places.tolist()], dtype=dtype).take(numbers)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ctypes import byref, c_int64
 from itertools import accumulate
 from typing import Final, final
 
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding.compiled import coders
+from gossamer.coding.compiled import coders, loaded
 from gossamer.errors import FormatError
 
 __all__ = ["BitReader", "BitWriter", "golomb_bits", "int_list_bits", "iter_uints", "pack_uints", "unpack_uints"]
@@ -19,7 +20,10 @@ U64 = npt.NDArray[np.uint64]
 MAX_TABLE_BYTES: Final = 1 << 18  # no honest table comes near: 4096 symbols of 64-bit values take 90 KB
 _CHUNK: Final = 1 << 16  # a multiple of 8 values, so that chunks end on whole bytes
 _ORDERS: Final = 16
-_COMPILED: Final = 24  # codes from which on a call of compiled code pays
+_COMPILED: Final = 12  # codes from which on a call of compiled code pays
+_WORTH: Final = 24  # from which on loading it does
+_MOST_SYMBOLS: Final = 4096
+_BEHIND: Final = bytes(8)  # may be touched
 _DIRECT, _DELTA, _EQUAL = 0, 1, 2
 
 
@@ -145,9 +149,6 @@ class BitReader:
         return self._golombs(1, order)[0]
 
     def _golombs(self, count: int, order: int) -> list[int]:
-        quick = self._quick_golombs(count, order) if count >= _COMPILED else None
-        if quick is not None:
-            return quick
         text, at, end, values = self._text, self._at, len(self._text), []
         less = 1 << order
         for _ in range(count):
@@ -161,21 +162,6 @@ class BitReader:
         self._at = at
         return values
 
-    def _quick_golombs(self, count: int, order: int) -> list[int] | None:
-        """The same, compiled; None where that cannot be, or cannot say what is wrong."""
-        made = coders()
-        if made is None:
-            return None
-        padded = np.frombuffer(self._table + bytes(8), dtype=np.uint8)
-        out, at = np.empty(count, dtype=np.int64), np.array([self._at])
-        arrays = out.ctypes.data, at.ctypes.data
-        made.golombs(padded.ctypes.data, 8 * len(self._table), count, order, *arrays)
-        if int(at[0]) < 0:
-            return None
-        self._at = int(at[0])
-        found: list[int] = out.tolist()
-        return found
-
     def signed(self) -> int:
         """The inverse of `BitWriter.signed`."""
         folded = self.golomb(2)
@@ -183,6 +169,10 @@ class BitReader:
 
     def int_list(self, count: int, limit: int) -> list[int]:
         """`count` integers from 0 to `limit`; `count` must be bounded by the caller."""
+        quick = self._quick_lists(1, count, limit) if count >= _COMPILED else None
+        if quick is not None:
+            found: list[int] = quick[0].tolist()
+            return found
         kind, order = self.uint(2), self.uint(4)
         if kind > _EQUAL:
             raise FormatError(f"{self._what}: list of kind {kind}, expected 0, 1 or 2")
@@ -196,6 +186,39 @@ class BitReader:
             if not 0 <= value <= limit:
                 raise FormatError(f"{self._what}: table entry {value}, expected 0 to {limit}")
         return values
+
+    def int_lists(self, lists: int, count: int, limit: int) -> npt.NDArray[np.int64]:
+        """So many lists as `int_list` reads, one after the other: [lists, count] int64; both bounded by the caller."""
+        quick = self._quick_lists(lists, count, limit) if lists * count >= _COMPILED else None
+        if quick is not None:
+            return quick
+        return np.array([self.int_list(count, limit) for _ in range(lists)], dtype=np.int64).reshape(lists, count)
+
+    def _quick_lists(self, lists: int, count: int, limit: int) -> npt.NDArray[np.int64] | None:
+        """The same, compiled; None where that cannot be, or cannot say what is wrong."""
+        made = coders() if lists * count >= _WORTH else loaded()
+        if made is None:
+            return None
+        out, at = np.empty((lists, count), dtype=np.int64), c_int64(self._at)
+        made.lists(self._table + _BEHIND, 8 * len(self._table), lists, count, limit, out.ctypes.data, byref(at))
+        if at.value < 0:
+            return None
+        self._at = at.value
+        return out
+
+    def frequency_table(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]] | None:
+        """Offsets and roots of a `table.FrequencyTable`, compiled; None where that cannot be, and nothing is read."""
+        made = loaded()
+        if made is None:
+            return None
+        room, at = np.empty((2, _MOST_SYMBOLS), dtype=np.int64), (c_int64 * 2)(self._at)
+        offsets = room.ctypes.data
+        made.table(self._table + _BEHIND, 8 * len(self._table), offsets, offsets + room.strides[0], at)
+        if at[0] < 0:
+            return None
+        self._at = at[0]
+        found = room[:, : at[1]].copy()
+        return found[0], found[1]
 
     def rest(self) -> bytes:
         """Skips to the next whole byte and returns all that follows."""

@@ -89,14 +89,13 @@ class BytePlan:
 
         return write_blocks(-(-len(x) // size), most_bytes(min(size, len(x)), self.lanes), write, workers)
 
-    def decode(self, payload: bytes | memoryview, count: int, what: str, workers: int) -> U8:
-        """All bytes of a payload that is not trusted."""
-        return self.decode_part(payload, count, slice(0, count), what, workers)
-
     def decode_part(
         self, payload: bytes | memoryview, count: int, part: slice, what: str, workers: int, room: U8 | None = None
     ) -> U8:
-        """Some of the bytes, from the blocks that hold them alone; all of them into a room where one is given."""
+        """Some of the bytes of a payload that is not trusted, from the blocks that hold them alone.
+
+        All of them into a room, where one is given.
+        """
         blocks, model = Blocks(payload, count, self.log2, what), self.model
 
         def read(block: memoryview, piece: U8, _: slice, where: str) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from typing import Final, cast
 
 from gossamer.errors import FormatError
 
@@ -36,6 +38,9 @@ class Coder(IntEnum):
     MASK_TABLES = 18  # a mask as TABLES
     # from container version 3 on
     SHORT = 19  # one static frequency table, interleaved ANS in one block that begins with the last symbols
+
+
+_CODERS: Final[Mapping[int, Coder]] = types.MappingProxyType({int(coder): coder for coder in Coder})
 
 
 @dataclass(frozen=True)
@@ -90,12 +95,13 @@ class Coded:
         """
         if not isinstance(header, list | tuple) or len(header) != 3:
             raise FormatError("coded leaf: the header is not [coder, table bytes, payload bytes]")
-        numbers = [part for part in header if isinstance(part, int) and not isinstance(part, bool)]
-        if len(numbers) != 3 or not all(0 <= number < 1 << 63 for number in numbers):
+        code, table, payload = cast("Sequence[int]", header)
+        good = {type(code), type(table), type(payload)} <= {int, Coder}
+        if not (good and 0 <= min(code, table, payload) <= max(code, table, payload) < 1 << 63):
             raise FormatError("coded leaf: the header is not three non-negative integers of at most 63 bits")
-        code, table, payload = numbers
-        if code not in tuple(Coder):
+        coder = _CODERS.get(code)
+        if coder is None:
             raise FormatError(f"coded leaf: unknown coder {code}, expected one of 0 to {int(max(Coder))}")
         if table + payload != len(data):
             raise FormatError(f"coded leaf: {len(data)} bytes, expected {table} of table and {payload} of payload")
-        return cls(Coder(code), bytes(data[:table]), data[table:])
+        return cls(coder, bytes(data[:table]), data[table:])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from gossamer.coding import bits_code, model_code, planes_code, rans_code, sums_code, tabled_code
+from gossamer.coding import bits_code, model_code, planes_code, rans_code, small_code, sums_code, tabled_code
 
 __all__ = ["checksum_code", "coder_code"]
 
@@ -18,6 +18,7 @@ def coder_code(lanes: int) -> str:
     sums_code.add_count(module)
     model_code.add_model(module)
     bits_code.add_bits(module)
+    small_code.add_small(module)
     return str(module)
 
 

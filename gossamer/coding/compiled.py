@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from gossamer.coding.rans_kernels import ChecksumKernel, RansKernels
 
-__all__ = ["checksums", "coders"]
+__all__ = ["checksums", "coders", "loaded"]
 
 
 def coders() -> RansKernels | None:
@@ -15,6 +16,11 @@ def coders() -> RansKernels | None:
     from gossamer.coding.rans_kernels import kernels
 
     return kernels()
+
+
+def loaded() -> RansKernels | None:
+    """The same where they have been asked for before: loading the compiler takes longer than reading a small leaf."""
+    return coders() if "gossamer.coding.rans_kernels" in sys.modules else None
 
 
 def checksums() -> ChecksumKernel | None:

@@ -225,8 +225,7 @@ class _Tables:
             if int(widths.sum()) != count:
                 raise FormatError(f"{what}: bins of {int(widths.sum())} symbols, expected {count}")
             shares = np.array(reader.int_list(count, MAX_ROOT), dtype=np.int64)
-        roots = np.array([reader.int_list(len(widths), MAX_ROOT) for _ in range(tables)], dtype=np.int64)
-        return _Tables(widths, shares, roots)
+        return _Tables(widths, shares, reader.int_lists(tables, len(widths), MAX_ROOT))
 
 
 def decode_numbers(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.planes import turned
+from gossamer.coding.small import small_planes
 from gossamer.coding.symbols import counts_bits, decode_symbols, encode_plain_symbols, order0_bits
 from gossamer.errors import DataError, FormatError
 
@@ -128,6 +129,9 @@ def decode_planes(coded: Coded, nbytes: int, itemsize: int) -> U8:
     if coded.coder is not Coder.FLOAT_PLANES:
         raise FormatError(f"{what}: {coded.coder.name.lower()} is not a coder of floats")
     count = nbytes // itemsize
+    quick = small_planes(coded, count, itemsize)
+    if quick is not None:
+        return quick
     reader = BitReader(coded.table, what)
     rotated = bool(reader.uint(1))
     if rotated and itemsize == 1:

@@ -206,10 +206,6 @@ def _decode(module: ir.Module, *, few: int, wide: bool) -> None:
     made = function(module, name, arguments, exported=True)
     out, count, words, end, states, lanes, slots, table, read = made.args[:9]
     e = Emitter(made, WIDE)
-    if few:  # one set of loops for scalars is enough
-        with e.at.if_then(e.less(lanes, 2 * WIDE)):
-            e.at.call(module.globals["decode"], made.args[:9])
-            e.at.ret_void()
     available = words_between(e, words, end)
     bits, below = ir.Constant(I32, PRECISION), ir.Constant(I32, (1 << PRECISION) - 1)
 

@@ -9,11 +9,13 @@ from typing import Final, final
 
 from gossamer.coding import (
     bits_code,
+    coded,
     coder_code,
     model_code,
     planes_code,
     rans_code,
     rans_model,
+    small_code,
     sums_code,
     tabled_code,
 )
@@ -27,7 +29,10 @@ __all__ = ["RANS", "ChecksumKernel", "RansKernels", "checksum_kernel", "kernels"
 RANS: Final = Code(
     "coders",
     coder_code.coder_code,
-    (coder_code, rans_code, rans_model, tabled_code, planes_code, sums_code, model_code, bits_code, emit),
+    (
+        *(coder_code, rans_code, rans_model, tabled_code, planes_code, sums_code, model_code, bits_code, small_code),
+        *(coded, emit),
+    ),
 )
 CHECKSUM: Final = Code("checksum", coder_code.checksum_code, (coder_code, sums_code, emit))
 
@@ -47,7 +52,10 @@ class RansKernels:
         self.split = {size: engine.function(f"split_{size}", 4) for size in planes_code.ITEMSIZES}
         self.count = engine.function("count", 3)
         self.model = engine.function("model", 6)
-        self.golombs = engine.function("golombs", 6)
+        self.lists = engine.function("lists", 7)
+        self.table = engine.function("table", 5)
+        self.symbols = engine.function("symbols", 11)
+        self.planes = engine.function("planes", 7)
         self.unite = {size: engine.function(f"unite_{size}", 14) for size in planes_code.ITEMSIZES}
         self.merge = {size: engine.function(f"merge_{size}", 4) for size in planes_code.ITEMSIZES}
 

@@ -37,19 +37,20 @@ def byte_frequencies(weights: I64) -> I64:
     """Integer weights scaled to frequencies that sum to 2^14: `max(1, ⌊w·2¹⁴/Σw⌋)`, the rest to the largest.
 
     Args:
-        weights: [k] int64, 1 ≤ k ≤ 256, each from 1 to 2^48.
+        weights: [..., k] int64, 1 ≤ k ≤ 256, from 0 to 2^48: what has none gets none. Not all zero along the last axis.
 
     Returns:
-        [k] int64, each at least 1. Integer arithmetic only, so the same on every machine.
+        [..., k] int64, each sum along the last axis 2^14. Integer arithmetic only, so the same on every machine.
 
     Example:
         >>> byte_frequencies(np.array([1, 3])).tolist()
         [4096, 12288]
     """
-    scaled: I64 = np.maximum(1, (weights << PRECISION) // int(weights.sum()))
+    scaled: I64 = np.maximum(weights > 0, (weights << PRECISION) // weights.sum(-1, keepdims=True))
     # Where m entries are raised to 1, the k − m others share 2^14: the largest of them is at least 2^14/(k − m) ≥ m,
     # since m·(k − m) ≤ 2^14, and the m raised ones add less than m. So it stays positive.
-    scaled[int(scaled.argmax())] += (1 << PRECISION) - int(scaled.sum())
+    rows = scaled.reshape(-1, scaled.shape[-1])
+    rows[np.arange(len(rows)), rows.argmax(1)] += (1 << PRECISION) - rows.sum(1)
     return scaled
 
 

@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding.alphabet import check_fits
+from gossamer.coding.alphabet import check_fits, raised
 from gossamer.coding.bits import BitReader, BitWriter, pack_uints, unpack_uints
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.rans import decode_begun, encode_block
@@ -124,9 +124,8 @@ def read_short(
     table = FrequencyTable.read(reader, what)
     reader.finish()
     span = int(table.offsets[-1])
-    if lanes > MOST_LANES or not 1 <= span < SHORT_SPAN:
-        found = f"{lanes} lanes and symbols that span {span}"
-        raise FormatError(f"{what}: {found}, expected at most {MOST_LANES} and 1 to 255")
+    if span >= SHORT_SPAN:
+        raise FormatError(f"{what}: symbols that span {span}, expected at most {SHORT_SPAN - 1}")
     check_fits(low, low + span, dtype, what)
     narrow = dtype.itemsize == 1
     base = low & 255 if narrow else 0
@@ -139,6 +138,4 @@ def read_short(
     if any(told[size:]) or (tail and int(last.max()) > span):
         raise FormatError(f"{what}: lanes do not begin with {tail} symbols that span {span}")
     out[count - tail :] = last.astype(np.uint8) + np.uint8(base)
-    if narrow:
-        return out.view(dtype)
-    return (out.astype(np.uint64) + np.array([low % (1 << 64)], dtype=np.uint64)).astype(dtype)
+    return out.view(dtype) if narrow else raised(out, low, dtype)

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding.alphabet import Alphabet
+from gossamer.coding.alphabet import Alphabet, limits
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.contexts import WORTH_CONTEXTS, decode_numbers, encode_numbers, sides
@@ -132,7 +132,7 @@ def decode_sparse_symbols(
     dense: npt.NDArray[np.uint64] = decode_symbols(inner, (prod(shape),), np.dtype(np.uint64))
     mask = dense != 0
     codes = dense[mask]
-    least, most = (0, 1) if dtype.kind == "b" else (int(np.iinfo(dtype).min), int(np.iinfo(dtype).max))
+    least, most = limits(dtype)
     if len(codes) and not least <= low <= low + int(codes.max()) - 1 <= most:
         raise FormatError(f"{what}: symbols from {str(low)[:25]} do not fit {dtype}")
     return mask.reshape(shape), (codes + np.array([(low - 1) % _WORD], dtype=np.uint64)).astype(dtype)

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from gossamer.coding.alphabet import check_fits
+from gossamer.coding.alphabet import check_fits, limits, raised
 from gossamer.coding.ans import MAX_ALPHABET, AnsReader, ans_encode
 from gossamer.coding.bits import BitReader, BitWriter, iter_uints, pack_uints, unpack_uints
 from gossamer.coding.byte_blocks import WORTH, BytePlan
@@ -25,6 +25,7 @@ from gossamer.coding.short import (
     read_short,
     short_table,
 )
+from gossamer.coding.small import SMALL_CODERS, small_symbols
 from gossamer.coding.sums import count_bytes
 from gossamer.coding.table import FrequencyTable, counts_bits
 from gossamer.errors import DataError, FormatError
@@ -75,7 +76,7 @@ def _offsets(x: Array) -> tuple[Array, int]:
 def _restore(offsets: U64, low: int, dtype: np.dtype[Any], what: str) -> Array:
     """The inverse of `_offsets`, checked against the dtype."""
     check_fits(low, low + (int(offsets.max()) if len(offsets) else 0), dtype, what)
-    return (offsets + np.array([low % _WORD], dtype=np.uint64)).astype(dtype)
+    return raised(offsets, low, dtype)
 
 
 def _count(offsets: Array, high: int) -> tuple[U64, I64]:
@@ -437,9 +438,9 @@ def _read_blocks(
     narrow = dtype.itemsize == 1
     plan = BytePlan.read(reader, low if narrow else 0, what)
     reader.finish()
-    _restore(plan.table.offsets[[0, -1]].astype(np.uint64), low, dtype, what)  # the ends of the alphabet fit
+    check_fits(low, low + int(plan.table.offsets[-1]), dtype, what)
     found = plan.decode_part(payload, count, part, what, workers, room if narrow else None)
-    return found.view(dtype) if narrow else _restore(found.astype(np.uint64), low, dtype, what)
+    return found.view(dtype) if narrow else raised(found, low, dtype)
 
 
 def decode_symbols_part(coded: Coded, first: int, last: int, count: int, dtype: np.dtype[Any]) -> Array:
@@ -520,9 +521,13 @@ def _decoded(
     """As `decode_symbols`; blocks and short leaves of one-byte symbols fill the room."""
     what = f"{coded.coder.name.lower()} symbols"
     count = prod(shape)
-    reader = BitReader(coded.table, what)
     if coded.coder not in _CODERS:
         raise FormatError(f"{what}: not a coder of symbols")
+    if dtype.itemsize == 1 and dtype.kind in "iub" and coded.coder in SMALL_CODERS:
+        quick = np.empty(shape, dtype=np.uint8)
+        if small_symbols(coded, quick.reshape(-1), *limits(dtype)):
+            return quick.view(dtype)
+    reader = BitReader(coded.table, what)
     low = reader.signed()
     if coded.coder is Coder.CONSTANT:
         reader.finish()

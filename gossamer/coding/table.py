@@ -143,6 +143,9 @@ class FrequencyTable:
     @staticmethod
     def read(reader: BitReader, what: str) -> FrequencyTable:
         """Reads what `write` wrote; not trusted."""
+        quick = reader.frequency_table()
+        if quick is not None:
+            return FrequencyTable(*quick)
         listed = reader.uint(1)
         size = reader.golomb(3) + 2
         if size > MAX_ALPHABET:

@@ -42,10 +42,7 @@ class TabledModel:
     @cached_property
     def frequencies(self) -> I64:
         """[T, k] int64: each row sums to 2^14."""
-        out = np.zeros_like(self.weights)
-        for table, weights in zip(out, self.weights, strict=True):
-            table[weights > 0] = byte_frequencies(weights[weights > 0])
-        return out
+        return byte_frequencies(self.weights)
 
     @cached_property
     def entries(self) -> U32:

@@ -290,6 +290,11 @@ def computable(tensor: Tensor) -> Tensor:
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor
 
 
+def computable_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Dtype of what `computable` makes of a tensor."""
+    return torch.float32 if dtype.is_floating_point and dtype.itemsize < 4 else dtype
+
+
 @cache
 def declarations(kind: type[Encoding]) -> dict[str, LeafField | Child]:
     """The parts that a kind of node declares, in field order."""

@@ -26,7 +26,7 @@ from gossamer.encoding.factors import CP, LowRank, Monarch, TensorTrain, Tucker
 from gossamer.encoding.generated import Hashed, KernelBasis
 from gossamer.encoding.interpolation import Interpolation
 from gossamer.encoding.levels import NormalLevels, PowerLevels
-from gossamer.encoding.node import Encoding, Leaf, Pattern, Value, computable
+from gossamer.encoding.node import Encoding, Leaf, Pattern, Value, computable_dtype
 from gossamer.encoding.patterns import NM, Blocks, KernelShapes, Mask
 from gossamer.encoding.rotated import Rotated
 from gossamer.encoding.values import Affine, Codebook, Constant, Dense
@@ -168,13 +168,17 @@ def unflatten(
         raise FormatError(f"found {len(nodes)} nodes, expected at most {MAX_NODES}")
     for i, node in enumerate(nodes):
         good = isinstance(node, list) and len(node) >= 1 and _is_index(node[0], len(known))
-        names = tuple(_hints(known[node[0]])) if good else ()
+        names = _hints(known[node[0]]) if good else {}
         if not good or len(node) > 1 + len(names):
             raise FormatError(f"node {i}: found {str(node)[:80]}, expected [kind, value of each field]")
-        fields = {field: _turned(value, i) for field, value in zip(names, node[1:], strict=False)}
-        below = [n for value in fields.values() for n in _references(value, i)]
-        depths.append(1 + max((depths[j] for j in below), default=0))
-        places.append(1 + sum(places[j] for j in below))
+        fields, below = dict[str, Json](), list[int]()
+        for field, value in zip(names, node[1:], strict=False):
+            fields[field] = value
+            if isinstance(value, (dict, list)):  # nothing else refers to nodes
+                fields[field] = _turned(value, i)
+                below += _references(fields[field], i)
+        depths.append(1 + max([depths[j] for j in below], default=0))
+        places.append(1 + sum([places[j] for j in below]))
         if depths[i] > MAX_DEPTH or places[i] > MAX_NODES:  # few nodes can share their way to a tree without end
             found = f"a tree {depths[i]} deep with {places[i]} nodes"
             raise FormatError(f"node {i}: found {found}, expected at most {MAX_DEPTH} and {MAX_NODES}")
@@ -208,13 +212,13 @@ def _references(value: Json, before: int) -> Iterator[int]:
             yield from _references(member, before)
 
 
-def _check_groups(where: str, node: Encoding) -> None:
+def _check_groups(where: str, node: Encoding, part: str = "") -> None:
     # A value that is not packed under a mask: its own elements are all there are.
     if isinstance(node, Value):
         try:
             node.validate_over(prod(node.dense_shape()))
         except FormatError as broken:
-            raise FormatError(f"{where}: {broken}") from broken
+            raise FormatError(f"{where}{part}: {broken}") from broken
 
 
 def _kind(entry: Json) -> type[Encoding]:
@@ -240,14 +244,14 @@ def _make(
 ) -> Encoding:
     where = f"node {i} ({kind.__name__})"
     hints = _hints(kind)
-    if not _required(kind) <= set(fields) <= set(hints):
+    if not _required(kind) <= fields.keys() <= hints.keys():
         raise FormatError(f"{where}: found fields {str(sorted(fields))[:120]}, expected {sorted(hints)}")
     values = {n: _value(f"{where} {n}", found, hints[n], made, leaves) for n, found in fields.items()}
     try:
         node = kind(**values)
         shape = node.dense_shape()
         # Sizes are bounded one by one too: a zero makes a product nothing, whatever else it has.
-        boundless = len(shape) > _MAX_AXES or prod(max(1, size) for size in shape) >= _MAX_SIZE
+        boundless = len(shape) > _MAX_AXES or prod([size or 1 for size in shape]) >= _MAX_SIZE
         if min(shape, default=0) < 0 or boundless or (most is not None and prod(shape) > most):
             raise FormatError(f"{where}: found shape {str(shape)[:60]}, larger than any tensor needs, or negative")
         if contents:
@@ -255,9 +259,9 @@ def _make(
             dtypes[id(node)] = _result_dtype(node, dtypes)
             if most is not None and isinstance(node, TensorTrain) and node.largest_step() > _STEPS * most:
                 raise FormatError(f"{where}: found ranks that take {node.largest_step()} numbers to multiply out")
-            for name, part in node.parts():
-                if isinstance(part, Encoding) and not isinstance(node, Masked):
-                    _check_groups(f"{where} {name}", part)
+            for name, part in () if isinstance(node, Masked) else node.parts():
+                if isinstance(part, Encoding):
+                    _check_groups(where, part, f" {name}")
     except FormatError:
         raise
     except (ValueError, TypeError, IndexError, RuntimeError, OverflowError, ZeroDivisionError) as broken:
@@ -272,7 +276,7 @@ def _result_dtype(node: Encoding, known: Mapping[int, torch.dtype]) -> torch.dty
         FormatError: numbers that cannot be combined, such as factors of different dtypes, or a mask as a factor.
     """
     if isinstance(node, Dense):
-        return computable(torch.empty(0, dtype=node.array.dtype)).dtype
+        return computable_dtype(node.array.dtype)
     if isinstance(node, (Constant, PowerLevels)):
         return torch.float32
     if isinstance(node, (Pattern, Ref, KernelBasis)):
@@ -337,18 +341,19 @@ def _options(hint: Any) -> tuple[Any, ...]:
 
 
 def _conforms(value: object, hint: Any) -> bool:
-    for option in _options(hint):
-        if option is type(None) and value is None:
-            return True
-        if not isinstance(option, type):
-            continue
-        if option is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-            return abs(value) <= sys.float_info.max  # JSON has 1e999, which is infinite, and integers of any size
-        if option in (int, str, bool) and type(value) is option:
-            return True
-        if issubclass(option, (Encoding, Tensor)) and isinstance(value, option):
-            return True
-    return False
+    plain, objects = _accepted(hint)
+    if float in plain and type(value) in (int, float):
+        number = cast(float, value)
+        return abs(number) <= sys.float_info.max  # JSON has 1e999, which is infinite, and integers of any size
+    return type(value) in plain or isinstance(value, objects)
+
+
+@cache
+def _accepted(hint: Any) -> tuple[frozenset[type], tuple[type, ...]]:
+    """Kinds of plain values, and of nodes and tensors, that a field takes; a number may be written as an integer."""
+    options = [option for option in _options(hint) if isinstance(option, type)]
+    plain = frozenset(options) & {int, float, str, bool, type(None)}
+    return plain, tuple(option for option in options if issubclass(option, (Encoding, Tensor)))
 
 
 def _is_index(value: Json, length: int) -> bool:

@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gossamer.coding import Coded, Coder, decode_sparse_symbols
+from gossamer.coding.compiled import coders
 from gossamer.coding.sums import checksum
 from gossamer.encoding.node import Category, Encoding, Leaf
 from gossamer.encoding.patterns import pack_bits
@@ -38,6 +40,7 @@ __all__ = ["Container", "Record", "announce", "read_container"]
 
 _MAX_INDEX = 1 << 26
 _INDEX_LIMIT = 128  # bytes per byte of its deflated form; trees of ten thousand equal layers reach about 30
+_MANY = 400  # leaves that take longer to read than the compiler to load
 _UNKNOWN_LIMIT = 4096  # elements per byte of file that are believed when no network says how many are needed
 
 
@@ -73,20 +76,27 @@ class Container:
     Args:
         specs: the tensors of the network.
         trees: per canonical name.
-        records: what every leaf costs.
+        costs: (coder, table bytes, payload bytes) of every leaf, by its tensor's identity.
         index_bytes: of the trees.
         header_bytes: of the safetensors header with its length field.
         file_bytes: of the whole file.
         notes: the recipe and the plan, if they were stored.
+        measure_entropy: whether records say the entropy of leaves.
     """
 
     specs: tuple[TensorSpec, ...]
     trees: Mapping[str, Encoding]
-    records: tuple[Record, ...]
+    costs: Mapping[int, tuple[str, int, int]]
     index_bytes: int
     header_bytes: int
     file_bytes: int
     notes: Mapping[str, Json] = field(default_factory=dict)
+    measure_entropy: bool = False
+
+    @cached_property
+    def records(self) -> tuple[Record, ...]:
+        """What every leaf costs, made when it is first asked for: a network is loaded without."""
+        return tuple(_records(self.specs, self.trees, self.costs, self.measure_entropy))
 
 
 def announce(path: str | Path) -> None:
@@ -161,10 +171,13 @@ def _read(layout: Layout, whole: memoryview, expected: Sequence[TensorSpec] | No
             raise FormatError(f"tensor {spec.name!r}: found a reference by name, expected shared nodes")
     if expected is not None:
         specs = _with_kinds(specs, expected)
-    records = tuple(_records(specs, trees, tensors, leaves.costs, measure_entropy))
+    unused = len(tensors) - _reached(trees)
+    if unused:
+        raise FormatError(f"found {unused} leaves that no tensor uses")
     header = layout.data_start
     notes = index.get("notes", {})
-    return Container(specs, trees, records, packed_length_, header, layout.file_bytes, notes)
+    costs = dict(zip(map(id, tensors), leaves.costs, strict=True))
+    return Container(specs, trees, costs, packed_length_, header, layout.file_bytes, notes, measure_entropy)
 
 
 def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int, int]:
@@ -229,8 +242,9 @@ def _shape(found: Json) -> bool:
     return (
         isinstance(found, list)
         and len(found) <= 32
-        and all(isinstance(x, int) and not isinstance(x, bool) and 0 <= x < 1 << 40 for x in found)
-        and prod(max(1, x) for x in found) < 1 << 48  # also where a zero makes the whole empty
+        and set(map(type, found)) <= {int}
+        and 0 <= min(found, default=0) <= max(found, default=0) < 1 << 40
+        and prod(x or 1 for x in found) < 1 << 48  # also where a zero makes the whole empty
     )
 
 
@@ -293,6 +307,8 @@ class _Leaves:
     def coded(self, raw: memoryview, entries: list[Json], name: str) -> None:
         """An array of coded leaves, one after the other."""
         at = 0
+        if len(entries) >= _MANY:
+            coders()  # loaded once, they read small leaves of this file
         for entry in entries:
             form, shape, coder, table, payload, partner = _leaf_entry(entry, name)
             self.spent += packed_length(form, shape)
@@ -370,7 +386,7 @@ def _read_leaves(arrays: Json, layout: Layout, whole: memoryview, leaves: _Leave
 def _leaf_entry(leaf: Json, name: str) -> tuple[str, tuple[int, ...], int, int, int, int | None]:
     listed = isinstance(leaf, list) and len(leaf) in (WITH_PARTNER - 1, WITH_PARTNER)
     good = listed and isinstance(leaf[0], str) and _shape(leaf[1])
-    if not (good and all(isinstance(x, int) and not isinstance(x, bool) for x in leaf[2:]) and min(leaf[3:5]) >= 0):
+    if not (good and set(map(type, leaf[2:])) == {int} and leaf[3] >= 0 and leaf[4] >= 0):
         raise FormatError(f"array {name!r}: found leaf {str(leaf)[:80]}, expected [form, shape, coder, table, payload]")
     if leaf[0] != MASK:
         named_dtype(leaf[0])
@@ -381,24 +397,35 @@ def _leaf_entry(leaf: Json, name: str) -> tuple[str, tuple[int, ...], int, int, 
 def _records(
     specs: Sequence[TensorSpec],
     trees: Mapping[str, Encoding],
-    tensors: Sequence[Tensor],
-    costs: Sequence[tuple[str, int, int]],
+    costs: Mapping[int, tuple[str, int, int]],
     measure_entropy: bool,
 ) -> Iterator[Record]:
-    numbers = {id(t): i for i, t in enumerate(tensors)}
     seen: set[int] = set()
     for spec in specs:
         for leaf in trees[spec.name].leaves():
-            number = numbers[id(leaf.tensor)]
-            if number in seen:
+            if id(leaf.tensor) in seen:
                 continue
-            seen.add(number)
-            coder, table, payload = costs[number]
+            seen.add(id(leaf.tensor))
+            coder, table, payload = costs[id(leaf.tensor)]
             entropy = entropy_bits(leaf) if measure_entropy else float("nan")
             category = _category(leaf, trees[spec.name], spec.dtype)
             yield Record(spec.name, leaf.path, category, coder, table, payload, prod(leaf_form(leaf)[1]), entropy)
-    if len(seen) != len(tensors):
-        raise FormatError(f"found {len(tensors) - len(seen)} leaves that no tensor uses")
+
+
+def _reached(trees: Mapping[str, Encoding]) -> int:
+    """How many leaves the trees have; a shared one counts once."""
+    seen = set[int]()
+    leaves, left = 0, list[Encoding | Tensor](trees.values())
+    while left:
+        found = left.pop()
+        if id(found) in seen:
+            continue
+        seen.add(id(found))
+        if isinstance(found, Tensor):
+            leaves += 1
+        else:
+            left += [part for _, part in found.parts()]
+    return leaves
 
 
 def _category(leaf: Leaf, tree: Encoding, dtype: torch.dtype) -> Category:

@@ -15,6 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from gossamer.errors import DataError, FormatError
@@ -32,6 +33,9 @@ __all__ = [
     "write_safetensors",
 ]
 
+_PIECE = 1 << 20
+_STEPS = bytes(1 if c in b"[{" else 255 for c in range(256))
+_OTHERS = bytes(c for c in range(256) if c not in b"[{]}")
 MAX_HEADER = 100_000_000
 MAX_DEPTH = 32
 _ALIGN = 8
@@ -134,14 +138,13 @@ def parse_json(text: bytes, what: str) -> Any:
     Raises:
         FormatError: anything else.
     """
-    depth = deepest = 0
     # Possessive, and an open string runs to the end: one pass, whatever the bytes.
-    for token in re.finditer(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{\]}]', text):
-        if token.group() in b"[{":
-            depth += 1
-            deepest = max(deepest, depth)
-        elif token.group() in b"]}":
-            depth -= 1
+    bare = re.sub(rb'(?s)"[^"\\]*+(?:\\.[^"\\]*+)*+"?', b"", text)
+    brackets = np.frombuffer(bare.translate(_STEPS, _OTHERS), dtype=np.int8)
+    depth = deepest = 0
+    for start in range(0, len(brackets), _PIECE):
+        depths = depth + brackets[start : start + _PIECE].cumsum(dtype=np.int64)
+        depth, deepest = int(depths[-1]), max(deepest, int(depths.max()))
     if deepest > MAX_DEPTH:
         raise FormatError(f"{what}: found JSON nested {deepest} deep, expected at most {MAX_DEPTH}")
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 from contract.test_every_encoding import same_bits, same_trees
-from golden.make import GOLDEN, HERE, VERSION, main, specs_of
+from golden.make import GOLDEN, HERE, VERSIONS, golden, main, specs_of
 
 from gossamer.encoding.serial import KINDS
 from gossamer.store import read_container, write_container
@@ -21,8 +22,8 @@ every = pytest.mark.parametrize("name", GOLDEN)
 
 @every
 def test_golden_files_are_read_to_the_tensors_of_their_day(name: str) -> None:
-    found = read_container(HERE / f"{name}.v1.gsm")
-    expected = safetensors.torch.load_file(HERE / f"{name}.v1.safetensors")
+    found = read_container(golden(name))
+    expected = safetensors.torch.load_file(golden(name, "safetensors"))
     assert found.trees.keys() == expected.keys()
     for tensor, dense in expected.items():
         now = found.trees[tensor].to_dense()
@@ -38,21 +39,26 @@ def test_golden_trees_are_written_to_the_golden_bytes(name: str, tmp_path: Path)
     trees = GOLDEN[name]()
     notes = {"made by": "tests/golden/make.py"}
     write_container(tmp_path / "now.gsm", specs_of(trees), trees, notes)
-    golden = HERE / f"{name}.v{VERSION}.gsm"
-    assert (tmp_path / "now.gsm").read_bytes() == golden.read_bytes()
-    assert same_trees(dict(read_container(golden).trees), trees)
+    assert (tmp_path / "now.gsm").read_bytes() == golden(name).read_bytes()
+    assert same_trees(dict(read_container(golden(name)).trees), trees)
+
+
+@every
+def test_golden_files_have_the_version_that_their_names_say(name: str) -> None:
+    metadata = json.loads(golden(name).read_bytes()[8:].split(b"}", 1)[0].split(b":", 1)[1] + b"}")
+    assert metadata["gossamer"].split()[0] == str(VERSIONS.get(name, 1))
 
 
 @every
 def test_golden_files_are_small(name: str) -> None:
-    assert (HERE / f"{name}.v1.gsm").stat().st_size <= 3072
+    assert golden(name).stat().st_size <= 3072
 
 
 def test_golden_files_hold_every_kind_but_references() -> None:
     seen = {
         type(node).__name__
         for name in GOLDEN
-        for tree in read_container(HERE / f"{name}.v1.gsm").trees.values()
+        for tree in read_container(golden(name)).trees.values()
         for _, node in tree.nodes()
     }
     # Differences to another checkpoint stand for nothing without it: tests/methods/test_delta.py.
