@@ -31,8 +31,8 @@ def _known(e: Emitter, name: str, arguments: list[Node]) -> Node:
 class BitsCode:
     """Emits reading of bits, most significant first, within one function.
 
-    Whatever is not there, longer than 57 bits or refused makes the place −1, where it stays; zeros or other numbers
-    are read from then on.
+    Whatever is not there, longer than 57 bits or refused makes the place −1, where it stays. Codes are read as zeros
+    from then on, so that arithmetic with them never overflows; other integers may be anything of so many bits.
 
     Args:
         e: of the function.
@@ -91,7 +91,8 @@ class BitsCode:
         self.check(sure)
         size = e.at.select(sure, size, e.constant(_SURE))
         self._take(at, size)
-        return e.sub(e.at.lshr(word, e.sub(_WORD, size)), e.at.shl(e.constant(1), e.constant(order)))
+        found = e.sub(e.at.lshr(word, e.sub(_WORD, size)), e.at.shl(e.constant(1), e.constant(order)))
+        return e.at.select(self.good, found, e.constant(0))
 
     def signed(self) -> Node:
         """Any integer."""

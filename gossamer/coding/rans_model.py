@@ -46,7 +46,8 @@ def byte_frequencies(weights: I64) -> I64:
         >>> byte_frequencies(np.array([1, 3])).tolist()
         [4096, 12288]
     """
-    scaled: I64 = np.maximum(weights > 0, (weights << PRECISION) // weights.sum(-1, keepdims=True))
+    quotients = (weights << PRECISION) // weights.sum(-1, keepdims=True)
+    scaled: I64 = np.maximum(weights > 0, quotients, order="C")  # so that rows are a view of it
     # Where m entries are raised to 1, the k − m others share 2^14: the largest of them is at least 2^14/(k − m) ≥ m,
     # since m·(k − m) ≤ 2^14, and the m raised ones add less than m. So it stays positive.
     rows = scaled.reshape(-1, scaled.shape[-1])

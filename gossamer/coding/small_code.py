@@ -207,10 +207,14 @@ def _add_symbols(module: ir.Module) -> None:
 
         e.loop(0, symbols, each)
 
+    def greatest_of(symbols: Node) -> Node:
+        """The last offset; 0 where the table is not good, since nothing may have been written there."""
+        return e.at.select(source.good, e.read(offsets, e.sub(symbols, 1), I64), zero)
+
     def static() -> None:
         symbols = read_table(e, source, _SPAN, offsets, roots)
         source.finish()
-        source.check(e.at.icmp_signed("<=", e.read(offsets, e.sub(symbols, 1), I64), span))
+        source.check(e.at.icmp_signed("<=", greatest_of(symbols), span))
         with e.at.if_then(source.good):
             change(symbols, lambda offset: e.add(offset, low))
             accept(read_stream(payload_bytes, symbols))
@@ -218,13 +222,14 @@ def _add_symbols(module: ir.Module) -> None:
     def split() -> None:
         logarithmic, parameter = e.equal(source.uint(1), 1), source.uint(6)
         source.check(e.less(parameter, e.at.select(logarithmic, e.constant(_MANTISSA + 1), e.constant(_BYTE + 1))))
+        source.check(e.at.or_(logarithmic, e.less(0, parameter)))  # without low bits nothing is split
         first = source.golomb(2)
         source.check(e.less(first, _SPAN))
         symbols = read_table(e, source, _SPAN, offsets, roots)
         size = source.golomb(7)
         source.finish()
         source.check(e.at.icmp_signed("<=", size, payload_bytes))
-        greatest = e.read(offsets, e.sub(symbols, 1), I64)
+        greatest = greatest_of(symbols)
         source.check(e.less(greatest, _SPAN))
         shift = e.at.select(source.good, parameter, zero)
 

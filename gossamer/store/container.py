@@ -76,7 +76,8 @@ class Container:
     Args:
         specs: the tensors of the network.
         trees: per canonical name.
-        costs: (coder, table bytes, payload bytes) of every leaf, by its tensor's identity.
+        leaves: every leaf of the trees, in the order of the file.
+        costs: (coder, table bytes, payload bytes) of each.
         index_bytes: of the trees.
         header_bytes: of the safetensors header with its length field.
         file_bytes: of the whole file.
@@ -86,7 +87,8 @@ class Container:
 
     specs: tuple[TensorSpec, ...]
     trees: Mapping[str, Encoding]
-    costs: Mapping[int, tuple[str, int, int]]
+    leaves: tuple[Tensor, ...]
+    costs: tuple[tuple[str, int, int], ...]
     index_bytes: int
     header_bytes: int
     file_bytes: int
@@ -96,7 +98,9 @@ class Container:
     @cached_property
     def records(self) -> tuple[Record, ...]:
         """What every leaf costs, made when it is first asked for: a network is loaded without."""
-        return tuple(_records(self.specs, self.trees, self.costs, self.measure_entropy))
+        # Leaves are held here, so whatever becomes of the trees, none of their identities is another tensor's.
+        costs = dict(zip(map(id, self.leaves), self.costs, strict=True))
+        return tuple(_records(self.specs, self.trees, costs, self.measure_entropy))
 
 
 def announce(path: str | Path) -> None:
@@ -176,8 +180,8 @@ def _read(layout: Layout, whole: memoryview, expected: Sequence[TensorSpec] | No
         raise FormatError(f"found {unused} leaves that no tensor uses")
     header = layout.data_start
     notes = index.get("notes", {})
-    costs = dict(zip(map(id, tensors), leaves.costs, strict=True))
-    return Container(specs, trees, costs, packed_length_, header, layout.file_bytes, notes, measure_entropy)
+    accounts = tuple(tensors), tuple(leaves.costs)
+    return Container(specs, trees, *accounts, packed_length_, header, layout.file_bytes, notes, measure_entropy)
 
 
 def _index(layout: Layout, whole: memoryview) -> tuple[dict[str, Json], int, int]:

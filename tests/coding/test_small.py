@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossamer.coding import Coded, Coder, bits, decode_floats, decode_symbols, encode_floats, small
+from gossamer.coding.ans import ans_encode
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.compiled import coders
 from gossamer.coding.rans_model import byte_frequencies
@@ -133,6 +134,33 @@ def test_every_coder_of_small_leaves_is_compiled() -> None:
     assert np.array_equal(small_planes(coded, 60, 4), raw)  # type: ignore[arg-type]
 
 
+def test_a_split_without_low_bits_is_refused_with_and_without_a_compiler() -> None:
+    x = np.arange(100, dtype=np.uint8) % 4
+    table = FrequencyTable(np.arange(4), np.ones(4, dtype=np.int64))
+    stream = ans_encode([(x, table.frequencies)])
+    writer = BitWriter()
+    writer.signed(0)
+    for value, width in ((0, 1), (0, 6)):  # linear, no low bits
+        writer.uint(value, width)
+    writer.golomb(0, 2)
+    table.write(writer)
+    writer.golomb(len(stream), 7)
+    assert both(decode_symbols, Coded(Coder.SPLIT, writer.finish(), stream), x.shape, x.dtype)[0] == "refused"
+
+
+@pytest.mark.parametrize("coder", sorted(SMALL_CODERS), ids=lambda c: c.name)
+@pytest.mark.parametrize("zeros", [27, 28, 29, 56, 57, 63, 64, 65])
+def test_codes_of_a_word_and_longer_are_refused_alike(coder: Coder, zeros: int) -> None:
+    for start in ((), (0,), (0, 0, 0)):  # the least symbol, or what follows it
+        writer = BitWriter()
+        for value in start:
+            writer.golomb(value, 2)
+        writer.uint(1, zeros + 1)
+        writer.uint((1 << 70) - 1, 70)
+        for payload in (b"", bytes(9), b"\1" * 9):
+            assert both(decode_symbols, Coded(coder, writer.finish(), payload), (9,), np.dtype("u1"))[0] == "refused"
+
+
 @given(st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(1, 1 << 16)), min_size=1, max_size=40), st.data())
 def test_tables_are_read_alike_with_and_without_a_compiler(more: list[tuple[int, int]], data: st.DataObject) -> None:
     close = data.draw(st.booleans())
@@ -157,6 +185,7 @@ def test_tables_are_read_alike_with_and_without_a_compiler(more: list[tuple[int,
 @given(st.lists(st.lists(st.integers(0, 1 << 48), min_size=5, max_size=5).filter(any), min_size=1, max_size=4))
 def test_tables_scaled_together_are_as_each_alone(weights: list[list[int]]) -> None:
     together = byte_frequencies(np.array(weights))
+    assert np.array_equal(byte_frequencies(np.asfortranarray(weights)), together)
     for row, found in zip(np.array(weights), together, strict=True):
         assert np.array_equal(found[row > 0], byte_frequencies(row[row > 0]))
         assert not found[row == 0].any()

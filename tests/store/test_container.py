@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,12 @@ def test_every_byte_belongs_to_a_leaf_the_index_or_the_header(make: object, tmp_
     leaves = {id(leaf.tensor) for tree in container.trees.values() for leaf in tree.leaves()}
     assert len(container.records) == len(leaves)
     assert all(r.entropy >= 0 for r in container.records)
+
+
+def test_a_copy_of_a_container_has_the_same_accounts(tmp_path: Path) -> None:
+    write_container(tmp_path / "a.gsm", *pruned_and_shared())
+    expected = read_container(tmp_path / "a.gsm", measure_entropy=True).records
+    assert copy.deepcopy(read_container(tmp_path / "a.gsm", measure_entropy=True)).records == expected
 
 
 def test_the_same_trees_give_the_same_bytes(tmp_path: Path) -> None:

@@ -31,7 +31,8 @@ from store.forge import (
 
 from gossamer.encoding import Dense, Kind, LowRank, Mask, TensorSpec, TensorTrain
 from gossamer.errors import FormatError
-from gossamer.store import read_container, write_container
+from gossamer.store import read_container, safetensors_file, write_container
+from gossamer.store.safetensors_file import parse_json
 
 BIG = 1 << 39
 LIMIT = 64 << 20  # bytes; the networks have under 1000 weights
@@ -425,6 +426,33 @@ def test_an_index_that_is_no_proper_json_is_refused(
 ) -> None:
     text = text_of(shared)
     assert expected in refused(seal_text(shared, change(text)), tmp_path)
+
+
+def nesting(text: bytes) -> int:
+    """The deepest, one character after the other."""
+    depth = deepest = 0
+    inside = escaped = False
+    for c in map(chr, text):
+        if inside:
+            inside, escaped = escaped or c != '"', c == "\\" and not escaped
+        else:
+            inside = c == '"'
+            depth += (c in "[{") - (c in "]}")
+            deepest = max(deepest, depth)
+    return deepest
+
+
+@given(st.lists(st.sampled_from([bytes([c]) for c in b'[]{}"\\1']), max_size=20).map(b"".join), st.integers(1, 5))
+def test_nesting_is_counted_outside_of_strings(text: bytes, piece: int) -> None:
+    found = ""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(safetensors_file, "MAX_DEPTH", 2)
+        patch.setattr(safetensors_file, "_PIECE", piece)
+        try:
+            parse_json(text, "x")
+        except FormatError as error:
+            found = str(error)
+    assert (f"nested {nesting(text)} deep" in found) == (nesting(text) > 2)
 
 
 def test_an_unknown_version_or_no_seal_is_refused(shared: Parts, tmp_path: Path) -> None:
