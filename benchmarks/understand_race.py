@@ -18,7 +18,7 @@ def row_of(place: Place, network: Network, kind: str, rest: list[str]) -> dict[s
     del kind
     seed, variant = rest
     inputs, targets = place.fashion.test[: place.images], place.fashion.test_labels[: place.images]
-    steps, queries = (5, 10) if place.quick else (10, 50)
+    steps, queries = (5, 10) if place.quick else (20, 100)
     with tempfile.TemporaryDirectory() as folder:
         file = saved(place.network(network, int(seed), variant), inputs[:1], Path(folder) / "network.ts")
         return raced(file, inputs, targets, steps=steps, queries=queries)
