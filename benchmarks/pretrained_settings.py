@@ -115,23 +115,23 @@ _LOW_RANK = (
     ),
 )
 _LAYERS = {f"encoder.layer.{i}": f"encoder.layer.{i}" for i in range(6)}
+_TAUGHT = gs.Tune(
+    epochs=1,
+    lr=5e-4,
+    clip=1.0,
+    warmup=0.05,
+    hidden=_LAYERS,
+    skip="embeddings.word_embeddings.*",
+    precision="bfloat16",
+    distil=1.0,
+    taught_by="outputs",
+)
 _MINILM_HEALED = (
     # What this takes away gives the first gradients to rank by.
     gs.prune.Magnitude(sparsity=0.2, only="encoder.*.weight", skip="*LayerNorm*"),
     gs.Gradual(
         methods=(gs.prune.Taylor(sparsity=0.8, form="fisher", scope="global", only="encoder.*"),),
-        tune=gs.Tune(
-            epochs=1,
-            lr=5e-4,
-            clip=1.0,
-            warmup=0.05,
-            hidden=_LAYERS,
-            skip="embeddings.word_embeddings.*",
-            precision="bfloat16",
-            products="live",
-            distil=1.0,
-            taught_by="outputs",
-        ),
+        tune=replace(_TAUGHT, products="live"),
         updates=20,
         ramp=0.4,
     ),
@@ -145,17 +145,7 @@ once, so that the loss in training is one on unseen text."""
 _MINILM_SHRUNK = (
     gs.shrink.Blocks(sparsity=1 / 3),
     gs.shrink.Channels(sparsity=0.5, score="taylor"),
-    gs.Tune(
-        epochs=1,
-        lr=5e-4,
-        clip=1.0,
-        warmup=0.05,
-        hidden=_LAYERS,
-        skip="embeddings.word_embeddings.*",
-        precision="bfloat16",
-        distil=1.0,
-        taught_by="outputs",
-    ),
+    _TAUGHT,
     gs.quantize.NormalFloat(bits=4, group=64, only="embeddings.*.weight", skip="*LayerNorm*"),
     gs.quantize.RoundToNearest(bits=8, group="channel", only="encoder.*.weight", skip="*LayerNorm*"),
 )
