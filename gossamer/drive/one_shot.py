@@ -172,8 +172,9 @@ def find_sites(method: Method, source: Source) -> tuple[list[Site], dict[str, st
             skipped[spec.name] = found.reason
         for path in found.paths:
             site = Site(spec, path, tree.at(path).dense_shape())
-            # Of a removed block's weights none is left.
-            reason = "it holds no weights" if 0 in site.shape else method.refuses(site)
+            reason = method.refuses(site)
+            if 0 in site.shape:  # such as the weights of a removed block
+                reason = f"found shape {site.shape}, expected at least one weight"
             if reason:
                 skipped[site.key] = reason
             elif seen.is_new(site, tree.at(path)):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
 from typing import Any, final
 
 import numpy as np
@@ -59,10 +58,6 @@ class Hashing(Method):
     def advice(self, skeleton: Skeleton) -> str:
         """Order of a recipe."""
         return "A hash spreads few values over all weights of a plain tensor: hash first, then quantize the table"
-
-    def refuses(self, site: Site) -> str:
-        """Tensors without a weight."""
-        return "" if prod(site.shape) else f"found shape {site.shape}, expected at least one weight"
 
     def encode(
         self, site: Site, weight: Encoding, entry: Mapping[str, Any], shared: Mapping[str, Encoding]
