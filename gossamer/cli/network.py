@@ -32,8 +32,9 @@ def named_object(name: str, what: str) -> Any:
         sys.path.insert(0, here)
     try:
         module = importlib.import_module(module_name)
-    except ImportError as error:
-        raise DataError(f"{what}: cannot import {module_name!r}: {error}") from error
+    except Exception as error:  # importing runs the user's code
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise DataError(f"{what}: cannot import {module_name!r}: {reason}") from error
     if not hasattr(module, attribute):
         raise DataError(f"{what}: found no {attribute!r} in {module_name!r}")
     return getattr(module, attribute)

@@ -271,11 +271,12 @@ class _Collector:
 
 def _time_dense(entries: list[dict[str, Any]]) -> None:
     """The dense network's time, which was taken beside every file: the middle one of those."""
-    taken = sorted(entry["latency"]["dense_milliseconds"] for entry in entries if entry["latency"])
+    taken = sorted((e["latency"] for e in entries if e["latency"]), key=lambda taken: taken["dense_milliseconds"])
     if taken and entries[0]["dense"]:
         middle = taken[len(taken) // 2]
-        first = {"milliseconds": middle, "low": taken[0], "high": taken[-1], "dense_milliseconds": middle}
-        entries[0]["latency"] = first
+        time = middle["dense_milliseconds"]
+        first = {"milliseconds": time, "low": middle["dense_low"], "high": middle["dense_high"]}
+        entries[0]["latency"] = {**first, "dense_milliseconds": time}
 
 
 def _nothing() -> dict[str, Any]:

@@ -92,7 +92,9 @@ def _front(gain: _Gain, looks: Sequence[Look], dense: Look | None) -> Figure | N
         return None
     best = set(front_of([(g, a) for _, g, a in found]))
     reference = None if dense is None else dense.accuracy
-    note = "Filled: on the front, no other file is better in both. The dashed line is the dense network."
+    note = "Filled: on the front, no other file is better in both."
+    if reference is not None:
+        note += " The dashed line is the dense network."
     return Figure(
         gain.name,
         gain.title,

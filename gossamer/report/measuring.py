@@ -147,6 +147,8 @@ def latency_of(bench: Bench, subject: Subject) -> tuple[dict[str, Any], list[dic
         "low": here.low_ms,
         "high": here.high_ms,
         "dense_milliseconds": before.median_ms,
+        "dense_low": before.low_ms,
+        "dense_high": before.high_ms,
         "batch": 1,
         "threads": torch.get_num_threads(),
     }
@@ -182,7 +184,7 @@ def generalisation_of(bench: Bench, network: nn.Module, *, is_dense: bool) -> di
     """Training against test, calibration, classes."""
     assert bench.test is not None and bench.train is not None
     dense = None if bench.dense is None or is_dense else bench.dense.network
-    return generalisation(network, bench.train.pair, bench.test.pair, dense=dense, bins=10, batch=_BATCH).to_json()
+    return generalisation(network, bench.train.pair, bench.test.pair, dense=dense, batch=_BATCH).to_json()
 
 
 def robustness_of(bench: Bench, network: nn.Module, *, is_dense: bool, told: Told | None) -> dict[str, Any]:

@@ -165,13 +165,10 @@ def _sections(document: Mapping[str, Any], looks: Sequence[Look], dense: Look | 
     names = _names(document["data"]["classes"])
     panels = tuple(_panel(look, dense, names, rows) for look in looks)
     kept = tuple(figure for figure in behaved if figure is not None)
+    beside = "" if dense is None else "The dense network is beside every file."
     return [
         Section("compared", "Compared", "", tuple(compared)),
-        *(
-            [Section("behaviour", "What accuracy hides", "The dense network is beside every file.", kept)]
-            if kept
-            else []
-        ),
+        *([Section("behaviour", "What accuracy hides", beside, kept)] if kept else []),
         *([Section("detail", "Inside a file", "", (), panels)] if panels else []),
     ]
 

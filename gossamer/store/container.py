@@ -378,7 +378,7 @@ def _read_leaves(arrays: Json, layout: Layout, whole: memoryview, leaves: _Leave
         raw = whole[layout.data_start + array.start : layout.data_start + array.stop]
         found = checksum(raw)
         if found != expected:
-            raise FormatError(f"array {name!r}: found checksum {found:08x}, expected {str(expected)[:12]}")
+            raise FormatError(f"array {name!r}: found checksum {found}, expected {str(expected)[:12]}")
         if entries is None:
             leaves.plain(raw, array.dtype, array.shape)
         elif isinstance(entries, list) and array.dtype == "U8":

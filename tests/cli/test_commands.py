@@ -324,6 +324,24 @@ def test_presets_that_cannot_be_used_are_refused_in_one_line(files: Path, capsys
     assert not out.exists()
 
 
+@pytest.mark.parametrize(
+    ("module", "code", "found"),
+    [
+        ("divides", "1 / 0", "ZeroDivisionError"),
+        ("misspelt", "def", "SyntaxError"),
+        ("empty", "", "no 'f'"),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_named(
+    module: str, code: str, found: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (files / f"broken_{module}.py").write_text(code, encoding="utf-8")
+    monkeypatch.syspath_prepend(files)
+    given = files / "weights.safetensors", "--recipe", files / "recipe.yaml", "-o", files / "out.gsm"
+    line = refused(capsys, "compress", *given, "--network", f"broken_{module}:f")
+    assert "--network: " in line and f"broken_{module}" in line and found in line
+
+
 def test_data_that_cannot_be_made_are_said_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

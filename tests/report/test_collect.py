@@ -111,6 +111,13 @@ def test_all_parts_are_measured_and_serialise(report: Report) -> None:
     assert document["missing"] == {}
 
 
+def test_the_dense_time_is_the_middle_one_of_those_beside_the_files_with_its_quartiles(report: Report) -> None:
+    first, *rest = (file["latency"] for file in report.document["files"])
+    taken = sorted((f["dense_milliseconds"], f["dense_low"], f["dense_high"]) for f in rest)
+    assert (first["milliseconds"], first["low"], first["high"]) == taken[len(taken) // 2]
+    assert all(low <= time <= high for time, low, high in taken)
+
+
 def test_the_page_of_it_is_headed_by_the_best(report: Report) -> None:
     page = report.html()
     assert "× smaller" in report.headline

@@ -177,6 +177,14 @@ def test_all_parts_are_there() -> None:
         assert page.count(tag) == 1
 
 
+def test_pages_without_a_dense_network_do_not_speak_of_one() -> None:
+    said = ("The dashed line is the dense network", "The dense network is beside every file")
+    whole = document(2, 3)
+    assert all(text in page_of(whole) for text in said)
+    alone = whole | {"files": [f for f in whole["files"] if not f["dense"]]}
+    assert not any(text in page_of(alone) for text in said)
+
+
 def test_a_ledger_alone_makes_a_page_without_empty_figures() -> None:
     page = page_of(bare())
     for anchor in ("front-size", "robustness", "gap", "lengths-0", "changed-a", "kernels-a"):
