@@ -15,19 +15,7 @@ from gossamer.drive.learning import rate
 from gossamer.encoding import Affine, Masked
 from gossamer.errors import CompositionError, PlanError
 from gossamer.methods.base import Method
-
-
-def data() -> list[tuple[Tensor, Tensor]]:
-    g = torch.Generator().manual_seed(0)
-    truth = torch.randn(40, 4, generator=g) * (torch.rand(40, 1, generator=g) < 0.3)
-    inputs = [torch.randn(64, 40, generator=g) for _ in range(12)]
-    return [(x, (x @ truth).argmax(1)) for x in inputs]
-
-
-def net() -> nn.Sequential:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(40, 120), nn.ReLU(), nn.Linear(120, 60), nn.ReLU(), nn.Linear(60, 4))
-
+from tests.drive.sparse_classes import accuracy_of, data, net
 
 METHODS = (gs.quantize.LearnedRate(levels=7), gs.quantize.LearnedRate(only="*.bias", levels=31, zeros="level"))
 
@@ -45,11 +33,6 @@ def by_hand(price: float, start: gs.Compressed, epochs: int = 20) -> gs.Compress
             loss.backward()
             optimizer.step()
     return start.harvest(network.eval())
-
-
-def accuracy_of(network: nn.Module) -> float:
-    with torch.no_grad():
-        return sum(float((network(x).argmax(1) == y).float().mean()) for x, y in data()) / len(data())
 
 
 def test_a_loop_of_ones_own_with_the_bits_in_its_loss_leaves_a_smaller_file_that_works(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from gossamer.encoding import Dense, Kind, Masked, TensorSpec
 from gossamer.errors import PlanError
 from gossamer.methods.base import Site
 from gossamer.methods.quantize import LearnedRate, RoundToNearest
+from tests.drive.sparse_classes import accuracy_of, data, net
 
 
 def site_of(weight: Tensor) -> Site:
@@ -75,23 +76,10 @@ def test_small_steps_of_a_weight_change_the_bits_as_the_slope_says_on_the_mean()
     assert float((moved - bits).detach()) == pytest.approx(predicted, rel=0.1)
 
 
-def data() -> list[tuple[Tensor, Tensor]]:
-    g = torch.Generator().manual_seed(0)
-    truth = torch.randn(40, 4, generator=g) * (torch.rand(40, 1, generator=g) < 0.3)
-    inputs = [torch.randn(64, 40, generator=g) for _ in range(12)]
-    return [(x, (x @ truth).argmax(1)) for x in inputs]
-
-
 def trained() -> nn.Sequential:
-    torch.manual_seed(0)
-    made = nn.Sequential(nn.Linear(40, 120), nn.ReLU(), nn.Linear(120, 60), nn.ReLU(), nn.Linear(60, 4))
+    made = net()
     train(made, data(), Tune(epochs=12, lr=3e-3), progress=NoProgress())
     return made
-
-
-def accuracy_of(network: nn.Module) -> float:
-    with torch.no_grad():
-        return sum(float((network(x).argmax(1) == y).float().mean()) for x, y in data()) / len(data())
 
 
 def stage(epochs: int = 30, **price: object) -> QuantizationAware:
