@@ -172,9 +172,7 @@ def find_sites(method: Method, source: Source) -> tuple[list[Site], dict[str, st
             skipped[spec.name] = found.reason
         for path in found.paths:
             site = Site(spec, path, tree.at(path).dense_shape())
-            reason = method.refuses(site)
-            if 0 in site.shape:  # such as the weights of a removed block
-                reason = f"found shape {site.shape}, expected at least one weight"
+            reason = method.refusal(site)
             if reason:
                 skipped[site.key] = reason
             elif seen.is_new(site, tree.at(path)):

@@ -225,7 +225,7 @@ def check_method(where: str, bound: Method, listed: Sequence[TensorSpec], possib
             made = skeleton
             for path in found.paths:
                 whole = skeleton == _plain_skeleton(spec)
-                if not (whole and bound.refuses(Site(spec, path, _plain_shape(spec)))):
+                if not (whole and bound.refusal(Site(spec, path, _plain_shape(spec)))):
                     taken = True
                     made = made.put(path, bound.produces(skeleton.at(path)))
             after |= {made, skeleton} if bound.leaves_some else {made}

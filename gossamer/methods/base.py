@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field
 from fnmatch import fnmatchcase
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
@@ -271,9 +271,14 @@ class Method(ABC):
         raise PlanError(f"{type(self).__name__}: found {skeleton}, expected an accepted one")
 
     def refuses(self, site: Site) -> str:
-        """Why this site cannot be handled, from its shape alone; empty: it can."""
+        """Why this site cannot be handled, from its shape alone; empty: it can. Sites without a weight do not come."""
         del site
         return ""
+
+    @final
+    def refusal(self, site: Site) -> str:
+        """As `refuses`, of sites without a weight too, such as those of a removed block: no method handles these."""
+        return f"found shape {site.shape}, expected at least one weight" if 0 in site.shape else self.refuses(site)
 
     @property
     def budgets_file(self) -> bool:

@@ -276,7 +276,7 @@ class _Run:
         method = self._made(probe, probe.levels[0], (64, 64))
         found = method.find(spec, skeleton_of(tree))
         sites = tuple(Site(spec, path, tree.at(path).dense_shape()) for path in found.paths)
-        reason = found.reason or next((why for site in sites if (why := method.refuses(site))), "")
+        reason = found.reason or next((why for site in sites if (why := method.refusal(site))), "")
         return ((), reason) if reason else (sites, "")
 
     def layers(self) -> list[tuple[TensorSpec, tuple[Probe, ...]]]:
