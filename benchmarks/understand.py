@@ -96,6 +96,7 @@ def tasks(*, quick: bool) -> list[Task]:
         for name in names:
             files = tuple(f"file/{name}/{seed}/{variant}" for variant in VARIANTS[1:])
             made.append(Task(f"accounted/{name}/{seed}", _OF_BYTES, files))
+            made.append(Task(f"damaged/{name}/{seed}", _OF_FILES, (f"dense/{name}/{seed}", *files)))
             for variant, before in zip(VARIANTS, (f"dense/{name}/{seed}", *files), strict=True):
                 made.append(Task(f"attacked/{name}/{seed}/{variant}", _OF_FILES, (before,)))
     return made
@@ -154,12 +155,12 @@ class Run:
 
 def document(run: Run) -> dict[str, Any]:
     """Rows by kind."""
-    kinds = ("description_length", "robustness", "pie", "vog", "prequential", "search", "race", "report")
+    kinds = ("description_length", "robustness", "corruptions", "pie", "vog", "prequential", "search", "race", "report")
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for key, row in run.rows.items():
         kind, network, *rest = key.split("/")
         where = {"network": network} | dict(zip(("seed", "variant"), rest, strict=False))
-        named = {"accounted": "description_length", "attacked": "robustness"}.get(kind, kind)
+        named = {"accounted": "description_length", "attacked": "robustness", "damaged": "corruptions"}.get(kind, kind)
         if named in found:
             found[named] += [where | r for r in row["row"].get("variants", [row["row"]])]
     seconds = sum(row["cpu_seconds"] for row in run.rows.values())
@@ -179,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the full Fashion-MNIST")
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--quick", action="store_true", help="one network, one seed, few images")
-    parser.add_argument("--minutes", type=float, default=55, help="after which nothing is started")
+    parser.add_argument("--minutes", type=float, default=58, help="after which nothing is started")
     parser.add_argument("--only", default="", metavar="TEXT", help="tasks whose key starts with it")
     given = parser.parse_args(arguments)
     if not given.data.is_dir():

@@ -24,6 +24,7 @@ __all__ = ["EPSILONS", "peer_python", "raced", "saved"]
 
 EPSILONS = (1 / 255, 2 / 255, 4 / 255, 8 / 255)
 WITHIN = 0.005
+_ROUNDING = 1e-6  # shares of 1,000 examples, of which the peer's are float32
 _ROOT = Path(__file__).parent.parent
 
 
@@ -80,7 +81,8 @@ def raced(
     Returns:
         ``{"peer": version or None, "steps", "queries", "clean", "within": bool, "rows": [{"attack", "epsilon", "ours",
         "theirs", "our_seconds", "their_seconds"}]}``; attack "worst" is the worst case of all attacks of each, the
-        peer's with its FAB. ``within``: ours is nowhere over theirs by more than half a point. Seconds of processor.
+        peer's with its FAB on what is left. ``within``: ours is nowhere over theirs by more than half a point. Seconds
+        of processor.
     """
     python = peer or peer_python()
     if python is not None and not python.exists():
@@ -149,5 +151,5 @@ def raced(
                     "their_seconds": other.get("seconds"),
                 }
             )
-    within = all(r["theirs"] is None or r["ours"] <= r["theirs"] + WITHIN + 1e-9 for r in rows)
+    within = all(r["theirs"] is None or r["ours"] <= r["theirs"] + WITHIN + _ROUNDING for r in rows)
     return {"peer": version, "steps": steps, "queries": queries, "clean": found.clean, "within": within, "rows": rows}

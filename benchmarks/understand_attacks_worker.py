@@ -66,15 +66,17 @@ def main() -> None:
         left = torch.ones(len(inputs), dtype=torch.bool)
         for kind in race["attacks"]:
             torch.manual_seed(0)
-            start, right = time.process_time(), []
-            for part, labels in zip(inputs.split(race["batch"]), targets.split(race["batch"]), strict=True):
+            start, stays = time.process_time(), left.clone()
+            # FAB is no attack of the race but part of the worst case: it runs where nothing else got through.
+            rows = left.nonzero()[:, 0] if kind == "FAB" else torch.arange(len(inputs))
+            for numbers in rows.split(race["batch"]):
+                part, labels = inputs[numbers], targets[numbers]
                 points = made(kind, model, epsilon, race)(part, labels)
                 # Nobody wins by leaving the ball.
                 low, high = (part - epsilon).clamp(0, 1), (part + epsilon).clamp(0, 1)
                 points = torch.minimum(torch.maximum(points, low), high)
                 with torch.no_grad():
-                    right.append(model(points).argmax(1) == labels)
-            stays = torch.cat(right)
+                    stays[numbers] = model(points).argmax(1) == labels
             left &= stays
             row = {"attack": kind, "epsilon": epsilon, "accuracy": float(stays.float().mean())}
             print(json.dumps({**row, "seconds": time.process_time() - start}), flush=True)

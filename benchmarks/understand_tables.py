@@ -19,7 +19,7 @@ def understand_tables(document: dict[str, Any], table: Make) -> dict[str, str]:
         "understand_search": _search(document["search"], table),
         "understand_prequential": _prequential(document["prequential"], document["description_length"], table),
         "understand_robustness": _robustness(document["robustness"], table),
-        "understand_corruptions": _corruptions(document["robustness"], table),
+        "understand_corruptions": _corruptions(document["corruptions"], table),
         "understand_race": _race(document["race"], table),
         "understand_vog": _vog(document["vog"], table),
         "understand_pie": _pie(document["pie"], table),
@@ -141,7 +141,7 @@ def _corruptions(rows: list[dict[str, Any]], table: Make) -> str:
     severities = [str(s) for s in range(1, 6)]
     made = []
     for (network, variant), group in _groups(rows, "network", "variant").items():
-        clean = [r["robustness"]["clean"] for r in group]
+        clean = [r["corruptions"]["clean"] for r in group]
         cells = [_with_error([r["corruptions"]["mean"][s] for r in group], 1, 100) for s in severities]
         made.append((network, variant, _with_error(clean, 1, 100), *cells))
     return table(("network", "what", "clean, %", *(f"severity {s}" for s in severities)), made, words=2)

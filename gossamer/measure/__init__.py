@@ -1,7 +1,7 @@
 """What a compressed network costs and what it is worth, measured from the reloaded file."""
 
 from gossamer.measure.accuracy import Accuracy, accuracy
-from gossamer.measure.corruption import Corruption, Corruptions, corruptions
+from gossamer.measure.corruption import Corruption, Corruptions, corruptions, corruptions_of_each
 from gossamer.measure.description import DescriptionLength, description_length
 from gossamer.measure.exemplars import (
     Audit,
@@ -32,6 +32,7 @@ from gossamer.measure.robustness import (
     Normalized,
     Robustness,
     Square,
+    Transfer,
     Worst,
     robustness,
 )
@@ -61,6 +62,7 @@ __all__ = [
     "Temperature",
     "TensorAccount",
     "Timing",
+    "Transfer",
     "Vog",
     "VogCallback",
     "Worst",
@@ -69,6 +71,7 @@ __all__ = [
     "calibrated",
     "changed",
     "corruptions",
+    "corruptions_of_each",
     "deciles",
     "description_length",
     "generalisation",

@@ -19,7 +19,7 @@ from gossamer.measure.exemplars import changed, saliency
 from gossamer.measure.generalisation import generalisation
 from gossamer.measure.latency import interleaved
 from gossamer.measure.modes import evaluating
-from gossamer.measure.robustness import QUICK, STANDARD, Attack, Normalized, robustness
+from gossamer.measure.robustness import QUICK, STANDARD, Attack, Normalized, Transfer, robustness
 from gossamer.report.learned import Names
 from gossamer.report.samples import Remembered, Samples, pixel_range
 from gossamer.report.sights import image_sights, word_sights
@@ -109,6 +109,11 @@ class Bench:
         width = high - low
         return Normalized(network, (-low / width).flatten().tolist(), (1 / width).flatten().tolist())
 
+    @cached_property
+    def transfer(self) -> Transfer | None:
+        """Adversarial inputs of the dense network, which all files are asked about."""
+        return None if self.dense is None else Transfer(self.on_pixels(self.dense.network))
+
 
 def accuracy_of(bench: Bench, network: nn.Module) -> dict[str, Any]:
     """Right answers on the test samples. Runs first, so it also says if network and samples do not fit.
@@ -191,14 +196,13 @@ def robustness_of(bench: Bench, network: nn.Module, *, is_dense: bool, told: Tol
     """Accuracy under attack, in L∞, pixels from 0 to 1."""
     assert bench.test is not None
     few = bench.test.first(bench.effort.attacked)
-    dense = None if bench.dense is None or is_dense else bench.on_pixels(bench.dense.network)
     return robustness(
         bench.on_pixels(network),
         bench.pixels(few.inputs),
         few.targets,
         epsilons=EPSILONS,
         attacks=bench.effort.attacks,
-        dense=dense,
+        dense=None if is_dense else bench.transfer,
         progress=told,
     ).to_json()
 

@@ -7,6 +7,7 @@ from gossamer.measure.robustness.measured import QUICK, STANDARD, Robustness, ro
 from gossamer.measure.robustness.normalized import Normalized
 from gossamer.measure.robustness.pgd import PGD
 from gossamer.measure.robustness.square import Square
+from gossamer.measure.robustness.transfer import Transfer
 from gossamer.measure.robustness.worst import Worst
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Normalized",
     "Robustness",
     "Square",
+    "Transfer",
     "Worst",
     "robustness",
 ]

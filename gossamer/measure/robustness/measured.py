@@ -27,6 +27,7 @@ from gossamer.measure.robustness.fgsm import FGSM
 from gossamer.measure.robustness.pgd import PGD
 from gossamer.measure.robustness.probe import Probe, gives_gradients, parts, undisturbed
 from gossamer.measure.robustness.square import Square
+from gossamer.measure.robustness.transfer import Transfer
 from gossamer.measure.robustness.worst import Worst
 
 __all__ = ["QUICK", "STANDARD", "Robustness", "Row", "Worth", "robustness"]
@@ -160,7 +161,7 @@ def robustness(
     norm: Norm = "linf",
     attacks: Sequence[Attack] = STANDARD,
     bounds: tuple[float, float] = (0.0, 1.0),
-    dense: Network | None = None,
+    dense: Network | Transfer | None = None,
     surrogate: Network | None = None,
     seed: int = 0,
     batch: int = 250,
@@ -182,7 +183,8 @@ def robustness(
         norm: "linf" or "l2".
         attacks: `STANDARD`, `QUICK`, or your own.
         bounds: smallest and largest value of an input.
-        dense: the network before compression: PGD's strongest inputs on it are tried on ``model``.
+        dense: the network before compression: PGD's strongest inputs on it are tried on ``model``. A `Transfer` of it
+            makes them once for several models.
         surrogate: a differentiable stand-in, such as the network with straight-through quantizers: it gives gradients
             wherever ``model`` decides who is fooled.
         seed: of random starts and moves.
@@ -210,6 +212,9 @@ def robustness(
         [(0.0, 1.0), (0.2, 0.5)]
     """
     check_examples(inputs, targets, bounds)
+    given: object = epsilons  # one number is an easy slip
+    if isinstance(given, (int, float)):
+        raise DataError(f"epsilons: found {given}, expected several radii: say [{given}]")
     radii = tuple(float(e) for e in epsilons)
     check_threat(radii, norm)
     if not radii:
@@ -219,8 +224,11 @@ def robustness(
         raise PlanError(f"attacks: found {names}, expected at least one, no two of one name")
     if batch < 1:
         raise PlanError(f"batch: found {batch}, expected 1 or more")
-    with undisturbed(model, dense, surrogate):
-        return _measured(model, inputs, targets, radii, norm, attacks, bounds, dense, surrogate, seed, batch, progress)
+    carried = dense if dense is None or isinstance(dense, Transfer) else Transfer(dense)
+    with undisturbed(model, None if carried is None else carried.network, surrogate):
+        return _measured(
+            model, inputs, targets, radii, norm, attacks, bounds, carried, surrogate, seed, batch, progress
+        )
 
 
 def _measured(
@@ -231,7 +239,7 @@ def _measured(
     norm: Norm,
     attacks: Sequence[Attack],
     bounds: tuple[float, float],
-    dense: Network | None,
+    dense: Transfer | None,
     surrogate: Network | None,
     seed: int,
     batch: int,
@@ -262,7 +270,7 @@ def _measured(
     # The inputs on which the dense network is most wrong, whether or not it is wrong on weaker ones.
     carrier = next((a for a in led if isinstance(a, PGD)), PGD())
     if dense is not None:
-        plans.append((Probe(dense, inputs, stops=False), carrier, "transfer"))
+        plans.append((probe, carrier, "transfer"))
 
     rows: dict[str, list[Row]] = {"rows": [], "surrogate": [], "transfer": []}
     fooled: dict[tuple[str, str, float], Tensor] = {}
@@ -274,11 +282,12 @@ def _measured(
                 progress(f"{attack.name}, ε {radius:.4g}", done, total)
             done += 1
             scene = Scene(ask, inputs[right], targets[right], right, radius, norm, bounds, seed, batch)
-            found = attack.find(scene, known.setdefault(ask, {}))
-            here = found.fooled
-            if kind == "transfer":
-                said = [probe.logits(found.points[rows]) for rows in parts(len(right), batch)]
-                here = torch.cat(said).argmax(1) != targets[right] if said else here
+            if kind == "transfer" and dense is not None:
+                points = dense.points(attack, scene, inputs, targets)
+                said = [probe.logits(points[rows]) for rows in parts(len(right), batch)]
+                here = (torch.cat(said) if said else logits[:0]).argmax(1) != targets[right]
+            else:
+                here = attack.find(scene, known.setdefault(ask, {})).fooled
             fooled[kind, attack.name, radius] = here
             rows[kind].append(Row(attack.name, radius, (len(right) - int(here.sum())) / count))
     worst = []

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gossamer.errors import DataError
-from gossamer.measure import Corruption, corruptions
+from gossamer.measure import Corruption, corruptions, corruptions_of_each
 from gossamer.measure.corruption.blurs import defocus_blur, gaussian_blur, motion_blur
 from gossamer.measure.corruption.jpeg import jpeg
 from gossamer.measure.corruption.noises import gaussian_noise, impulse_noise, shot_noise
@@ -173,3 +173,12 @@ def test_bad_images_are_refused() -> None:
     ):
         with pytest.raises(DataError, match=what):
             corruptions(model, inputs, labels, **settings)  # type: ignore[arg-type]
+
+
+def test_networks_measured_together_get_the_figures_they_get_alone() -> None:
+    images, targets = _images(12), torch.arange(12) % 3
+    torch.manual_seed(1)
+    models = [nn.Sequential(nn.Flatten(), nn.Linear(784, 3)) for _ in range(3)]
+    together = corruptions_of_each(models, images, targets, seed=5, batch=5)
+    assert together == [corruptions(m, images, targets, seed=5, batch=5) for m in models]
+    assert corruptions_of_each([], images, targets, severities=[1]) == []

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import gossamer as gs
 from gossamer.errors import DataError, PlanError
-from gossamer.measure import APGD, FGSM, PGD, QUICK, STANDARD, Square, Worst, accuracy, robustness
+from gossamer.measure import APGD, FGSM, PGD, QUICK, STANDARD, Square, Transfer, Worst, accuracy, robustness
 
 EPSILONS = (0.0, 1 / 255, 4 / 255, 8 / 255)
 SET = (
@@ -169,6 +169,7 @@ def test_random_networks_and_bad_requests_are_told(trained: tuple[nn.Module, Ten
         ({"attacks": [], "epsilons": [0.1]}, "attacks: found"),
         ({"attacks": [PGD(steps=2), PGD(steps=3)], "epsilons": [0.1]}, "no two of one name"),
         ({"epsilons": [0.1], "batch": 0}, "batch: found 0"),
+        ({"epsilons": 0.1}, "epsilons: found 0.1, expected several radii"),
     ):
         with pytest.raises((DataError, PlanError), match=what):
             robustness(model, x, y, **settings)  # type: ignore[arg-type]
@@ -190,3 +191,30 @@ def test_the_sets_contain_a_warm_start_that_is_their_own_pgd() -> None:
         pgd, apgd = attacks[1], attacks[2]
         assert isinstance(apgd, Worst)
         assert apgd.parts[0].first == (pgd,)
+
+
+def test_a_transfer_attacks_the_dense_network_once_and_says_what_the_network_itself_says(
+    trained: tuple[nn.Module, Tensor, Tensor],
+) -> None:
+    model, x, y = trained
+    calls: list[int] = []
+
+    def dense(inputs: Tensor) -> Tensor:
+        calls.append(len(inputs))
+        outputs: Tensor = model(inputs)
+        return outputs
+
+    pruned = [gs.compress(model, [gs.prune.Magnitude(sparsity=s)]).dense() for s in (0.3, 0.6)]
+    carried = Transfer(dense)
+    made = []
+    for network in pruned:
+        before = sum(calls)
+        with_it = robustness(network, x, y, epsilons=[0.0, 4 / 255, 8 / 255], attacks=SET, dense=carried)
+        made.append(sum(calls) - before)
+        plain = robustness(network, x, y, epsilons=[0.0, 4 / 255, 8 / 255], attacks=SET, dense=model)
+        assert with_it.to_json() == plain.to_json()
+    assert made[1] < made[0] / 2
+    # Other examples, another seed: nothing of before is taken.
+    assert robustness(pruned[0], x[:90], y[:90], epsilons=[0.02], attacks=SET, dense=carried, seed=3) == robustness(
+        pruned[0], x[:90], y[:90], epsilons=[0.02], attacks=SET, dense=model, seed=3
+    )
