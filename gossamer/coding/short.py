@@ -38,10 +38,13 @@ SHORT_SPAN: Final = 256
 """What symbols must span less than."""
 SHORT_LEAST: Final = 1 << 13
 """Bits of entropy from which on a whole state costs little."""
+SHORT_TIGHT: Final = 1 << 15
+"""Bits of entropy from which on a table may take time."""
 SHORT_MOST: Final = 1.0048
 """Of the entropy, with the table: where it takes more, other coders may take less."""
 _ENTRY: Final = 9  # bits of a quick table for each symbol, about
 _QUICK: Final = 1e-3  # of the entropy, that a quick table may take
+_TIGHT: Final = 1.0035  # of the entropy with the table, from which on a better one is looked for
 _LANE: Final = 1.8  # bytes that a lane costs, about
 _SHARE: Final = 0.002  # of a leaf's bytes that lanes may cost
 _ALL: Final = 1.0045  # of the entropy that they may cost with the table
@@ -63,7 +66,10 @@ def short_table(offsets: I64, counts: I64) -> tuple[FrequencyTable, float]:
     """A table for symbols that occur so often, and the bits that it takes with them."""
     least = counts_bits(counts)
     if _ENTRY * len(counts) > _QUICK * least:
-        return FrequencyTable.fit(offsets, counts)
+        table, bits = FrequencyTable.fit(offsets, counts)
+        if bits > _TIGHT * least and least > SHORT_TIGHT and int(offsets[-1]) < SHORT_SPAN:
+            return FrequencyTable.tight(offsets, counts)
+        return table, bits
     table = FrequencyTable.quick(offsets, counts)
     return table, least + _ENTRY * len(counts)
 

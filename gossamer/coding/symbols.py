@@ -365,9 +365,10 @@ def _streamed(x: Array, *, short: bool) -> Coded:
         (len(offsets) * width, 0, lambda: _packed(offsets, low, width))
     ]
     if 2 <= len(values) <= MAX_ALPHABET and high < _MAX_OFFSET:
-        table, bits = FrequencyTable.fit(values.astype(np.int64), counts)
         least = counts_bits(counts)
-        if short and high < SHORT_SPAN and least >= SHORT_LEAST:
+        brief = short and high < SHORT_SPAN and least >= SHORT_LEAST
+        table, bits = (short_table if brief else FrequencyTable.fit)(values.astype(np.int64), counts)
+        if brief:
             narrow = x.dtype.itemsize == 1
             wanted = (offsets + np.uint64(low % 256 if narrow else 0)).astype(np.uint8)
             candidates.append((bits, 1, lambda: encode_short(wanted, low, table, narrow, least, bits)))

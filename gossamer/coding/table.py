@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from gossamer.coding.ans import MAX_ALPHABET, frequencies, frequency_bits
 from gossamer.coding.bits import BitReader, BitWriter, int_list_bits
+from gossamer.coding.paths import paths
 from gossamer.errors import FormatError
 
 __all__ = ["FrequencyTable", "counts_bits", "fit_weights"]
@@ -82,6 +83,23 @@ class FrequencyTable:
         roots, bits = fit_weights(counts)
         table = FrequencyTable(offsets, roots)
         return table, bits + 13 + table._alphabet_bits()
+
+    @staticmethod
+    def tight(offsets: I64, counts: I64) -> tuple[FrequencyTable, float]:
+        """As `fit`, in fewer bits by up to a fifth of the table and at ten times the cost; spans of at most 256."""
+        spread = np.zeros(int(offsets[-1]) + 1, dtype=np.int64)
+        spread[offsets] = counts
+        best = FrequencyTable.fit(offsets, counts)
+        for path in paths(spread):
+            table = FrequencyTable(np.flatnonzero(path), path[path > 0])
+            # Symbols that do not occur have frequencies too, and bits of the table only.
+            bits = frequency_bits(spread[table.offsets], table.frequencies) + 13 + table._bits()
+            if bits < best[1]:
+                best = (table, bits)
+        return best
+
+    def _bits(self) -> int:
+        return int_list_bits(self.roots) + self._alphabet_bits()
 
     @staticmethod
     def quick(offsets: I64, counts: I64) -> FrequencyTable:

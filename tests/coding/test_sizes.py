@@ -10,7 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from gossamer.coding import encode_floats, encode_mask, encode_sparse_symbols, encode_symbols, order0_bits
+from gossamer.coding import (
+    Coder,
+    decode_symbols,
+    encode_floats,
+    encode_mask,
+    encode_sparse_symbols,
+    encode_symbols,
+    order0_bits,
+)
+from gossamer.coding.bits import BitReader, BitWriter
+from gossamer.coding.paths import paths
+from gossamer.coding.table import FrequencyTable
 
 
 def packed_bytes(x: np.ndarray[Any, Any]) -> int:
@@ -128,3 +139,53 @@ def test_small_float_leaves_are_not_blown_up_and_large_ones_of_zeros_vanish() ->
     bias = np.random.default_rng(8).normal(0, 0.05, 300).astype("<f4").view(np.uint8)
     assert encode_floats(bias, 4).nbytes <= 0.86 * len(bias)
     assert encode_floats(np.zeros(400_000, dtype=np.uint8), 4).nbytes <= 12
+
+
+def _two_peaks(count: int) -> np.ndarray[Any, Any]:
+    """Symbols as weights of depthwise convolutions at 8 bits have them: two narrow peaks on long tails."""
+    rng = np.random.default_rng(count)
+    scale = np.where(rng.random(count) < 0.2, 25.0, np.where(rng.random(count) < 0.5, 2.0, 4.0))
+    return np.clip(
+        np.rint(np.where(rng.random(count) < 0.3, 110, 140) + scale * rng.normal(size=count)), 1, 254
+    ).astype(np.uint8)
+
+
+@pytest.mark.parametrize("count", [10_000, 20_000])
+def test_tables_of_small_leaves_with_long_tails_are_chosen_for_their_own_bits_too(count: int) -> None:
+    x = _two_peaks(count)
+    offsets, counts = np.unique(x, return_counts=True)
+    offsets = offsets.astype(np.int64) - int(offsets[0])
+    fitted, bits = FrequencyTable.fit(offsets, counts)
+    table, fewer = FrequencyTable.tight(offsets, counts)
+    assert bits - fewer > 0.05 * (bits - order0_bits(x))
+    writer = BitWriter()
+    table.write(writer)
+    again = FrequencyTable.read(BitReader(writer.finish(), "x"), "x")
+    assert np.array_equal(again.offsets, table.offsets)
+    assert np.array_equal(again.roots, table.roots)
+    assert set(offsets) <= set(table.offsets) != set(fitted.offsets)
+    coded = encode_symbols(x)
+    assert coded.coder is Coder.SHORT
+    assert coded.nbytes <= fewer / 8 + 6
+    assert np.array_equal(decode_symbols(coded, x.shape, x.dtype), x)
+
+
+def _bits(spread: np.ndarray[Any, Any], roots: np.ndarray[Any, Any], sigma: float) -> float:
+    """What `paths` promises to make least, by its definition."""
+    seen = spread > 0
+    if (roots[seen] == 0).any() or not roots[0] or not roots[-1]:
+        return float("inf")
+    steps = np.diff(roots, prepend=0)
+    folded = np.where(steps < 0, -2 * steps - 1, 2 * steps)
+    folded[0] = roots[0]
+    golomb = sum(2 * int(v + 1).bit_length() - 1 for v in folded)
+    symbols = float(-(spread[seen] * 2 * np.log2(roots[seen])).sum())
+    return golomb + symbols + float((roots**2).sum()) / (sigma**2 * np.log(2))
+
+
+@given(st.lists(st.integers(0, 5), min_size=2, max_size=4).map(lambda c: [c[0] + 1, *c[1:-1], c[-1] + 1]))
+def test_a_path_is_the_best_of_all(counts: list[int]) -> None:
+    spread = np.array(counts)
+    for sigma, path in zip((0.5, 0.6, 0.7, 0.85, 1.0, 1.2), paths(spread), strict=True):
+        every = np.stack(np.meshgrid(*[np.arange(5)] * len(spread)), -1).reshape(-1, len(spread))
+        assert _bits(spread, path, sigma) <= min(_bits(spread, roots, sigma) for roots in every) + 1e-9
