@@ -74,16 +74,13 @@ def compress_file(
 
 
 def check_output(output: Path | None, *, dry_run: bool) -> None:
-    """Refuse what cannot be written to, before any work.
+    """Refuse, before any work, that nothing is to be written although it should be.
 
     Raises:
-        PlanError: no file although something is to be written.
-        DataError: no such folder.
+        PlanError: so.
     """
     if output is None and not dry_run:
         raise PlanError("found neither --output nor --dry-run, expected one of them")
-    if output is not None and not output.parent.is_dir():
-        raise DataError(f"{output}: found no folder {str(output.parent)!r} to write to")
 
 
 def show_plan(console: Console, plans: list[dict[str, Any]], skipped: dict[str, str]) -> None:

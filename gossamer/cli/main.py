@@ -27,7 +27,20 @@ _INTERRUPTED = 130
 # What all complaints about options and arguments are, in Click as in Typer's own copy of it: neither name is public.
 _UsageError: Any = typer.BadParameter.__base__
 
-JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Also write the result as JSON.")]
+
+def _creatable(path: Path | None) -> Path | None:
+    """What is to be written can be: said before hours of work, not after."""
+    if path is not None:
+        from gossamer.store.atomic import check_creatable
+
+        check_creatable(path)
+    return path
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=_creatable, help="Also write the result as JSON."),
+]
 Network = Annotated[
     str | None, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Code that makes the network.")
 ]
@@ -65,7 +78,10 @@ def compress(
         typer.Option("--preset", "-p", help="A recipe made for the network; tiny and fast train, so they need --data."),
     ] = None,
     network: Network = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .gsm to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", callback=_creatable, help="The .gsm to write."),
+    ] = None,
     data: Annotated[
         str | None,
         typer.Option("--data", metavar="PACKAGE.MODULE:FUNCTION", help="Returns batches (inputs, targets), to tune."),
@@ -279,9 +295,15 @@ def sensitivity(
     distance: Annotated[
         str, typer.Option(help="Without targets: kl (of logits) or squares, to the dense network's outputs.")
     ] = "auto",
-    output: Annotated[Path | None, typer.Option("--output", "-o", metavar="FILE", help="The .svg to write.")] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE", callback=_creatable, help="The .svg to write."),
+    ] = None,
     write_recipe: Annotated[
-        Path | None, typer.Option("--write-recipe", metavar="FILE", help="A recipe that divides --budget by it.")
+        Path | None,
+        typer.Option(
+            "--write-recipe", metavar="FILE", callback=_creatable, help="A recipe that divides --budget by it."
+        ),
     ] = None,
     budget: Annotated[
         str | None,
@@ -358,7 +380,9 @@ def bench(
 @app.command()
 def report(
     files: Annotated[list[Path], typer.Argument(metavar="FILE…", help=".gsm files of one network.")],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The .html to write.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", callback=_creatable, help="The .html to write.")
+    ],
     network: Network = None,
     data: Annotated[
         str | None,

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.markup import escape
 from torch import Tensor, nn
 
-from gossamer.cli.commands import check_output
 from gossamer.cli.network import calling, factory_of, named_object
 from gossamer.cli.output import size
 from gossamer.drive.progress import TerminalProgress
@@ -95,7 +94,6 @@ class Given:
         inputs = [p.resolve() for p in (*self.files, self.dense) if p is not None]
         written = [p for p in outputs if p is not None]
         for i, path in enumerate(written):
-            check_output(path, dry_run=False)
             if path.resolve() in inputs:
                 raise DataError(f"{path}: found an input file, expected another name: inputs are never overwritten")
             if path.resolve() in [other.resolve() for other in written[:i]]:

@@ -17,7 +17,6 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor, nn
 
-from gossamer.cli.commands import check_output
 from gossamer.cli.network import calling, factory_of, named_object
 from gossamer.cli.output import table
 from gossamer.drive.block_journal import sum_of_data, sum_of_trees
@@ -224,7 +223,6 @@ class Wanted:
             raise PlanError(f"--rows: found {self.rows}, expected at least 1")
         files = [path for path in (self.picture, self.json_file, self.recipe) if path is not None]
         for i, path in enumerate(files):
-            check_output(path, dry_run=False)
             if path.resolve() == model.resolve():
                 raise DataError(f"{path}: found the input file, expected another name: inputs are never overwritten")
             if path.resolve() in [other.resolve() for other in files[:i]]:

@@ -11,7 +11,24 @@ from typing import BinaryIO
 
 from gossamer.errors import DataError
 
-__all__ = ["publish", "replacing", "write_atomically"]
+__all__ = ["check_creatable", "publish", "replacing", "write_atomically"]
+
+
+def check_creatable(path: Path) -> None:
+    """Refuse, before work is done for it, a file that could not be written; leaves nothing behind.
+
+    Raises:
+        DataError: the folder is missing or not writable, or ``path`` is a folder.
+    """
+    if not path.parent.is_dir():
+        raise DataError(f"{path}: found no folder {path.parent}")
+    if path.is_dir():
+        raise DataError(f"{path}: found a folder, expected the name of a file")
+    try:
+        with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent):
+            pass
+    except OSError as error:
+        raise DataError(f"{path}: cannot write there: {error.strerror}") from error
 
 
 def write_atomically(path: Path, chunks: Iterable[bytes | memoryview]) -> int:

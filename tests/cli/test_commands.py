@@ -353,3 +353,17 @@ def test_data_that_cannot_be_made_are_said_in_one_line(
     given = ("compress", files / "weights.safetensors", "-n", NETWORK, "--recipe", tmp_path / "tune.yaml")
     said = refused(capsys, *given, "--data", "made_badly:batches", "-o", tmp_path / "x.gsm")
     assert "--data made_badly:batches: calling it without arguments failed: ValueError: no such column" in said
+
+
+@pytest.mark.parametrize("option", ["-o", "--json"])
+def test_outputs_that_cannot_be_written_are_refused_before_the_work(
+    option: str, files: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def compress_file(**given: object) -> None:
+        raise AssertionError(given)
+
+    monkeypatch.setattr("gossamer.cli.commands.compress_file", compress_file)
+    given = ["-o", files / "out.gsm"] if option != "-o" else []
+    command = ("compress", files / "weights.safetensors", "-n", NETWORK, "-r", files / "recipe.yaml", *given)
+    assert "found no folder" in refused(capsys, *command, option, files / "nowhere" / "x")
+    assert "found a folder" in refused(capsys, *command, option, files)

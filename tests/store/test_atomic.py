@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from gossamer.errors import DataError
-from gossamer.store.atomic import write_atomically
+from gossamer.store.atomic import check_creatable, write_atomically
 
 KILLED = """
     import os, signal, sys
@@ -110,3 +110,15 @@ def test_a_folder_that_is_missing_is_named(tmp_path: Path) -> None:
         write_atomically(tmp_path / "missing" / "a.gsm", [b""])
     with pytest.raises(DataError, match=str(tmp_path)):
         write_atomically(tmp_path, [b""])
+
+
+def test_what_cannot_be_written_is_told_before_and_what_can_leaves_no_trace(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"missing/a\.gsm: found no folder .*missing"):
+        check_creatable(tmp_path / "missing" / "a.gsm")
+    with pytest.raises(DataError, match="found a folder, expected the name of a file"):
+        check_creatable(tmp_path)
+    if Path("/proc").is_dir():
+        with pytest.raises(DataError, match=r"/proc/a\.gsm: cannot write there"):
+            check_creatable(Path("/proc/a.gsm"))
+    check_creatable(tmp_path / "a.gsm")
+    assert list(tmp_path.iterdir()) == []
