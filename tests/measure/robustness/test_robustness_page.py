@@ -17,7 +17,7 @@ def test_the_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
         exec(compile(block, "docs/robustness.md", "exec"), names)
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 5
     assert int((names["masked"].dense()[0].weight != 0).sum()) == 20
     assert int((names["pruned"].dense()[3].weight != 0).sum()) <= 512
 
