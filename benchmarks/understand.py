@@ -180,7 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--data", type=Path, required=True, help="folder of the full Fashion-MNIST")
     parser.add_argument("--json", type=Path, help="where the result is written")
     parser.add_argument("--quick", action="store_true", help="one network, one seed, few images")
-    parser.add_argument("--minutes", type=float, default=58, help="after which nothing is started")
+    parser.add_argument("--minutes", type=float, default=59, help="after which nothing is started")
     parser.add_argument("--only", default="", metavar="TEXT", help="tasks whose key starts with it")
     given = parser.parse_args(arguments)
     if not given.data.is_dir():
