@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gossamer.drive.progress import NoProgress, Progress
 from gossamer.errors import DataError, PlanError
+from gossamer.measure.finite import check_finite
 from gossamer.measure.modes import evaluating
 from gossamer.report.layers import dense_layers, layers_of
 from gossamer.report.learned import Names
@@ -97,6 +98,8 @@ def report_of(
         raise PlanError(f"examples: found {examples}, expected at least 1")
     if network is None and (data is not None or dense is not None):
         raise PlanError("network: found none beside data or dense weights, expected the code of the network")
+    for name, weight in (dense.state_dict() if dense is not None else {}).items():
+        check_finite(weight, f"dense network: {name}")
     with evaluating(dense):
         collector = _Collector.of(files, network, data, train_data, dense, classes, examples, effort or Effort())
         return Report(collector.run(title or _title(files), progress or NoProgress()))

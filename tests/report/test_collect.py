@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -244,6 +245,11 @@ def test_what_makes_no_sense_is_refused(files: list[Path], dense: nn.Module, tmp
         report_of(files, network=small_net, data=(inputs, targets.float()))
     with pytest.raises(DataError, match=r"pruned\.gsm: classes: found 3 names, expected one for each of 4 outputs"):
         report_of(files, network=small_net, data=(inputs, targets), classes=("a", "b", "c"), effort=EFFORT)
+    holed = copy.deepcopy(dense)
+    name, weight = next(iter(holed.named_parameters()))
+    weight.data.view(-1)[0] = torch.nan
+    with pytest.raises(DataError, match=f"^dense network: {name}: found 1 of "):
+        report_of(files, network=small_net, data=(inputs, targets), dense=holed, effort=EFFORT)
     inputs[3, 0, 1, 2] = torch.nan
     with pytest.raises(DataError, match=r"^data: inputs: found 1 of 640 values .*, the first at \[3, 0, 1, 2\]"):
         report_of(files, network=small_net, data=(inputs, targets), effort=EFFORT)
