@@ -12,7 +12,7 @@ from rich.console import Console
 
 from gossamer.cli.network import Inputs
 from gossamer.cli.recipes import Chosen, Preset
-from gossamer.errors import GossamerError, PlanError
+from gossamer.errors import DataError, GossamerError, PlanError
 
 __all__ = ["app", "run"]
 
@@ -30,16 +30,32 @@ _UsageError: Any = typer.BadParameter.__base__
 
 def _creatable(path: Path | None) -> Path | None:
     """What is to be written can be: said before hours of work, not after."""
-    if path is not None:
-        from gossamer.store.atomic import check_creatable
+    return _checked(path, folder_may_come=False)
 
-        check_creatable(path)
+
+def _creatable_later(path: Path | None) -> Path | None:
+    """The same where the folder may be one that the command makes."""
+    return _checked(path, folder_may_come=True)
+
+
+def _checked(path: Path | None, *, folder_may_come: bool) -> Path | None:
+    from gossamer.store.atomic import check_creatable
+
+    try:
+        if path is not None and (path.parent.is_dir() or not folder_may_come):
+            check_creatable(path)
+    except OSError as error:  # of asking, such as a name that is too long
+        raise DataError(f"{path}: cannot write there: {error.strerror}") from error
     return path
 
 
 JsonFile = Annotated[
     Path | None,
     typer.Option("--json", metavar="FILE", callback=_creatable, help="Also write the result as JSON."),
+]
+JsonBeside = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="FILE", callback=_creatable_later, help="Also write the result as JSON."),
 ]
 Network = Annotated[
     str | None, typer.Option("--network", "-n", metavar="PACKAGE.MODULE:FACTORY", help="Code that makes the network.")
@@ -55,7 +71,7 @@ def demo(
         Path | None, typer.Option("--data", metavar="DIR", help="Full Fashion-MNIST; without it a packaged subset.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Keep the files that were made.")] = None,
-    json_file: JsonFile = None,
+    json_file: JsonBeside = None,
     seed: Annotated[int, typer.Option(help="Of training.")] = 0,
     quiet: Quiet = False,
 ) -> None:
@@ -187,7 +203,7 @@ def decompress(
         Path | None,
         typer.Option("--hf", metavar="DIR", help="Hugging Face folder that it was made of: write such a folder."),
     ] = None,
-    json_file: JsonFile = None,
+    json_file: JsonBeside = None,
 ) -> None:
     """Write the dense weights as an ordinary safetensors file; removed channels are zero."""
     if hf is not None:
@@ -211,7 +227,7 @@ def pack(
     verify: Annotated[bool, typer.Option(help="Decode everything again and compare before it is written.")] = True,
     resume: Resume = False,
     threads: Threads = 2,
-    json_file: JsonFile = None,
+    json_file: JsonBeside = None,
     quiet: Quiet = False,
 ) -> None:
     """Make a checkpoint smaller without changing a bit of it; unpack gives it back."""
@@ -239,7 +255,7 @@ def unpack(
     ] = None,
     resume: Resume = False,
     threads: Threads = 2,
-    json_file: JsonFile = None,
+    json_file: JsonBeside = None,
     quiet: Quiet = False,
 ) -> None:
     """Write the checkpoint that was packed, to the byte."""

@@ -98,8 +98,9 @@ def report_of(
         raise PlanError(f"examples: found {examples}, expected at least 1")
     if network is None and (data is not None or dense is not None):
         raise PlanError("network: found none beside data or dense weights, expected the code of the network")
-    for name, weight in (dense.state_dict() if dense is not None else {}).items():
-        check_finite(weight, f"dense network: {name}")
+    for name, weight in dense.named_parameters() if dense is not None else ():
+        if weight.dtype.itemsize > 1:  # which PyTorch cannot ask
+            check_finite(weight.detach(), f"dense network: {name}")
     with evaluating(dense):
         collector = _Collector.of(files, network, data, train_data, dense, classes, examples, effort or Effort())
         return Report(collector.run(title or _title(files), progress or NoProgress()))

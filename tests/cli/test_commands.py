@@ -367,3 +367,4 @@ def test_outputs_that_cannot_be_written_are_refused_before_the_work(
     command = ("compress", files / "weights.safetensors", "-n", NETWORK, "-r", files / "recipe.yaml", *given)
     assert "found no folder" in refused(capsys, *command, option, files / "nowhere" / "x")
     assert "found a folder" in refused(capsys, *command, option, files)
+    assert "cannot write there" in refused(capsys, *command, option, files / ("x" * 300))

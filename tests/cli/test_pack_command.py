@@ -83,3 +83,17 @@ def test_bad_input_is_one_line_and_exit_code_2(files: Path, capsys: pytest.Captu
 def cut(path: Path, size: int) -> Path:
     path.write_bytes(path.read_bytes()[:size])
     return path
+
+
+def test_json_may_lie_in_the_folder_that_the_command_makes(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = files / "folder"
+    folder.mkdir()
+    (files / "a.safetensors").rename(folder / "a.safetensors")
+    assert call("pack", folder, files / "packed", "--json", files / "packed" / "made.json") == 0
+    assert call("pack", folder, files / "plain") == 0
+    assert call("unpack", files / "plain", files / "back", "--json", files / "back" / "read.json") == 0
+    assert (files / "packed" / "made.json").is_file()
+    assert (files / "back" / "read.json").is_file()
+    capsys.readouterr()
+    assert "found a folder" in refused(capsys, "pack", folder, files / "again", "--json", files)
+    assert not (files / "again").exists()

@@ -255,3 +255,29 @@ def test_what_makes_no_sense_is_refused(files: list[Path], dense: nn.Module, tmp
         report_of(files, network=small_net, data=(inputs, targets), effort=EFFORT)
     with pytest.raises(DataError, match="no pair"):
         report_of(files, network=small_net, data=[inputs])
+
+
+class _WithMask(nn.Module):
+    """Infinities among the buffers, as causal masks have them, and state that is no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = small_net()
+        self.register_buffer("mask", torch.triu(torch.full((4, 4), -torch.inf), 1))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.net(inputs)
+        return outputs
+
+    def get_extra_state(self) -> dict[str, int]:
+        return {"steps": 3}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        del state
+
+
+def test_infinite_buffers_of_the_dense_network_are_its_own_business(tmp_path: Path) -> None:
+    dense = _WithMask().eval()
+    file = tmp_path / "pruned.gsm"
+    gs.compress(dense, [gs.prune.Magnitude(sparsity=0.5)]).save(file)
+    assert report_of([file], network=_WithMask, dense=dense, data=images(20, 0), effort=EFFORT).headline

@@ -122,7 +122,7 @@ def corruptions_of_each(
     """`corruptions` of several networks, every image corrupted once: the same figures, sooner.
 
     Args:
-        models: each images → logits [n, classes].
+        models: a list of networks, each images → logits [n, classes].
         inputs: as `corruptions` takes them; likewise all that follow.
         targets: int64 [n].
         kinds: corruptions.
@@ -152,6 +152,9 @@ def corruptions_of_each(
         raise DataError(f"found {len(kinds)} kinds, severities {list(severities)}, expected some of each, from 1 to 5")
     if any(not isinstance(kind, Corruption) for kind in kinds):
         raise DataError(f"kinds: found {list(kinds)!r}, expected members of Corruption")
+    given: object = models
+    if not isinstance(given, (list, tuple)):
+        raise DataError(f"models: found {type(given).__name__}, expected a list of networks")
     with undisturbed(*models):
         probes, count, done = [Probe(model, inputs) for model in models], len(inputs), 0
 
@@ -161,7 +164,7 @@ def corruptions_of_each(
             for numbers in parts(count, batch):
                 images = change(numbers)
                 for i, probe in enumerate(probes):
-                    logits = probe.logits(images)
+                    logits = probe.logits(images.clone() if len(probes) > 1 else images)  # networks may overwrite them
                     check_classes(targets, logits.shape[1])
                     right[i] += int((logits.argmax(1) == targets[numbers]).sum())
             return [r / count for r in right]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
@@ -51,10 +51,6 @@ class Scene:
         """Some of the examples."""
         kept = (self.inputs[rows], self.targets[rows], self.numbers[rows])
         return Scene(self.probe, *kept, self.epsilon, self.norm, self.bounds, self.seed, self.batch)
-
-    def seen_by(self, probe: Probe) -> Scene:
-        """The same with another network."""
-        return replace(self, probe=probe)
 
     def ball(self) -> Ball:
         """Where points may lie."""

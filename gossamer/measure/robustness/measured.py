@@ -212,10 +212,10 @@ def robustness(
         [(0.0, 1.0), (0.2, 0.5)]
     """
     check_examples(inputs, targets, bounds)
-    given: object = epsilons  # one number is an easy slip
-    if isinstance(given, (int, float)):
-        raise DataError(f"epsilons: found {given}, expected several radii: say [{given}]")
-    radii = tuple(float(e) for e in epsilons)
+    try:
+        radii = tuple(float(e) for e in epsilons)
+    except (TypeError, ValueError) as error:  # one number is an easy slip
+        raise DataError(f"epsilons: found {epsilons!r}, expected several radii, such as [0.01]") from error
     check_threat(radii, norm)
     if not radii:
         raise DataError("epsilons: found none, expected at least one radius")
@@ -224,11 +224,8 @@ def robustness(
         raise PlanError(f"attacks: found {names}, expected at least one, no two of one name")
     if batch < 1:
         raise PlanError(f"batch: found {batch}, expected 1 or more")
-    carried = dense if dense is None or isinstance(dense, Transfer) else Transfer(dense)
-    with undisturbed(model, None if carried is None else carried.network, surrogate):
-        return _measured(
-            model, inputs, targets, radii, norm, attacks, bounds, carried, surrogate, seed, batch, progress
-        )
+    with undisturbed(model, dense.network if isinstance(dense, Transfer) else dense, surrogate):
+        return _measured(model, inputs, targets, radii, norm, attacks, bounds, dense, surrogate, seed, batch, progress)
 
 
 def _measured(
@@ -239,7 +236,7 @@ def _measured(
     norm: Norm,
     attacks: Sequence[Attack],
     bounds: tuple[float, float],
-    dense: Transfer | None,
+    dense: Network | Transfer | None,
     surrogate: Network | None,
     seed: int,
     batch: int,
@@ -251,7 +248,7 @@ def _measured(
     check_classes(targets, logits.shape[1])
     if not bool(torch.isfinite(logits).all()):
         raise DataError("found outputs that are not finite for unchanged inputs")
-    if not torch.equal(probe.logits(inputs[:batch]), logits[:batch]):
+    if not torch.equal(probe.logits(inputs[:batch].clone()), logits[:batch]):
         warnings.append("the network gives other outputs for the same inputs; an attack gets many tries at it")
     right = (logits.argmax(1) == targets).nonzero()[:, 0]
     white = [a for a in attacks if not a.needs_gradients]
@@ -269,8 +266,9 @@ def _measured(
         plans += [(through, a, "surrogate") for a in led]
     # The inputs on which the dense network is most wrong, whether or not it is wrong on weaker ones.
     carrier = next((a for a in led if isinstance(a, PGD)), PGD())
-    if dense is not None:
-        plans.append((probe, carrier, "transfer"))
+    carried = dense if dense is None or isinstance(dense, Transfer) else Transfer(dense)
+    if carried is not None:
+        plans.append((carried.probe(inputs), carrier, "transfer"))
 
     rows: dict[str, list[Row]] = {"rows": [], "surrogate": [], "transfer": []}
     fooled: dict[tuple[str, str, float], Tensor] = {}
@@ -282,14 +280,16 @@ def _measured(
                 progress(f"{attack.name}, ε {radius:.4g}", done, total)
             done += 1
             scene = Scene(ask, inputs[right], targets[right], right, radius, norm, bounds, seed, batch)
-            if kind == "transfer" and dense is not None:
-                points = dense.points(attack, scene, inputs, targets)
+            if kind == "transfer" and carried is not None:
+                points = carried.points(attack, scene, inputs, targets)
                 said = [probe.logits(points[rows]) for rows in parts(len(right), batch)]
                 here = (torch.cat(said) if said else logits[:0]).argmax(1) != targets[right]
             else:
                 here = attack.find(scene, known.setdefault(ask, {})).fooled
             fooled[kind, attack.name, radius] = here
             rows[kind].append(Row(attack.name, radius, (len(right) - int(here.sum())) / count))
+        if carried is not None and carried is not dense:
+            carried.forget()
     worst = []
     for radius in radii:
         ever = torch.zeros(len(right), dtype=torch.bool)

@@ -7,6 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from gossamer.errors import DataError
 from gossamer.measure.modes import Network
 from gossamer.measure.robustness.attack import Attack, Scene
 from gossamer.measure.robustness.ball import Norm
@@ -28,7 +29,10 @@ class Transfer:
     Args:
         network: the dense network. It must not change meanwhile.
 
-    Cost: keeps one copy of the inputs per radius.
+    Raises:
+        DataError: that is no network.
+
+    Cost: keeps one copy of the inputs for each radius, seed and attack, until other inputs come.
 
     Example:
         >>> from gossamer.measure import PGD, robustness
@@ -41,6 +45,8 @@ class Transfer:
     """
 
     def __init__(self, network: Network) -> None:
+        if not callable(network):
+            raise DataError(f"Transfer: found {type(network).__name__}, expected a network: inputs to logits")
         self.network = network
         self._inputs: Tensor | None = None
         self._targets: Tensor | None = None
@@ -52,7 +58,7 @@ class Transfer:
 
         Args:
             attack: makes them.
-            scene: some of the examples; its probe is not asked.
+            scene: some of the examples, seen by the network as `probe` gives it.
             inputs: all examples, [n, …].
             targets: int64 [n].
 
@@ -61,17 +67,32 @@ class Transfer:
         """
         if not self._knows(inputs, targets):
             self._inputs, self._targets = inputs.clone(), targets.clone()
-            self._points.clear()
-            self._made.clear()
-        threat = (attack, scene.epsilon, scene.norm, scene.bounds, scene.seed)
+            self.forget()
+        low, high = scene.bounds
+        threat = (attack, scene.epsilon, scene.norm, (float(low), float(high)), scene.seed)
         made = self._made.setdefault(threat, torch.zeros(len(inputs), dtype=torch.bool))
         points = self._points.setdefault(threat, inputs.clone())
         new = (~made[scene.numbers]).nonzero()[:, 0]
         if len(new):
-            some = scene.take(new).seen_by(Probe(self.network, inputs, stops=False))
+            some = scene.take(new)
             points[some.numbers] = attack.find(some).points
             made[some.numbers] = True
         return points[scene.numbers]
+
+    def probe(self, inputs: Tensor) -> Probe:
+        """The network for `points`, asked once, so that one that does not take such inputs says so at once.
+
+        Args:
+            inputs: [n, …].
+        """
+        found = Probe(self.network, inputs, stops=False)
+        found.logits(inputs[:1].clone())
+        return found
+
+    def forget(self) -> None:
+        """Give the points' memory back."""
+        self._points.clear()
+        self._made.clear()
 
     def _knows(self, inputs: Tensor, targets: Tensor) -> bool:
         if self._inputs is None or self._targets is None or self._inputs.dtype != inputs.dtype:

@@ -182,3 +182,23 @@ def test_networks_measured_together_get_the_figures_they_get_alone() -> None:
     together = corruptions_of_each(models, images, targets, seed=5, batch=5)
     assert together == [corruptions(m, images, targets, seed=5, batch=5) for m in models]
     assert corruptions_of_each([], images, targets, severities=[1]) == []
+
+
+def test_networks_that_overwrite_images_leave_the_others_alone() -> None:
+    images, targets = _images(12), torch.arange(12) % 3
+    torch.manual_seed(1)
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(784, 3))
+
+    def overwriting(z: Tensor) -> Tensor:
+        made: Tensor = plain(z)
+        z.zero_()
+        return made
+
+    alone = corruptions(plain, images, targets, severities=[3])
+    assert corruptions_of_each([overwriting, plain, overwriting], images, targets, severities=[3]) == [alone] * 3
+
+
+@pytest.mark.parametrize("models", [nn.Sequential(nn.Flatten()), {"a": nn.Flatten()}, (n for n in ()), nn.Flatten()])
+def test_what_is_no_list_of_networks_is_refused(models: object) -> None:
+    with pytest.raises(DataError, match=r"models: found .*, expected a list of networks"):
+        corruptions_of_each(models, _images(2), torch.zeros(2, dtype=torch.int64))  # type: ignore[arg-type]
