@@ -36,6 +36,11 @@ def _lossless(rows: list[Row], table: Table) -> str:
     return table(head, lines, words=1) + "\nSize, then GB/s of dense bytes coded and decoded on one thread.\n"
 
 
+def _worst(rows: list[Row], coder: str) -> float:
+    """Of all leaves."""
+    return max((row["worst_leaf"] for row in rows if row["coder"] == coder), default=1.0)
+
+
 def _symbols(rows: list[Row], table: Table) -> str:
     lines = []
     for source in dict.fromkeys(row["source"] for row in rows):
@@ -52,10 +57,11 @@ def _symbols(rows: list[Row], table: Table) -> str:
     if not lines:
         return ""
     head = ("symbols", "order 0, bits", "one table", "as stored", "constriction")
-    average = mean(contexts)
+    average, worst = mean(contexts), _worst(rows, "gossamer-context")
     said = (
         "\nShare of the order-0 entropy, Msym/s coded and decoded on one thread (ours into memory that is there); as "
-        f"stored {average:.3f} in the mean.\n"
+        f"stored {average:.3f} in the mean, no tensor of more than 10,000 weights over {worst:.4f}; by one table no "
+        f"leaf over {_worst(rows, 'gossamer'):.4f}.\n"
     )
     return table(head, lines, words=1) + said
 

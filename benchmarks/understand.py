@@ -127,6 +127,7 @@ class Run:
                 done[task.key] = pool.submit(self._one, task, waits, processes)
             for task in wanted:
                 done[task.key].result()
+        self.rows = {task.key: self.rows[task.key] for task in wanted if task.key in self.rows}  # not as they finished
 
     def _one(self, task: Task, waits: Sequence[Any], processes: ProcessPoolExecutor) -> None:
         for other in waits:  # submitted before, so it is finished or under way in the other thread
