@@ -87,7 +87,7 @@ def test_its_points_are_the_strongest_of_the_attack_and_do_not_stop_at_what_fool
     assert float((odds[0] - odds[1]).max()) > 0.1
 
 
-def test_a_network_that_is_given_itself_keeps_nothing_and_bounds_may_be_a_list() -> None:
+def test_a_transfer_keeps_one_copy_per_radius_until_it_forgets_and_bounds_may_be_a_list() -> None:
     dense, model = networks()
     asked = question(model)
     carried = Transfer(dense)
