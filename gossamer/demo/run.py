@@ -168,12 +168,13 @@ def _speed(result: Result, batch: int) -> str:
 
 def _explanation(fashion: Fashion, threads: int) -> str:
     noise = 100 * (2 * 0.88 * 0.12 / len(fashion.test)) ** 0.5
+    count = "one thread" if threads == 1 else f"{threads} threads"
     return (
         "\nHow to read this. Every row is one .gsm file that was written, read back and then measured. 'Times smaller' "
         "compares it with the ordinary file of the same network, every byte counted; 'bits per weight' was 32. "
         f"'Right' is the share of {len(fashion.test):,} unseen photos that the network names correctly, dense before, "
         f"reloaded after; two networks of equal skill differ by about {noise:.1f} points by chance. 'Speed' "
-        f"is against the dense network, for 1 and for 64 images at once, timed in turn on {threads} threads of this "
+        f"is against the dense network, for 1 and for 64 images at once, timed in turn on {count} of this "
         "machine: 2.0x is half the time.\n"
         "value-compression packs the same numbers better; quantization and sharing keep fewer different numbers; "
         "down-sizing removes neurons; factorization splits a layer into two thin ones; sparsification sets weights to "
