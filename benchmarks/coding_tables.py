@@ -56,12 +56,12 @@ def _symbols(rows: list[Row], table: Table) -> str:
     contexts = [row["of_order0"] for row in rows if row["coder"] == "gossamer-context"]
     if not lines:
         return ""
-    head = ("symbols", "order 0, bits", "one table", "as stored", "constriction")
+    head = ("symbols", "order 0, bits", 'effort="fast"', 'effort="best"', "constriction")
     average, worst = mean(contexts), _worst(rows, "gossamer-context")
     said = (
-        "\nShare of the order-0 entropy, Msym/s coded and decoded on one thread (ours into memory that is there); as "
-        f"stored {average:.3f} in the mean, no tensor of more than 10,000 weights over {worst:.4f}; by one table no "
-        f"leaf over {_worst(rows, 'gossamer'):.4f}.\n"
+        "\nShare of the order-0 entropy, Msym/s coded and decoded on one thread (fast into memory that is there). "
+        f"Best: {average:.3f} in the mean, no tensor of more than 10,000 weights over {worst:.4f}; fast: no leaf over "
+        f"{_worst(rows, 'gossamer'):.4f}.\n"
     )
     return table(head, lines, words=1) + said
 

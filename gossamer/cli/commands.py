@@ -12,6 +12,7 @@ import gossamer as gs
 from gossamer.cli.network import calling, factory_of, named_object
 from gossamer.cli.output import ledger_tables, size, table
 from gossamer.cli.recipes import Chosen
+from gossamer.coding import Effort
 from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe import run
 from gossamer.drive.recipe_file import dump_recipe
@@ -33,6 +34,7 @@ def compress_file(
     data: str | None,
     dry_run: bool,
     keep_plan: bool,
+    effort: Effort,
     json_file: Path | None,
     quiet: bool,
     console: Console,
@@ -62,7 +64,7 @@ def compress_file(
         small = gs.compress(model, steps, data=batches, progress=progress)
     small.notes["recipe"] = dump_recipe(steps)
     show_plan(console, small.notes["plan"], small.skipped)
-    written = small.save(output, plan=keep_plan)
+    written = small.save(output, plan=keep_plan, effort=effort)
     gs.load(output, into=factory)
     console.print(
         f"{escape(str(output))}: {size(written)} bytes, {dense_bytes / written:.1f}x smaller than {size(dense_bytes)}; "

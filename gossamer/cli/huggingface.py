@@ -12,6 +12,7 @@ import gossamer as gs
 from gossamer.cli.commands import check_output, show_plan
 from gossamer.cli.output import size
 from gossamer.cli.recipes import Chosen
+from gossamer.coding import Effort
 from gossamer.drive.progress import TerminalProgress
 from gossamer.drive.recipe_file import dump_recipe
 from gossamer.errors import DataError, PlanError
@@ -42,6 +43,7 @@ def compress_folder(
     checkpoint: Path | None,
     resume: bool,
     keep_plan: bool,
+    effort: Effort,
     json_file: Path | None,
     quiet: bool,
     console: Console,
@@ -74,7 +76,7 @@ def compress_folder(
         )
     small.notes["recipe"] = dump_recipe(steps)
     show_plan(console, small.notes["plan"], small.skipped)
-    written = small.save(output, plan=keep_plan)
+    written = small.save(output, plan=keep_plan, effort=effort)
     gs.load(output, into=factory(folder))
     console.print(
         f"{escape(str(output))}: {size(written)} bytes, {dense_bytes / written:.1f}x smaller than {size(dense_bytes)}; "

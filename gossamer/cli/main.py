@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gossamer.cli.network import Inputs
 from gossamer.cli.recipes import Chosen, Preset
+from gossamer.coding import Effort
 from gossamer.errors import DataError, GossamerError, PlanError
 
 __all__ = ["app", "run"]
@@ -41,12 +42,16 @@ def _creatable_later(path: Path | None) -> Path | None:
 def _checked(path: Path | None, *, folder_may_come: bool) -> Path | None:
     from gossamer.store.atomic import check_creatable
 
+    if path is not None and (not folder_may_come or _is_folder(path.parent)):
+        check_creatable(path)
+    return path
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        if path is not None and (path.parent.is_dir() or not folder_may_come):
-            check_creatable(path)
+        return path.is_dir()
     except OSError as error:  # of asking, such as a name that is too long
         raise DataError(f"{path}: cannot write there: {error.strerror}") from error
-    return path
 
 
 JsonFile = Annotated[
@@ -106,6 +111,9 @@ def compress(
         bool, typer.Option("--dry-run", help="Print the plan (of a checkpoint: the estimate), write nothing.")
     ] = False,
     keep_plan: Annotated[bool, typer.Option("--keep-plan", help="Store recipe and plan in the file.")] = False,
+    effort: Annotated[
+        Effort, typer.Option("--effort", help="fast: written and read sooner, a few per cent larger; same weights.")
+    ] = "best",
     calib: Annotated[
         Path | None,
         typer.Option("--calib", metavar="TEXT", help="Text file or folder: WEIGHTS is a Hugging Face model folder."),
@@ -143,6 +151,7 @@ def compress(
             checkpoint=checkpoint,
             resume=resume,
             keep_plan=keep_plan,
+            effort=effort,
             json_file=json_file,
             quiet=quiet,
             console=Console(),
@@ -159,6 +168,7 @@ def compress(
             data=data,
             dry_run=dry_run,
             keep_plan=keep_plan,
+            effort=effort,
             resume=resume,
             json_file=json_file,
             quiet=quiet,
@@ -175,6 +185,7 @@ def compress(
         data=data,
         dry_run=dry_run,
         keep_plan=keep_plan,
+        effort=effort,
         json_file=json_file,
         quiet=quiet,
         console=Console(),

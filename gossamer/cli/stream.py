@@ -13,6 +13,7 @@ from gossamer.cli.commands import check_output, show_plan
 from gossamer.cli.network import factory_of
 from gossamer.cli.output import size, table
 from gossamer.cli.recipes import Chosen
+from gossamer.coding import Effort
 from gossamer.drive.checkpoint import CheckpointSource
 from gossamer.drive.estimate import estimate
 from gossamer.drive.progress import TerminalProgress
@@ -35,6 +36,7 @@ def compress_checkpoint(
     data: str | None,
     dry_run: bool,
     keep_plan: bool,
+    effort: Effort,
     resume: bool,
     json_file: Path | None,
     quiet: bool,
@@ -84,6 +86,7 @@ def compress_checkpoint(
             bind=bind,
             resume=resume,
             keep_plan=keep_plan,
+            effort=effort,
             progress=progress,
         )
     show_plan(console, done.plans, done.skipped)

@@ -8,6 +8,7 @@ with another `log2` could in a near tie write another, equally good, table; ever
 """
 
 from gossamer.coding.coded import Coded, Coder
+from gossamer.coding.effort import Effort, check_effort
 from gossamer.coding.floats import decode_floats, encode_floats
 from gossamer.coding.grids import decode_grid, encode_grid
 from gossamer.coding.masks import decode_mask, encode_mask
@@ -17,6 +18,8 @@ from gossamer.coding.symbols import decode_symbols, encode_symbols, order0_bits
 __all__ = [
     "Coded",
     "Coder",
+    "Effort",
+    "check_effort",
     "decode_floats",
     "decode_grid",
     "decode_mask",

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.blocks import LARGEST_BLOCK, SMALLEST_BLOCK, Blocks, block_log2, write_blocks
-from gossamer.coding.cluster import bins_of, cluster, span_count
+from gossamer.coding.cluster import Clustering, bins_of, cluster, span_count
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.rans import lanes_for, most_bytes
 from gossamer.coding.rans_model import MOST_LANES
@@ -80,6 +80,8 @@ def encode_numbers(
     spans: Sequence[int],
     workers: int,
     most: float = float("inf"),
+    *,
+    classes: bool = True,
 ) -> tuple[bytes, bytes] | None:
     """Table and payload of a grid of numbers, None where rows are too wide.
 
@@ -90,6 +92,7 @@ def encode_numbers(
         spans: columns of one span to try, beside whole rows.
         workers: threads.
         most: bits that they may take: None where an estimate from some of the rows is above.
+        classes: look for them; without, all numbers have one table.
 
     Source: hard clustering of rows and columns by code length, as in Chakrabarti et al., "Fully automatic
     cross-associations", KDD 2004, of more than two symbols, from classes by spread and mean instead of random ones.
@@ -102,7 +105,7 @@ def encode_numbers(
     bins = bins_of(counts)
     binned = numbers if int(bins[-1]) == count - 1 else bins.astype(np.uint8)[numbers]
     sizes = [width, *(size for size in sorted(set(spans)) if 2 <= size < width)]
-    found = cluster(binned, int(bins[-1]) + 1, sizes)
+    found = cluster(binned, int(bins[-1]) + 1, sizes) if classes else _one_class(*numbers.shape)
     within = counts_bits(counts) - counts_bits(np.bincount(bins, weights=counts).astype(np.int64))
     if found.bits + within > most:
         return None
@@ -123,7 +126,7 @@ def encode_numbers(
         writer.uint(table, (tables.count - 1).bit_length())
     tables.write(writer)
     both = ((found.spans, high), (found.columns, wide))
-    told = [encode_nested_symbols(classes) for classes, many in both if many > 1]
+    told = [encode_nested_symbols(each) for each, many in both if many > 1]
     for inner in told:
         writer.uint(_INNER.index(inner.coder), 3)
         writer.golomb(len(inner.table), 4)
@@ -139,6 +142,11 @@ def encode_numbers(
     blocks = write_blocks(-(-flat.size // size), most_bytes(min(size, flat.size), lanes), write, workers)
     table_bytes = b"".join([writer.finish(), *(inner.table for inner in told)])
     return table_bytes, b"".join([*(inner.payload for inner in told), blocks])
+
+
+def _one_class(height: int, width: int) -> Clustering:
+    rows, columns = np.zeros((height, 1), dtype=np.uint8), np.zeros(width, dtype=np.uint8)
+    return Clustering(width, rows, columns, np.zeros((1, 1), dtype=np.uint8), 0.0)
 
 
 def _occurrences(flat: U8, count: int, places: _Places) -> I64:

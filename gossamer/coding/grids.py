@@ -12,7 +12,8 @@ from gossamer.coding.alphabet import Alphabet
 from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.contexts import WORTH_CONTEXTS, decode_numbers, encode_numbers, sides
-from gossamer.coding.symbols import decode_symbols, decode_symbols_part, encode_symbols
+from gossamer.coding.effort import Effort
+from gossamer.coding.symbols import decode_symbols, decode_symbols_part, encode_symbols, order0_bits
 from gossamer.errors import FormatError
 
 __all__ = ["decode_grid", "decode_grid_rows", "encode_grid"]
@@ -22,9 +23,11 @@ Array = npt.NDArray[Any]
 _WHAT: Final = "symbols in tables"
 _WORTH: Final = 0.985  # less is not worth a decoder half as fast
 _SURE: Final = 0.005  # what estimates may be wrong by
+_BRIEF: Final = 1 << 15  # symbols below which one table may count
+_FEW_MORE: Final = 1.005  # of the entropy: what one table may cost where classes are not to be looked for
 
 
-def encode_grid(x: Array, *, span: int | None = None, workers: int = 1) -> Coded:
+def encode_grid(x: Array, *, span: int | None = None, workers: int = 1, effort: Effort = "best") -> Coded:
     """Codes an integer leaf in the fewest bytes among those of `encode_symbols` and tables by class.
 
     Rows (or spans of them) and columns of the view `[shape[0], rest]` fall into at most 16 classes each; each pair of
@@ -35,6 +38,8 @@ def encode_grid(x: Array, *, span: int | None = None, workers: int = 1) -> Coded
         x: any shape; any integer dtype or bool.
         span: columns that share a scale, so that they may look alike: spans of so many are tried too.
         workers: threads.
+        effort: "fast": classes are looked for only in leaves of fewer than 2^15 symbols whose one table costs more than
+            half a per cent.
 
     Returns:
         The coded leaf; tables only where they save 1.5% or more.
@@ -54,6 +59,8 @@ def encode_grid(x: Array, *, span: int | None = None, workers: int = 1) -> Coded
     """
     plain = encode_symbols(x, workers=workers)
     if x.size < WORTH_CONTEXTS or plain.coder is Coder.CONSTANT:
+        return plain
+    if effort == "fast" and (x.size >= _BRIEF or 8 * plain.nbytes <= _FEW_MORE * order0_bits(x)):
         return plain
     found = Alphabet.of(x)
     if found is None:

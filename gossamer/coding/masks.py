@@ -14,6 +14,7 @@ from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.classes import MAX_TANGENT_BITS, ClassModel, candidate_models, live_frequency
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.contexts import WORTH_CONTEXTS, decode_numbers, encode_numbers, sides
+from gossamer.coding.effort import Effort
 from gossamer.coding.symbols import counts_bits, decode_symbols, encode_plain_symbols
 from gossamer.coding.table import MAX_ROOT, fit_weights
 from gossamer.errors import DataError, FormatError
@@ -107,7 +108,7 @@ def _bitmap(flat: Bits) -> Coded:
     return Coded(Coder.MASK_BITMAP, b"", np.packbits(flat, bitorder="little").tobytes())
 
 
-def encode_mask(bits: Bits, *, workers: int = 1) -> Coded:
+def encode_mask(bits: Bits, *, workers: int = 1, effort: Effort = "best") -> Coded:
     """Codes a mask in the fewest bytes among bitmap, one density, row and column classes, and gaps.
 
     one density: `n·H(density)` bits; classes: rows and columns of the view `[shape[0], rest]` fall into at most 8 × 8
@@ -117,6 +118,7 @@ def encode_mask(bits: Bits, *, workers: int = 1) -> Coded:
     Args:
         bits: any shape, bool, True = kept.
         workers: threads.
+        effort: "fast": from 2^12 positions on bitmap or one density alone, written and read 16 positions at a time.
 
     Returns:
         The coded mask; ties go to the simpler coder.
@@ -139,6 +141,10 @@ def encode_mask(bits: Bits, *, workers: int = 1) -> Coded:
         return Coded(Coder.MASK_BITMAP, b"", b"")
     grid = np.ascontiguousarray(bits).reshape(sides(bits.shape))
     flat = grid.reshape(-1)
+    if effort == "fast" and flat.size >= WORTH_CONTEXTS and 0 < np.count_nonzero(flat) < flat.size:
+        quick = encode_numbers(BitWriter(), grid.view(np.uint8), 2, (), workers, classes=False)
+        if quick is not None:
+            return min(_bitmap(flat), Coded(Coder.MASK_TABLES, *quick), key=lambda c: c.nbytes)
     candidates: list[tuple[float, Callable[[], Coded]]] = [(float(flat.size), lambda: _bitmap(flat))]
     for model in candidate_models(grid):
         candidates.append((model.bits, lambda model=model: _encode_classes(grid, model)))  # type: ignore[misc]

@@ -127,7 +127,7 @@ class BlockJournal:
         """Write new trees and read them back: what goes on is the same as what a resumed run has."""
         if not specs:
             return {}
-        write_container(self._path(step), specs, trees)
+        write_container(self._path(step), specs, trees, effort="fast")
         return self.trees(step, specs)
 
     def trees(self, step: int, specs: Sequence[TensorSpec]) -> Mapping[str, Encoding]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
+from gossamer.coding import Effort, check_effort
 from gossamer.drive.one_shot import Planned, plan_method
 from gossamer.drive.plan_record import plan_from_record, plan_to_record
 from gossamer.drive.progress import NoProgress, Progress
@@ -106,6 +107,7 @@ def stream(
     bind: Callable[[Method], Method] = lambda method: method,
     resume: bool = False,
     keep_plan: bool = False,
+    effort: Effort = "best",
     progress: Progress | None = None,
 ) -> Streamed:
     """Compress a source into one container, holding a few tensors at a time.
@@ -122,6 +124,7 @@ def stream(
         bind: makes methods concrete for the network, where there is one.
         resume: go on where an earlier run stopped; from the start if there was none.
         keep_plan: store recipe and plan in the file.
+        effort: how long to look for fewer bytes; a resumed run must have the same.
         progress: where to report.
 
     Returns:
@@ -134,12 +137,14 @@ def stream(
 
     Cost: the source is read once for applying, and once for every round that a method observes.
     """
+    check_effort(effort)
     path, listed = Path(path), source.specs()
     methods = methods_of(recipe, listed, bind)
     report = progress or NoProgress()
     run = _Run(path.with_name(path.name + ".part"), path.with_name(path.name + ".journal"))
     large = is_large(listed)
     start = {"start": 1, "recipe": dump_recipe(recipe), "input": identity, "keep_plan": keep_plan}
+    start |= {"effort": effort}
     if large:
         _take_up(run, start, resume)
     sizes = {s.name: 4 * s.elements for s in listed}
@@ -166,7 +171,7 @@ def stream(
                 for site, why in planned.skipped.items():
                     skipped.setdefault(site, f"{type(method).__name__}: {why}")
             notes = {"plan": plans, "recipe": dump_recipe(recipe), "skipped": skipped} if keep_plan else {}
-            pieces = _pieces(source, stages, workers, len(run.pieces), sizes, report)
+            pieces = _pieces(source, stages, workers, len(run.pieces), sizes, effort, report)
             if large:
                 written = files.write(path, listed, pieces, notes)
             else:
@@ -195,7 +200,13 @@ def _reported(
 
 
 def _pieces(
-    source: Source, stages: Sequence[Planned], workers: Workers, skip: int, sizes: Mapping[str, int], report: Progress
+    source: Source,
+    stages: Sequence[Planned],
+    workers: Workers,
+    skip: int,
+    sizes: Mapping[str, int],
+    effort: Effort,
+    report: Progress,
 ) -> Iterator[Piece]:
     """The coded tensors in order, but for the first ``skip``."""
     names = [s.name for s in source.specs()]
@@ -215,7 +226,7 @@ def _pieces(
     def work(name: str) -> list[Piece]:
         trees = {n: source.read(n) for n in units[name]}
         mine = {**shared_leaves(trees), **shared}
-        return [code_tensor(n, trees.pop(n), mine) for n in tuple(trees)]
+        return [code_tensor(n, trees.pop(n), mine, effort) for n in tuple(trees)]
 
     order = list(leaders)
     results = _reported(workers.map(work, order), order, sizes, "applying and coding", report)
@@ -323,9 +334,11 @@ def _take_up(run: _Run, start: Json, resume: bool) -> None:
     records, good = read_journal(run.journal)
     if not records:
         return
-    for key, what in (("start", "version"), ("recipe", "recipe"), ("input", "checkpoint"), ("keep_plan", "setting")):
-        if records[0].get(key) != start[key]:
-            found = _first_difference(records[0].get(key), start[key])
+    said = {"effort": "best", **records[0]}  # journals did not tell it when there was one only
+    names = {"start": "version", "recipe": "recipe", "input": "checkpoint", "keep_plan": "setting", "effort": "effort"}
+    for key, what in names.items():
+        if said.get(key) != start[key]:
+            found = _first_difference(said.get(key), start[key])
             raise PlanError(f"{run.journal}: found a run with another {what}: {found}; delete it to start anew")
     plans = [r["plan"] for r in records[1:] if "plan" in r]
     pieces = [r for r in records[1:] if "piece" in r]

@@ -18,13 +18,13 @@ def check_creatable(path: Path) -> None:
     """Refuse, before work is done for it, a file that could not be written; leaves nothing behind.
 
     Raises:
-        DataError: the folder is missing or not writable, or ``path`` is a folder.
+        DataError: the folder is missing or not writable, the name is too long, or ``path`` is a folder.
     """
-    if not path.parent.is_dir():
-        raise DataError(f"{path}: found no folder {path.parent}")
-    if path.is_dir():
-        raise DataError(f"{path}: found a folder, expected the name of a file")
     try:
+        if not path.parent.is_dir():
+            raise DataError(f"{path}: found no folder {path.parent}")
+        if path.is_dir():
+            raise DataError(f"{path}: found a folder, expected the name of a file")
         with tempfile.NamedTemporaryFile(prefix=f".{path.name}.", suffix=".part", dir=path.parent):
             pass
     except OSError as error:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gossamer.coding import (
     Coded,
+    Effort,
     decode_floats,
     decode_grid,
     decode_mask,
@@ -43,14 +44,14 @@ def grid_of(leaf: Leaf) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
     return unpack_bits(leaf.tensor, prod(shape)).view(shape).numpy()
 
 
-def encode_leaf(leaf: Leaf) -> Coded:
+def encode_leaf(leaf: Leaf, effort: Effort = "best") -> Coded:
     """The fewest bytes found for a leaf, lossless."""
     if leaf.codec is Codec.MASK:
-        return encode_mask(grid_of(leaf), workers=torch.get_num_threads())
+        return encode_mask(grid_of(leaf), workers=torch.get_num_threads(), effort=effort)
     if leaf.tensor.is_floating_point():
         return encode_floats(to_bytes(leaf.tensor), leaf.tensor.element_size(), workers=torch.get_num_threads())
     span = leaf.owner.group_size if isinstance(leaf.owner, Grouped) else None
-    return encode_grid(leaf.tensor.numpy(), span=span, workers=torch.get_num_threads())
+    return encode_grid(leaf.tensor.numpy(), span=span, workers=torch.get_num_threads(), effort=effort)
 
 
 def decode_leaf(coded: Coded, form: str, shape: tuple[int, ...]) -> Tensor:

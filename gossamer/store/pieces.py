@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gossamer.coding import encode_sparse_symbols
+from gossamer.coding import Effort, encode_sparse_symbols
 from gossamer.encoding.levels import NormalLevels, PowerLevels
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.patterns import Mask
@@ -21,6 +22,8 @@ from gossamer.store.layout import JOINT, POOLED_BELOW, Json
 from gossamer.store.leaves import MASK, encode_leaf, grid_of, leaf_form
 
 __all__ = ["Part", "Piece", "code_tensor", "shared_leaves"]
+
+_BRIEF = 1 << 15  # positions of a mask up to which coding it with its values takes no time worth saving
 
 # Kind of packed value → its leaf of symbols, one per live position.
 _SYMBOLS = {
@@ -97,13 +100,14 @@ def shared_leaves(trees: Mapping[str, Encoding]) -> dict[int, str]:
     return shared
 
 
-def code_tensor(name: str, tree: Encoding, shared: Mapping[int, str]) -> Piece:
+def code_tensor(name: str, tree: Encoding, shared: Mapping[int, str], effort: Effort = "best") -> Piece:
     """Take one tree apart and code its leaves in the fewest bytes found.
 
     Args:
         name: of the tensor.
         tree: its encoding.
         shared: leaves that other tensors hold too: id of the tensor → key.
+        effort: "fast": see `gossamer.coding.Effort`; larger masks are not tried together with their values.
 
     Raises:
         CompositionError: a tree that refers to another by name; those need all trees at hand.
@@ -115,10 +119,10 @@ def code_tensor(name: str, tree: Encoding, shared: Mapping[int, str]) -> Piece:
     joint = _joint_candidates(flat, shared)
     for i, leaf in enumerate(flat.leaves):
         form, shape = leaf_form(leaf)
-        best = encode_leaf(leaf)
+        best = encode_leaf(leaf, effort)
         parts.append(Part((form, list(shape), *best.header), best.data, shared.get(id(leaf.tensor), "")))
-        if i in joint:
-            mask = flat.leaves[joint[i]]
+        mask = flat.leaves[joint[i]] if i in joint else None
+        if mask is not None and (effort == "best" or prod(leaf_form(mask)[1]) < _BRIEF):
             apart = len(parts[joint[i]].data) + best.nbytes
             together = encode_sparse_symbols(grid_of(mask), leaf.tensor.numpy(), workers=torch.get_num_threads())
             if together.nbytes < apart:

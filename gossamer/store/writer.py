@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, final
 
+from gossamer.coding import Effort
 from gossamer.encoding.node import Encoding
 from gossamer.encoding.spec import TensorSpec
 from gossamer.encoding.weights import link
@@ -43,6 +44,7 @@ def write_container(
     specs: Sequence[TensorSpec],
     trees: Mapping[str, Encoding],
     notes: Mapping[str, Json] | None = None,
+    effort: Effort = "best",
 ) -> int:
     """Write trees to one file, atomically.
 
@@ -51,6 +53,7 @@ def write_container(
         specs: the tensors, in order.
         trees: per canonical name.
         notes: JSON to keep beside them (recipe, plan); optional, costs bytes.
+        effort: how long to look for fewer bytes.
 
     Returns:
         Bytes written.
@@ -63,7 +66,7 @@ def write_container(
     refuse_names(specs)
     linked = link({spec.name: trees[spec.name] for spec in specs})
     shared = shared_leaves(linked)
-    pieces = (code_tensor(name, tree, shared) for name, tree in linked.items())
+    pieces = (code_tensor(name, tree, shared, effort) for name, tree in linked.items())
     if not is_large(specs):
         return write_pieces(path, specs, list(pieces), notes)
     with replacing(Path(path)) as file:

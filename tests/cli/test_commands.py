@@ -69,6 +69,18 @@ def test_compress_inspect_decompress_give_back_the_same_weights(files: Path) -> 
     assert all(torch.equal(again[name], expected[name]) for name in expected)
 
 
+def test_effort_is_that_of_the_library(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = {}
+    for effort in ("best", "fast"):
+        assert compress(files, "--effort", effort) == 0
+        sizes[effort] = (files / "out.gsm").stat().st_size
+        gs.load(files / "out.gsm").save(files / "again.gsm", effort=effort)
+        assert (files / "again.gsm").read_bytes() == (files / "out.gsm").read_bytes()
+    assert sizes["best"] < sizes["fast"]
+    capsys.readouterr()
+    assert "slow" in refused(capsys, "compress", files / "weights.safetensors", "--effort", "slow")
+
+
 def test_dry_run_prints_the_plan_and_writes_nothing(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = sorted(files.iterdir())
     arguments = ("compress", files / "weights.safetensors", "-r", files / "recipe.yaml", "-n", NETWORK, "--dry-run")

@@ -22,6 +22,7 @@ from contract.encoding_examples import (
 )
 from torch import Tensor, nn
 
+from gossamer.coding import Effort
 from gossamer.encoding import Delta, Dense, Encoding, External, Leaf, Pattern, Ref, Role, link
 from gossamer.encoding.serial import KINDS, flatten, unflatten
 from gossamer.errors import CompositionError
@@ -329,12 +330,13 @@ def test_torch_export_traces_the_attached_weight(make: Callable[[Maker], Example
 
 
 @all_dtypes
+@pytest.mark.parametrize("effort", ["best", "fast"])
 def test_container_restores_the_tree_bit_for_bit(
-    make: Callable[[Maker], Example], dtype: torch.dtype, tmp_path: Path
+    make: Callable[[Maker], Example], dtype: torch.dtype, effort: Effort, tmp_path: Path
 ) -> None:
     example = make(Maker(dtype))
     found = specs(Holder(example.shape, dtype))
-    written = write_container(tmp_path / "w.gsm", found, {"w": example.tree})
+    written = write_container(tmp_path / "w.gsm", found, {"w": example.tree}, effort=effort)
     container = read_container(tmp_path / "w.gsm", found)
     assert same_trees({"w": example.tree}, dict(container.trees))
     assert container.specs == found

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import gossamer as gs
+from gossamer.coding import Effort
 from gossamer.drive.checkpoint import CheckpointSource
 from gossamer.drive.estimate import estimate
 from gossamer.drive.recipe import Recipe
@@ -63,12 +64,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[nn.Module, Path]:
 
 
 def run(
-    folder: Path, out: Path, recipe: Recipe = RECIPE, model: nn.Module | None = None, *, resume: bool = False
+    folder: Path,
+    out: Path,
+    recipe: Recipe = RECIPE,
+    model: nn.Module | None = None,
+    *,
+    resume: bool = False,
+    effort: Effort = "best",
 ) -> Streamed:
     shards = open_checkpoint(folder)
     source = CheckpointSource(shards, model)
     bind = (lambda m: m) if model is None else (lambda m: m.bind(model, None))
-    return stream(source, recipe, out, identity=shards.identity(), bind=bind, resume=resume)
+    return stream(source, recipe, out, identity=shards.identity(), bind=bind, resume=resume, effort=effort)
 
 
 def test_a_large_checkpoint_gives_the_bytes_of_the_run_in_memory(large: tuple[nn.Module, Path], tmp_path: Path) -> None:
@@ -249,6 +256,8 @@ def test_another_input_recipe_or_damaged_part_is_not_resumed(
     stopped(folder, out, monkeypatch)
     with pytest.raises(PlanError, match="another recipe"):
         run(folder, out, [KMeans(bits=3)], resume=True)
+    with pytest.raises(PlanError, match="another effort"):
+        run(folder, out, resume=True, effort="fast")
     shard = folder / "model-1.safetensors"
     was = shard.stat()
     os.utime(shard, ns=(was.st_atime_ns, was.st_mtime_ns + 1))

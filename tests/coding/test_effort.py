@@ -1,0 +1,95 @@
+"""Coding in a hurry: the same symbols and masks, one table where that is near the entropy, classes where it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from gossamer.coding import (
+    Coded,
+    Coder,
+    check_effort,
+    decode_grid,
+    decode_mask,
+    encode_grid,
+    encode_mask,
+    encode_symbols,
+    order0_bits,
+)
+from gossamer.errors import PlanError
+
+Array = np.ndarray[Any, Any]
+
+
+def grid_survives(x: Array) -> Coded:
+    coded = encode_grid(x, effort="fast")
+    again = decode_grid(Coded.from_parts(coded.header, coded.data), x.shape, x.dtype)
+    assert again.dtype == x.dtype
+    assert np.array_equal(again, x)
+    return coded
+
+
+def mask_survives(mask: Array) -> Coded:
+    coded = encode_mask(mask, effort="fast")
+    again = decode_mask(Coded.from_parts(coded.header, coded.data), mask.shape)
+    assert again.dtype == mask.dtype
+    assert np.array_equal(again, mask)
+    return coded
+
+
+def loud_rows(rows: int, columns: int, seed: int = 0) -> Array:
+    """Scales that differ from row to row, as of a depthwise convolution's channels under one scale."""
+    made = np.random.default_rng(seed)
+    scales = np.exp2(made.uniform(0, 5.5, (rows, 1)))
+    return np.clip(np.rint(made.standard_normal((rows, columns)) * scales), -127, 127).astype(np.int8)
+
+
+@settings(deadline=None, max_examples=60)
+@given(hnp.arrays(st.sampled_from([np.uint8, np.int8, np.int32, np.int64]), hnp.array_shapes(min_side=0, max_dims=4)))
+def test_any_small_grid_survives(x: Array) -> None:
+    grid_survives(x)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 90), st.integers(1, 120), st.floats(0, 1), st.integers(0, 5))
+def test_any_mask_survives(rows: int, columns: int, density: float, seed: int) -> None:
+    mask_survives(np.random.default_rng(seed).random((rows, columns)) < density)
+
+
+@pytest.mark.parametrize("shape", [(5000,), (1, 70_000), (64, 64), (40, 7, 3, 5), (300_000,), (1200, 700)])
+@pytest.mark.parametrize("density", [0.0, 0.004, 0.2, 0.5, 0.97, 1.0])
+def test_masks_take_their_entropy_or_a_bit_each(shape: tuple[int, ...], density: float) -> None:
+    mask = np.random.default_rng(1).random(shape) < density
+    coded = mask_survives(mask)
+    assert coded.nbytes <= min(mask.size / 8, 1.005 * order0_bits(mask) / 8 + 60) + 1
+
+
+def test_a_large_leaf_has_one_table_where_the_best_has_classes() -> None:
+    x = loud_rows(800, 100)
+    assert encode_grid(x).coder is Coder.TABLES
+    assert grid_survives(x).data == encode_symbols(x).data
+
+
+def test_a_small_leaf_has_classes_where_one_table_costs_too_much() -> None:
+    x = loud_rows(1152, 9)
+    assert 8 * encode_symbols(x).nbytes > 1.005 * order0_bits(x)
+    assert grid_survives(x).data == encode_grid(x).data
+    assert 8 * grid_survives(x).nbytes < order0_bits(x)
+
+
+def test_a_small_leaf_has_one_table_where_that_is_near_the_entropy() -> None:
+    x = np.clip(loud_rows(300, 100) // 16, -4, 3)
+    assert encode_grid(x).coder is Coder.TABLES
+    assert 8 * encode_symbols(x).nbytes <= 1.005 * order0_bits(x)
+    assert grid_survives(x).data == encode_symbols(x).data
+
+
+def test_another_effort_is_refused() -> None:
+    check_effort("fast")
+    with pytest.raises(PlanError, match="found 'quick', expected 'fast' or 'best'"):
+        check_effort("quick")
