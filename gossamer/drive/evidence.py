@@ -36,7 +36,7 @@ from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import Evidence
 from gossamer.methods.second_order import fisher_blocks
 from gossamer.network.inspect import assign, tensors
-from gossamer.network.rebuild import refresh
+from gossamer.network.rebuild import pass_by, refresh
 
 __all__ = ["check_finite", "gather", "inputs_of", "twin"]
 
@@ -49,7 +49,7 @@ def twin(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Enco
     Args:
         model: of the original architecture; not changed, its parameters are not copied.
         specs: its tensors.
-        trees: per canonical name; removed channels are zeros.
+        trees: per canonical name; removed channels are zeros, removed blocks pass their first input.
     """
     kept: dict[int, Any] = {id(p): p for p in model.parameters()}
     network = copy.deepcopy(model, kept).eval()
@@ -58,6 +58,7 @@ def twin(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Enco
         # a forward pass may write into buffers, not into parameters
         assign(network, spec.names, dense.clone() if spec.kind is Kind.BUFFER else dense)
     refresh(network)
+    pass_by(network, specs, trees)
     return network
 
 
@@ -78,7 +79,7 @@ def gather(
     Args:
         model: of the original architecture; not changed.
         specs: its tensors.
-        trees: what its weights are now; removed channels take part as zeros.
+        trees: what its weights are now; removed channels take part as zeros, removed blocks pass their first input.
         needs: names of statistics.
         data: batches (inputs, targets), or inputs alone where no gradients are asked for.
         loss: (outputs, targets) → scalar, for gradients.

@@ -19,7 +19,7 @@ from gossamer.errors import CompositionError
 from gossamer.network.attention import FewerHeads, attention_parts, set_heads
 from gossamer.network.inspect import assign, is_transformers_conv1d, owner_of
 
-__all__ = ["Skipped", "materialise", "prepare", "removed_modules", "small_tree"]
+__all__ = ["Skipped", "materialise", "pass_by", "prepare", "removed_modules", "small_tree"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -100,6 +100,21 @@ def removed_modules(model: nn.Module, specs: Sequence[TensorSpec], trees: Mappin
         if owner and not inside and not isinstance(model.get_submodule(owner), _CONTAINERS):
             found.append(owner)
     return tuple(found)
+
+
+def pass_by(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, Encoding]) -> None:
+    """Blocks of which nothing is kept hand on their first input; unlike in `prepare`, they and their tensors stay.
+
+    Zeros alone do not make a block that: one that ends in a normalisation would put out zeros.
+
+    Args:
+        model: of the original architecture, changed in place.
+        specs: what it has.
+        trees: per canonical name.
+    """
+    for name in removed_modules(model, specs, trees):
+        block = model.get_submodule(name)
+        vars(block)["forward"] = Skipped.instead_of(block).forward
 
 
 def _above(name: str) -> list[str]:

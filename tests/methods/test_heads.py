@@ -454,6 +454,37 @@ def test_blocks_then_channels_compose_and_without_data_blocks_are_refused() -> N
         run(net, [Blocks(sparsity=0.5)])
 
 
+class PostNorm(nn.Module):
+    """Normalised after the sum: a block of zeros would put out zeros, not its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.norm = nn.Linear(6, 12), nn.Linear(12, 6), nn.LayerNorm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x + self.down(F.relu(self.up(x))))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [
+        Channels(sparsity=0.5, score="reconstruction", multiple=1),
+        gs.prune.SparseGPT(sparsity=0.5),
+        gs.BlockByBlock(methods=(gs.prune.SparseGPT(sparsity=0.5),)),
+    ],
+    ids=["channels", "sparsegpt", "block-by-block"],
+)
+def test_what_follows_removed_blocks_sees_the_network_without_them(method: Any) -> None:
+    torch.manual_seed(0)
+    head = (nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, 3))
+    net, x = nn.Sequential(*(PostNorm() for _ in range(3)), *head).eval(), torch.randn(200, 6)
+    before = gs.compress(net, [Blocks(sparsity=0.34)], data=labelled(x)).dense()
+    assert sum(isinstance(m, Skipped) for m in before) == 1  # type: ignore[attr-defined]
+    apart = gs.compress(before, [method], data=labelled(x))
+    together = gs.compress(net, [Blocks(sparsity=0.34), method], data=labelled(x))
+    torch.testing.assert_close(together.dense()(x), apart.dense()(x))
+
+
 def test_a_block_tied_to_something_outside_stays() -> None:
     net, x = random_network(ResNet, 1), batch(IMAGE)
     net.first[0].conv.weight = net.first[1].conv.weight  # type: ignore[index,union-attr]
