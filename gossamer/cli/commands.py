@@ -18,11 +18,12 @@ from gossamer.drive.recipe import run
 from gossamer.drive.recipe_file import dump_recipe
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.ledger import ledger_of
+from gossamer.network.rebuild import small_tree
 from gossamer.store.json_file import write_json
 from gossamer.store.safetensors_file import write_safetensors
 from gossamer.store.weights import dense_bytes_of, load_weights_into
 
-__all__ = ["check_output", "compress_file", "decompress_file", "inspect_file", "show_plan"]
+__all__ = ["check_output", "compress_file", "decompress_file", "inspect_file", "say_removed", "show_plan"]
 
 
 def compress_file(
@@ -115,10 +116,23 @@ def inspect_file(*, file: Path, zstd: bool, json_file: Path | None, console: Con
     write_json(json_file, {"file": str(file), **ledger.to_json()})
 
 
+def say_removed(small: gs.Compressed, console: Console) -> None:
+    """Where whole blocks were removed, that dense weights cannot always say so."""
+    gone = [name for name, tree in small.trees.items() if 0 in small_tree(tree).dense_shape()]
+    if gone:
+        shown = ", ".join(gone[:2]) + (f" and {len(gone) - 2} more" if len(gone) > 2 else "")
+        console.print(
+            f"{escape(shown)} belong to removed blocks and are zeros: the same network only where blocks add to their "
+            "inputs and normalise before, not after. gossamer.load(FILE, into=…).dense() has no such blocks"
+        )
+
+
 def decompress_file(*, file: Path, output: Path, json_file: Path | None, console: Console) -> None:
     """Dense weights from a file."""
     if output.resolve() == file.resolve():
         raise DataError(f"{output}: found the input file, expected another name: inputs are never overwritten")
-    written = write_safetensors(output, gs.load(file).state_dict())
+    small = gs.load(file)
+    written = write_safetensors(output, small.state_dict())
     console.print(f"{escape(str(output))}: {size(written)} bytes of dense weights")
+    say_removed(small, console)
     write_json(json_file, {"file": str(output), "bytes": written})

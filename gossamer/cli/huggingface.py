@@ -9,7 +9,7 @@ from rich.markup import escape
 from torch.nn import functional as F
 
 import gossamer as gs
-from gossamer.cli.commands import check_output, show_plan
+from gossamer.cli.commands import check_output, say_removed, show_plan
 from gossamer.cli.output import size
 from gossamer.cli.recipes import Chosen
 from gossamer.coding import Effort
@@ -96,7 +96,9 @@ def _ids(batch: object) -> list[object]:
 def decompress_folder(*, file: Path, like: Path, output: Path, json_file: Path | None, console: Console) -> None:
     """A model folder from a file; removed channels and blocks are zeros in it."""
     network = factory(like)()
-    network.load_state_dict(gs.load(file, into=network).state_dict())
+    small = gs.load(file, into=network)
+    network.load_state_dict(small.state_dict())
     written = save_folder(network, like, output)
     console.print(f"{escape(str(output))}: {size(written)} bytes of dense weights, loads with from_pretrained")
+    say_removed(small, console)
     write_json(json_file, {"folder": str(output), "bytes": written})

@@ -179,6 +179,22 @@ def test_names_with_brackets_are_printed_as_they_are(files: Path, capsys: pytest
     assert "x].gsm" in capsys.readouterr().out.replace("\n", "")
 
 
+def test_decompressing_says_that_zeros_stand_for_removed_blocks(
+    files: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(0)
+    layers = torch.nn.TransformerEncoderLayer(12, 4, 16, batch_first=True), 3
+    network = torch.nn.TransformerEncoder(*layers, enable_nested_tensor=False)
+    x = torch.randn(4, 5, 12)
+    gs.compress(network, [gs.shrink.Blocks(sparsity=0.34)], data=[(x, x)]).save(files / "small.gsm")
+    assert call("decompress", files / "small.gsm", "-o", files / "dense.safetensors") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "and 10 more belong to removed blocks and are zeros" in said
+    assert compress(files) == 0
+    assert call("decompress", files / "out.gsm", "-o", files / "dense.safetensors") == 0
+    assert "removed" not in capsys.readouterr().out
+
+
 def test_input_files_are_never_changed(files: Path) -> None:
     before = {p: p.read_bytes() for p in files.iterdir()}
     assert compress(files) == 0
