@@ -11,7 +11,7 @@ from typing import Any, final
 from torch import Tensor
 
 from gossamer.drive.packed import tensors_in
-from gossamer.encoding.node import Encoding
+from gossamer.encoding.node import Codec, Encoding, Leaf
 from gossamer.encoding.spec import TensorSpec
 from gossamer.errors import DataError, PlanError
 from gossamer.methods.base import Evidence
@@ -157,18 +157,29 @@ def _where_they_differ(one: str, other: str, length: int = 120) -> tuple[str, st
     return before + one[begin : begin + length], before + other[begin : begin + length]
 
 
-def relinked(trees: Mapping[str, Encoding], shared: Mapping[str, Encoding]) -> dict[str, Encoding]:
-    """Trees from a file, with what a plan shares shared again."""
+def relinked(
+    trees: Mapping[str, Encoding], shared: Mapping[str, Encoding], masks: Sequence[Leaf]
+) -> dict[str, Encoding]:
+    """Trees from a file, with what a plan shares, and the masks that coupled tensors share, shared again."""
     known = {_content(leaf.tensor): leaf.tensor for part in shared.values() for leaf in part.leaves()}
-    if not known:
+    known_masks = {_mask(leaf): leaf.tensor for leaf in masks}
+    if not known and not known_masks:
         return dict(trees)
     shapes = {key[1] for key in known}
     memo: dict[int, tuple[Any, Any]] = {}
 
-    def linked(tensor: Tensor) -> Tensor:
+    def linked(leaf: Leaf) -> Tensor:
+        tensor = leaf.tensor
+        if leaf.codec is Codec.MASK and known_masks and (found := known_masks.get(_mask(leaf))) is not None:
+            return found
         return known.get(_content(tensor), tensor) if tuple(tensor.shape) in shapes else tensor
 
-    return {name: tree.map_leaves(lambda leaf: linked(leaf.tensor), memo) for name, tree in trees.items()}
+    return {name: tree.map_leaves(linked, memo) for name, tree in trees.items()}
+
+
+def _mask(leaf: Leaf) -> tuple[tuple[int, ...], object]:
+    """Its grid and bits; masks of grids that differ can have the same bits."""
+    return leaf.owner.dense_shape(), _content(leaf.tensor)
 
 
 def _content(tensor: Tensor) -> tuple[str, tuple[int, ...], bytes]:

@@ -21,9 +21,10 @@ from gossamer.drive.route import OUTSIDE, Route, find_route, together
 from gossamer.drive.shelf import Shelf
 from gossamer.drive.source import TreeSource
 from gossamer.drive.walk import Walk, verified
-from gossamer.encoding.node import INPUT_STATISTICS, Encoding
+from gossamer.encoding.node import INPUT_STATISTICS, Encoding, Leaf
 from gossamer.encoding.skeleton import skeleton_of
 from gossamer.encoding.spec import Kind, TensorSpec
+from gossamer.encoding.weights import Kept
 from gossamer.errors import CompositionError
 from gossamer.methods.base import Evidence, Method, Step
 from gossamer.network.inspect import assign, tensors
@@ -86,6 +87,7 @@ class BlockRun:
         route = self._found_route()
         route = verified(self._network, self._blocks, route, batches[0].inputs)
         self._route = route.grouped(_GROUPS) if route.broken else route
+        self._kept = {id(leaf.tensor): leaf for tree in state.trees.values() for leaf in _masks_of_channels(tree)}
         self._place = self._places()
         self._journal = self._opened(settings)
         self._shelf = Shelf(activation_bytes, self._journal.folder if self._journal else None)
@@ -126,12 +128,13 @@ class BlockRun:
         self._state.progress.update(self._title, min(self._done, self._total), self._total)
 
     def _places(self) -> dict[str, int]:
-        """The step of each tensor; of those that share a leaf, or are used in several blocks, none."""
+        """The step of each tensor; of those that share a leaf that methods may change, or are used in several, none."""
         place = {s.name: self._route.inside.get(s.name, OUTSIDE) for s in self._state.specs}
         owners: dict[int, list[str]] = {}
         for name in place:
             for leaf in self._state.trees[name].leaves():
-                owners.setdefault(id(leaf.tensor), []).append(name)
+                if id(leaf.tensor) not in self._kept:
+                    owners.setdefault(id(leaf.tensor), []).append(name)
         for names in owners.values():
             together(place, names)
         return place
@@ -385,7 +388,7 @@ class BlockRun:
 
     def _relinked(self, trees: Mapping[str, Encoding]) -> dict[str, Encoding]:
         assert self._first is not None
-        return relinked(trees, self._first.plan.shared)
+        return relinked(trees, self._first.plan.shared, tuple(self._kept.values()))
 
     def _tell(self) -> None:
         """Plans and what was skipped, into the state."""
@@ -406,6 +409,18 @@ class BlockRun:
             state.skipped.setdefault(site, f"{type(self._methods[0]).__name__}: {why}")
         for site, why in self._skipped.items():
             state.skipped.setdefault(site, why)
+
+
+def _masks_of_channels(tree: Encoding) -> list[Leaf]:
+    """What says which channels are left, which coupled tensors share: no method changes it."""
+    return [
+        leaf
+        for _, node in tree.nodes()
+        if isinstance(node, Kept)
+        for mask in node.keep
+        if mask is not None
+        for leaf in mask.leaves()
+    ]
 
 
 def _named(function: Any) -> str:

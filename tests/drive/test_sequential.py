@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -134,6 +135,38 @@ def test_gradients_are_those_of_the_dense_network() -> None:
     blocks = gs.compress(network, [gs.BlockByBlock(methods=(taylor,))], data=data)
     for name, tensor in one.state_dict().items():
         assert torch.equal(tensor, blocks.state_dict()[name])
+
+
+class Narrowed(nn.Module):
+    """Blocks of which each reads the channels that the one before it makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(16, 16), nn.Tanh()) for _ in range(4))
+        self.out = nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.out(x)
+
+
+def test_blocks_that_lost_channels_are_fed_by_the_compressed_ones_too(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network, x = Narrowed().eval(), torch.randn(400, 16)
+    data = [(x, torch.zeros(400, dtype=torch.int64))]
+    fewer = gs.shrink.Channels(sparsity=0.25, multiple=1)
+    pruned = gs.prune.SparseGPT(sparsity=0.5)
+    small = gs.compress(network, [fewer], data=data).dense()
+    apart = gs.compress(small, [gs.BlockByBlock(methods=(pruned,))], data=data).dense()(x)
+    together = gs.compress(network, [fewer, gs.BlockByBlock(methods=(pruned,))], data=data)
+    at_once = gs.compress(network, [fewer, pruned], data=data)
+    torch.testing.assert_close(together.dense()(x), apart, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(at_once.dense()(x), apart, atol=1e-3)
+    kept = gs.compress(network, [fewer, gs.BlockByBlock(methods=(pruned,))], data=data, checkpoint=tmp_path / "run")
+    together.save(tmp_path / "together.gsm")
+    kept.save(tmp_path / "kept.gsm")  # what went through the checkpoint shares its masks still
+    assert (tmp_path / "kept.gsm").read_bytes() == (tmp_path / "together.gsm").read_bytes()
 
 
 def test_blocks_are_repeated_children_and_the_largest_modules_beside_them() -> None:

@@ -25,6 +25,8 @@ NEEDS: Mapping[str, frozenset[str]] = {
 
 Summaries = Mapping[str, Mapping[str, Tensor]]
 
+_RIDGE = 0.03  # on MiniLM 0.1 is a little better with 8 to 32 mails, 0.001 loses most of the gain
+
 
 def summary_of(score: str, weight: Tensor, evidence: Mapping[str, Tensor], *, plain: bool) -> dict[str, Tensor]:
     """What one tensor says about its rows and about the inputs that it reads.
@@ -136,9 +138,10 @@ def greedy_order(products: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refit(weight: Tensor, keep: Tensor, gram: Tensor) -> Tensor:
-    """Weights of the inputs that stay, so that ‖X Wᵀ − X_S W'ᵀ‖² is smallest over the data.
+    """Weights of the inputs that stay, so that ‖X Wᵀ − X_S W'ᵀ‖² + λ ‖W' − W_S‖² is smallest over the data.
 
-    W' = W G[:, S] (G[S, S] + λI)⁻¹ with λ = 10⁻⁶ of the mean of G's diagonal, so that dead inputs do no harm.
+    W' = W_S + W_T G[T, S] (G[S, S] + λI)⁻¹, T the inputs that go, λ = 0.03 of the mean of G's diagonal: where samples
+    are fewer than inputs, what they do not determine stays as it was.
 
     Args:
         weight: [out, in, *kernel].
@@ -152,8 +155,9 @@ def refit(weight: Tensor, keep: Tensor, gram: Tensor) -> Tensor:
     stays = keep.repeat_interleave(kernel)
     w, g = computable(weight).double().flatten(1), gram.double()
     inner = g[stays][:, stays]
-    ridge = 1e-6 * float(g.diagonal().mean().clamp_min(1e-30)) * torch.eye(len(inner), dtype=torch.float64)
-    fitted: Tensor = torch.linalg.solve(inner + ridge, (w @ g[:, stays]).T).T  # [out, in] @ [in, kept] → [out, kept]
+    ridge = _RIDGE * float(g.diagonal().mean().clamp_min(1e-30)) * torch.eye(len(inner), dtype=torch.float64)
+    lost = w[:, ~stays] @ g[~stays][:, stays]  # [out, gone] @ [gone, kept] → [out, kept]
+    fitted: Tensor = w[:, stays] + torch.linalg.solve(inner + ridge, lost.T).T
     return fitted.to(weight.dtype).view(weight.shape[0], -1, *weight.shape[2:])
 
 
