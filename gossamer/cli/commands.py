@@ -118,7 +118,8 @@ def inspect_file(*, file: Path, zstd: bool, json_file: Path | None, console: Con
 
 def say_removed(small: gs.Compressed, console: Console) -> None:
     """Where whole blocks were removed, that dense weights cannot always say so."""
-    gone = [name for name, tree in small.trees.items() if 0 in small_tree(tree).dense_shape()]
+    inside = {name: small_tree(tree) for name, tree in small.trees.items()}
+    gone = [name for name, left in inside.items() if left is not small.trees[name] and 0 in left.dense_shape()]
     if gone:
         shown = ", ".join(gone[:2]) + (f" and {len(gone) - 2} more" if len(gone) > 2 else "")
         console.print(

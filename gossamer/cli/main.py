@@ -112,7 +112,8 @@ def compress(
     ] = False,
     keep_plan: Annotated[bool, typer.Option("--keep-plan", help="Store recipe and plan in the file.")] = False,
     effort: Annotated[
-        Effort, typer.Option("--effort", help="fast: written and read sooner, a few per cent larger; same weights.")
+        Effort,
+        typer.Option("--effort", help="fast: written and read sooner, mostly a few per cent larger; same weights."),
     ] = "best",
     calib: Annotated[
         Path | None,

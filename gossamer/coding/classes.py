@@ -11,7 +11,7 @@ import numpy.typing as npt
 from gossamer.coding.ans import PRECISION
 from gossamer.coding.bits import int_list_bits
 
-__all__ = ["MAX_CLASSES", "MAX_TANGENT_BITS", "ClassModel", "candidate_models", "live_frequency"]
+__all__ = ["MAX_CLASSES", "MAX_TANGENT_BITS", "ClassModel", "candidate_models", "entropy_bits", "live_frequency"]
 
 Bits2D = npt.NDArray[np.bool_]
 I64 = npt.NDArray[np.int64]
@@ -54,7 +54,7 @@ class ClassModel:
     bits: float
 
 
-def _entropy_bits(part: F64 | float, whole: F64 | float) -> F64:
+def entropy_bits(part: npt.ArrayLike, whole: npt.ArrayLike) -> F64:
     """`n·H(a/n)`, elementwise."""
     a, n = np.asarray(part, dtype=np.float64), np.asarray(whole, dtype=np.float64)
     d = n - a
@@ -92,7 +92,7 @@ def _by_density(live: I64, each: int) -> I64:
     sizes = np.concatenate([[0.0], np.cumsum(np.bincount(run, weights=rows))])
     a, m = lives[None, :] - lives[:, None], sizes[None, :] - sizes[:, None]
     # [start, end): bits of the positions, and of naming the class for each row
-    cost = np.where(m > 0, _entropy_bits(np.maximum(a, 0), np.maximum(m, 0) * each), np.inf)
+    cost = np.where(m > 0, entropy_bits(np.maximum(a, 0), np.maximum(m, 0) * each), np.inf)
     cost += np.where(m > 0, m * np.log2(total / np.maximum(m, 1)), 0.0) + _CLASS_BITS
     best = cost[0].copy()
     cuts: list[I64] = []

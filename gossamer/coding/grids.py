@@ -13,7 +13,7 @@ from gossamer.coding.bits import BitReader, BitWriter
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.contexts import WORTH_CONTEXTS, decode_numbers, encode_numbers, sides
 from gossamer.coding.effort import Effort
-from gossamer.coding.symbols import decode_symbols, decode_symbols_part, encode_symbols, order0_bits
+from gossamer.coding.symbols import counts_bits, decode_symbols, decode_symbols_part, encode_symbols, order0_bits
 from gossamer.errors import FormatError
 
 __all__ = ["decode_grid", "decode_grid_rows", "encode_grid"]
@@ -24,6 +24,12 @@ _WHAT: Final = "symbols in tables"
 _WORTH: Final = 0.985  # less is not worth a decoder half as fast
 _SURE: Final = 0.005  # what estimates may be wrong by
 _BRIEF: Final = 1 << 15  # symbols below which one table may count
+_MUCH_LESS: Final = 0.8  # of the entropy: what classes must promise in a hurry
+_SOME: Final = 32  # rows that are looked at then
+_WIDE: Final = 1 << 10  # columns of these at most
+_KNOWN: Final = 64  # and at least
+_GOLDEN: Final = 2654435769  # 2^32 over the golden ratio
+_BYTE: Final = 255
 _FEW_MORE: Final = 1.005  # of the entropy: what one table may cost where classes are not to be looked for
 
 
@@ -39,7 +45,7 @@ def encode_grid(x: Array, *, span: int | None = None, workers: int = 1, effort: 
         span: columns that share a scale, so that they may look alike: spans of so many are tried too.
         workers: threads.
         effort: "fast": classes are looked for only in leaves of fewer than 2^15 symbols whose one table costs more than
-            half a per cent.
+            half a per cent, and where some rows differ so much that a table for each would save a fifth.
 
     Returns:
         The coded leaf; tables only where they save 1.5% or more.
@@ -60,7 +66,7 @@ def encode_grid(x: Array, *, span: int | None = None, workers: int = 1, effort: 
     plain = encode_symbols(x, workers=workers)
     if x.size < WORTH_CONTEXTS or plain.coder is Coder.CONSTANT:
         return plain
-    if effort == "fast" and (x.size >= _BRIEF or 8 * plain.nbytes <= _FEW_MORE * order0_bits(x)):
+    if effort == "fast" and (x.size >= _BRIEF or _is_near(plain, x)) and not _rows_differ(x):
         return plain
     found = Alphabet.of(x)
     if found is None:
@@ -74,6 +80,29 @@ def encode_grid(x: Array, *, span: int | None = None, workers: int = 1, effort: 
     if made is None or len(made[0]) + len(made[1]) >= _WORTH * plain.nbytes:
         return plain
     return Coded(Coder.TABLES, *made)
+
+
+def _is_near(coded: Coded, x: Array) -> bool:
+    return 8 * coded.nbytes <= _FEW_MORE * order0_bits(x)
+
+
+def _rows_differ(x: Array) -> bool:
+    """Whether the symbols of some rows, each for itself, take much less than all of them together."""
+    height, width = sides(x.shape)
+    if height < _SOME or width < _KNOWN:
+        return False
+    # spread evenly, but not periodically, as rows may be
+    turns = np.arange(1, _SOME + 1, dtype=np.uint64) * np.uint64(_GOLDEN) % np.uint64(1 << 32)
+    rows = x.reshape(height, width)[(turns * np.uint64(height) >> np.uint64(32)).astype(np.intp), :_WIDE]
+    low = int(rows.min())
+    if int(rows.max()) - low > _BYTE:
+        return False
+    at = rows.astype(np.int64) - low + (_BYTE + 1) * np.arange(_SOME)[:, None]
+    counts = np.bincount(at.reshape(-1), minlength=(_BYTE + 1) * _SOME).reshape(_SOME, -1)
+    seen = np.count_nonzero(counts, axis=1) - 1
+    # entropies of few symbols are too small, by half a nat for each but one that occurs (Miller 1955)
+    apart = sum(counts_bits(row) for row in counts) + seen.sum() / (2 * np.log(2))
+    return bool(apart < _MUCH_LESS * counts_bits(counts.sum(axis=0)))
 
 
 def decode_grid(coded: Coded, shape: tuple[int, ...], dtype: np.dtype[Any], *, workers: int = 1) -> Array:

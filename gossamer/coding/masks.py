@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gossamer.coding.ans import PRECISION, AnsReader, Part, ans_encode, frequencies
 from gossamer.coding.bits import BitReader, BitWriter
-from gossamer.coding.classes import MAX_TANGENT_BITS, ClassModel, candidate_models, live_frequency
+from gossamer.coding.classes import MAX_TANGENT_BITS, ClassModel, candidate_models, entropy_bits, live_frequency
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.contexts import WORTH_CONTEXTS, decode_numbers, encode_numbers, sides
 from gossamer.coding.effort import Effort
@@ -28,6 +28,8 @@ _INNER: Final = (Coder.CONSTANT, Coder.PACKED, Coder.STATIC, Coder.SPLIT)
 _GAP_CLIP: Final = 255
 _LARGE: Final = 1 << 20  # from so many positions on, estimates are sharp enough to code one candidate only
 _PIECE: Final = 1 << 20
+_MUCH_LESS: Final = 0.9  # of the bits of one density: what is worth more than a glance in a hurry
+_FEW: Final = 64  # positions of a row from which on its density is known
 
 
 def _bounds(classes: I64, count: int) -> list[int]:
@@ -108,6 +110,23 @@ def _bitmap(flat: Bits) -> Coded:
     return Coded(Coder.MASK_BITMAP, b"", np.packbits(flat, bitorder="little").tobytes())
 
 
+def _quick(grid: Bits, workers: int) -> Coded | None:
+    """Bitmap, one density or gaps; None where rows or columns differ much, or rows are too wide."""
+    flat = grid.reshape(-1)
+    by_row, by_column = np.count_nonzero(grid, axis=1), np.count_nonzero(grid, axis=0)
+    live = int(by_row.sum())
+    one = float(entropy_bits(live, flat.size))
+    for live_of, each in ((by_row, grid.shape[1]), (by_column, grid.shape[0])):
+        # a row of one position, or a few, is its own density: that says nothing
+        if each >= _FEW and float(entropy_bits(live_of, each).sum()) < _MUCH_LESS * one:
+            return None
+    of = 2 * live <= flat.size
+    if _gap_bits(flat, of) < _MUCH_LESS * one:
+        return min(_bitmap(flat), _encode_gaps(flat, of), key=lambda c: c.nbytes)
+    made = encode_numbers(BitWriter(), grid.view(np.uint8), 2, (), workers, classes=False)
+    return None if made is None else min(_bitmap(flat), Coded(Coder.MASK_TABLES, *made), key=lambda c: c.nbytes)
+
+
 def encode_mask(bits: Bits, *, workers: int = 1, effort: Effort = "best") -> Coded:
     """Codes a mask in the fewest bytes among bitmap, one density, row and column classes, and gaps.
 
@@ -118,7 +137,8 @@ def encode_mask(bits: Bits, *, workers: int = 1, effort: Effort = "best") -> Cod
     Args:
         bits: any shape, bool, True = kept.
         workers: threads.
-        effort: "fast": from 2^12 positions on bitmap or one density alone, written and read 16 positions at a time.
+        effort: "fast": from 2^12 positions on, in rows of at most 2^16, bitmap or one density, written and read 16
+            positions at a time; gaps or everything else only where a glance says that they take a tenth less.
 
     Returns:
         The coded mask; ties go to the simpler coder.
@@ -142,9 +162,9 @@ def encode_mask(bits: Bits, *, workers: int = 1, effort: Effort = "best") -> Cod
     grid = np.ascontiguousarray(bits).reshape(sides(bits.shape))
     flat = grid.reshape(-1)
     if effort == "fast" and flat.size >= WORTH_CONTEXTS and 0 < np.count_nonzero(flat) < flat.size:
-        quick = encode_numbers(BitWriter(), grid.view(np.uint8), 2, (), workers, classes=False)
+        quick = _quick(grid, workers)
         if quick is not None:
-            return min(_bitmap(flat), Coded(Coder.MASK_TABLES, *quick), key=lambda c: c.nbytes)
+            return quick
     candidates: list[tuple[float, Callable[[], Coded]]] = [(float(flat.size), lambda: _bitmap(flat))]
     for model in candidate_models(grid):
         candidates.append((model.bits, lambda model=model: _encode_classes(grid, model)))  # type: ignore[misc]

@@ -115,6 +115,8 @@ def pass_by(model: nn.Module, specs: Sequence[TensorSpec], trees: Mapping[str, E
     for name in removed_modules(model, specs, trees):
         block = model.get_submodule(name)
         vars(block)["forward"] = Skipped.instead_of(block).forward
+        for hooks in (block._forward_pre_hooks, block._forward_hooks):  # they go with the block
+            hooks.clear()
 
 
 def _above(name: str) -> list[str]:

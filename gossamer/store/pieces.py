@@ -23,7 +23,7 @@ from gossamer.store.leaves import MASK, encode_leaf, grid_of, leaf_form
 
 __all__ = ["Part", "Piece", "code_tensor", "shared_leaves"]
 
-_BRIEF = 1 << 15  # positions of a mask up to which coding it with its values takes no time worth saving
+_BRIEF = 1 << 12  # positions of a mask up to which coding it with its values takes no time worth saving
 
 # Kind of packed value → its leaf of symbols, one per live position.
 _SYMBOLS = {

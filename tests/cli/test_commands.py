@@ -190,8 +190,12 @@ def test_decompressing_says_that_zeros_stand_for_removed_blocks(
     assert call("decompress", files / "small.gsm", "-o", files / "dense.safetensors") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "and 10 more belong to removed blocks and are zeros" in said
+    empty = torch.nn.Linear(3, 3)
+    empty.register_buffer("empty", torch.zeros(0))
+    gs.compress(empty, []).save(files / "empty.gsm")
     assert compress(files) == 0
-    assert call("decompress", files / "out.gsm", "-o", files / "dense.safetensors") == 0
+    for name in ("out", "empty"):
+        assert call("decompress", files / f"{name}.gsm", "-o", files / "dense.safetensors") == 0
     assert "removed" not in capsys.readouterr().out
 
 

@@ -42,10 +42,10 @@ def mask_survives(mask: Array) -> Coded:
     return coded
 
 
-def loud_rows(rows: int, columns: int, seed: int = 0) -> Array:
+def loud_rows(rows: int, columns: int, seed: int = 0, octaves: float = 5.5) -> Array:
     """Scales that differ from row to row, as of a depthwise convolution's channels under one scale."""
     made = np.random.default_rng(seed)
-    scales = np.exp2(made.uniform(0, 5.5, (rows, 1)))
+    scales = np.exp2(made.uniform(0, octaves, (rows, 1)))
     return np.clip(np.rint(made.standard_normal((rows, columns)) * scales), -127, 127).astype(np.int8)
 
 
@@ -69,8 +69,41 @@ def test_masks_take_their_entropy_or_a_bit_each(shape: tuple[int, ...], density:
     assert coded.nbytes <= min(mask.size / 8, 1.005 * order0_bits(mask) / 8 + 60) + 1
 
 
+@pytest.mark.parametrize("density", [0.05, 0.2, 0.5])
+def test_masks_without_structure_have_one_density(density: float) -> None:
+    mask = np.random.default_rng(1).random((300, 400)) < density
+    assert mask_survives(mask).coder is (Coder.MASK_BITMAP if density == 0.5 else Coder.MASK_TABLES)
+
+
+def structured() -> dict[str, Array]:
+    made = np.random.default_rng(0)
+    i, j = np.indices((400, 400))
+    tiles = made.random((25, 25)) < 0.1
+    return {
+        "band": abs(i - j) <= 5,
+        "identity": i == j,
+        "dead rows": (made.random((400, 400)) < 0.5) & (made.random((400, 1)) < 0.1),
+        "dead columns": (made.random((400, 400)) < 0.5) & (made.random((1, 400)) < 0.1),
+        "blocks": np.kron(tiles, np.ones((16, 16), dtype=bool)).astype(bool),
+        "one": (i == 7) & (j == 9),
+        "odd": (i + 2 * j) % 3 == 0,
+    }
+
+
+@pytest.mark.parametrize("kind", structured())
+def test_masks_with_structure_are_as_small_as_ever(kind: str) -> None:
+    mask = structured()[kind]
+    assert mask_survives(mask).nbytes <= 1.1 * encode_mask(mask).nbytes + 8
+
+
+def test_rows_that_differ_by_much_have_classes_in_large_leaves_too() -> None:
+    x = np.rint(loud_rows(512, 512) / 16).astype(np.int8)
+    assert grid_survives(x).coder is Coder.TABLES
+    assert grid_survives(x).data == encode_grid(x).data
+
+
 def test_a_large_leaf_has_one_table_where_the_best_has_classes() -> None:
-    x = loud_rows(800, 100)
+    x = loud_rows(800, 100, octaves=2.0)
     assert encode_grid(x).coder is Coder.TABLES
     assert grid_survives(x).data == encode_symbols(x).data
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 import gossamer as gs
 from gossamer.drive import run
+from gossamer.drive.evidence import twin
 from gossamer.encoding import Kept
 from gossamer.errors import CompositionError, PlanError
 from gossamer.methods.shrink import Blocks, Channels, Heads
@@ -483,6 +484,19 @@ def test_what_follows_removed_blocks_sees_the_network_without_them(method: Any) 
     apart = gs.compress(before, [method], data=labelled(x))
     together = gs.compress(net, [Blocks(sparsity=0.34), method], data=labelled(x))
     torch.testing.assert_close(together.dense()(x), apart.dense()(x))
+
+
+def test_hooks_of_removed_blocks_are_gone_with_them_where_evidence_is_gathered() -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(*(PostNorm() for _ in range(3))).eval(), torch.randn(20, 6)
+    for block in net:
+        block.register_forward_hook(lambda _module, _inputs, out: out * 2)
+    state = run(net, [Blocks(sparsity=0.34)], data=labelled(x))
+    small = materialise(copy.deepcopy(net), state.specs, state.trees).eval()
+    with torch.no_grad():
+        torch.testing.assert_close(twin(net, state.specs, state.trees)(x), small(x))
+        assert net[0]._forward_hooks  # the network itself stays as it is
+        assert not torch.allclose(net(x), small(x))
 
 
 def test_a_block_tied_to_something_outside_stays() -> None:

@@ -37,7 +37,7 @@ def network(width: int = 200, scale: float = 5.0) -> nn.Module:
 def test_the_weights_are_the_same_and_the_file_is_little_larger(recipe: Recipe, tmp_path: Path) -> None:
     made = gs.compress(network(), recipe)
     best, fast = made.save(tmp_path / "best.gsm"), made.save(tmp_path / "fast.gsm", effort="fast")
-    assert best <= fast <= 1.3 * best
+    assert best <= fast <= 1.25 * best
     one, other = (gs.load(tmp_path / f"{name}.gsm").state_dict() for name in ("best", "fast"))
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
@@ -46,10 +46,10 @@ def test_the_weights_are_the_same_and_the_file_is_little_larger(recipe: Recipe, 
 
 
 def test_classes_and_masks_with_their_values_are_left_out() -> None:
-    tree = gs.compress(network(), SPARSE).trees["0.weight"]
+    tree = gs.compress(network(scale=1.5), SPARSE).trees["0.weight"]
     coders = {effort: [p.entry[2] for p in code_tensor("0.weight", tree, {}, effort).parts] for effort in EFFORTS}
     assert JOINT in coders["best"]
-    assert {Coder.MASK_TABLES, Coder.SHORT} <= set(coders["fast"])
+    assert Coder.SHORT in coders["fast"]
     assert JOINT not in coders["fast"]
 
 
