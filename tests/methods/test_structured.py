@@ -351,8 +351,31 @@ def test_reconstruction_fits_the_reader_again() -> None:
     reader = trees["2.weight"]
     assert isinstance(reader, Kept)
     read = hidden[:, kept].double()
-    best = read @ torch.linalg.pinv(read) @ (hidden @ net[2].weight.detach().T).double()  # type: ignore[index,union-attr,operator]
-    torch.testing.assert_close(read @ reader.inner.to_dense().T.double(), best, rtol=1e-3, atol=1e-3)
+    weight = net[2].weight.detach().double()  # type: ignore[index,union-attr,operator]
+    best = near_old(read, hidden.double() @ weight.T, weight[:, kept], hidden.T @ hidden)
+    torch.testing.assert_close(reader.inner.to_dense().double(), best, rtol=1e-4, atol=1e-5)
+    lost = [(read @ w.T - hidden.double() @ weight.T).square().sum() for w in (best, weight[:, kept])]
+    assert float(lost[0]) < 0.8 * float(lost[1])
+
+
+def near_old(x: Tensor, wanted: Tensor, old: Tensor, gram: Tensor) -> Tensor:
+    """Least squares with one more row for each old weight, weighed by the root of the ridge."""
+    ridge = 0.03 * x.double().square().sum(0) + 1e-6 * float(gram.double().diagonal().mean())
+    root = torch.diag(ridge.sqrt())
+    rows = torch.cat([x.double(), root])
+    return torch.linalg.lstsq(rows, torch.cat([wanted.double(), root @ old.double().T])).solution.T
+
+
+def test_too_few_samples_leave_the_weights_that_stay_near_what_they_were() -> None:
+    torch.manual_seed(0)
+    weight, mix = torch.randn(4, 40), torch.randn(6, 40)  # inputs of a few factors, as activations have, and noise
+    x, fresh = (torch.randn(n, 6) @ mix + 0.5 * torch.randn(n, 40) for n in (12, 500))
+    keep = torch.arange(40) % 4 > 0
+    small = refit(weight, keep, x.T @ x)
+    errors = [(fresh[:, keep] @ w.T - fresh @ weight.T).square().sum() for w in (small, weight[:, keep])]
+    exact = torch.linalg.lstsq(x[:, keep].double(), (x @ weight.T).double()).solution.T.float()
+    assert float(errors[0]) < 0.8 * float(errors[1])
+    assert float((fresh[:, keep] @ exact.T - fresh @ weight.T).square().sum()) > 1.5 * float(errors[0])
 
 
 def test_refitting_a_convolution_keeps_whole_channels() -> None:
@@ -361,7 +384,8 @@ def test_refitting_a_convolution_keeps_whole_channels() -> None:
     small = refit(weight, keep, x.T @ x)
     assert small.shape == (4, 2, 2, 2)
     stays = keep.repeat_interleave(4)
-    best = torch.linalg.lstsq(x[:, stays], x @ weight.flatten(1).T).solution.T
+    flat = weight.flatten(1)
+    best = near_old(x[:, stays], x @ flat.T, flat[:, stays], x.T @ x).float()
     torch.testing.assert_close(small.flatten(1), best, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(refit(weight, keep | True, x.T @ x), weight, rtol=1e-3, atol=1e-4)
 

@@ -138,10 +138,10 @@ def greedy_order(products: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def refit(weight: Tensor, keep: Tensor, gram: Tensor) -> Tensor:
-    """Weights of the inputs that stay, so that ‖X Wᵀ − X_S W'ᵀ‖² + λ ‖W' − W_S‖² is smallest over the data.
+    """Weights of the inputs that stay, so that ‖X Wᵀ − X_S W'ᵀ‖² + ‖(W' − W_S) Λ^½‖² is smallest over the data.
 
-    W' = W_S + W_T G[T, S] (G[S, S] + λI)⁻¹, T the inputs that go, λ = 0.03 of the mean of G's diagonal: where samples
-    are fewer than inputs, what they do not determine stays as it was.
+    W' = W_S + W_T G[T, S] (G[S, S] + Λ)⁻¹, T the inputs that go, Λ = 0.03 of the diagonal of G[S, S]: where samples are
+    fewer than inputs, what they do not determine stays as it was.
 
     Args:
         weight: [out, in, *kernel].
@@ -155,7 +155,8 @@ def refit(weight: Tensor, keep: Tensor, gram: Tensor) -> Tensor:
     stays = keep.repeat_interleave(kernel)
     w, g = computable(weight).double().flatten(1), gram.double()
     inner = g[stays][:, stays]
-    ridge = _RIDGE * float(g.diagonal().mean().clamp_min(1e-30)) * torch.eye(len(inner), dtype=torch.float64)
+    own = inner.diagonal()
+    ridge = torch.diag(_RIDGE * own + 1e-6 * float(g.diagonal().mean().clamp_min(1e-30)))  # dead inputs do no harm
     lost = w[:, ~stays] @ g[~stays][:, stays]  # [out, gone] @ [gone, kept] → [out, kept]
     fitted: Tensor = w[:, stays] + torch.linalg.solve(inner + ridge, lost.T).T
     return fitted.to(weight.dtype).view(weight.shape[0], -1, *weight.shape[2:])
