@@ -97,7 +97,9 @@ def _rows_differ(x: Array) -> bool:
     low = int(rows.min())
     if int(rows.max()) - low > _BYTE:
         return False
-    at = rows.astype(np.int64) - low + (_BYTE + 1) * np.arange(_SOME)[:, None]
+    # in a dtype that holds both: uint64 in itself
+    above = rows - rows.dtype.type(low) if rows.dtype.kind == "u" else rows.astype(np.int64) - low
+    at = above.astype(np.int64) + (_BYTE + 1) * np.arange(_SOME)[:, None]
     counts = np.bincount(at.reshape(-1), minlength=(_BYTE + 1) * _SOME).reshape(_SOME, -1)
     seen = np.count_nonzero(counts, axis=1) - 1
     # entropies of few symbols are too small, by half a nat for each but one that occurs (Miller 1955)

@@ -118,7 +118,9 @@ def _quick(grid: Bits, workers: int) -> Coded | None:
     one = float(entropy_bits(live, flat.size))
     for live_of, each in ((by_row, grid.shape[1]), (by_column, grid.shape[0])):
         # a row of one position, or a few, is its own density: that says nothing
-        if each >= _FEW and float(entropy_bits(live_of, each).sum()) < _MUCH_LESS * one:
+        mixed = np.count_nonzero((live_of > 0) & (live_of < each))
+        apart = float(entropy_bits(live_of, each).sum()) + mixed / (2 * np.log(2))  # too small by half a nat each
+        if each >= _FEW and apart < _MUCH_LESS * one:
             return None
     of = 2 * live <= flat.size
     if _gap_bits(flat, of) < _MUCH_LESS * one:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
 from typing import final
@@ -10,7 +11,7 @@ from gossamer.drive.walk import Walk
 from gossamer.encoding.spec import TensorSpec
 from gossamer.methods.base import Evidence
 
-__all__ = ["StepEvidence", "WalkEvidence", "portions"]
+__all__ = ["StepEvidence", "WalkEvidence", "portions", "short_of_rows"]
 
 
 def portions(specs: Sequence[TensorSpec], needs: frozenset[str], limit: int) -> tuple[frozenset[str], ...]:
@@ -141,3 +142,21 @@ class WalkEvidence(Mapping[str, Evidence]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+
+def short_of_rows(counts: Mapping[str, tuple[int, int]], *, warn: bool) -> dict[str, tuple[int, int]]:
+    """Layers that saw fewer rows than they have inputs.
+
+    Args:
+        counts: tensor → rows, inputs.
+        warn: say so of the first.
+    """
+    short = {name: found for name, found in counts.items() if found[0] < found[1]}
+    if short and warn:
+        name, (rows, inputs) = next(iter(short.items()))
+        warnings.warn(
+            f"{name}: found {rows} rows for the Gram matrix of {inputs} inputs, expected at least as many: methods "
+            f"regularise it, but about {inputs / max(rows, 1):.1f} times as many samples would determine it",
+            stacklevel=2,
+        )
+    return short

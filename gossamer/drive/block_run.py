@@ -10,10 +10,10 @@ from typing import Any, final
 
 from torch import Tensor
 
-from gossamer.drive.block_evidence import StepEvidence, WalkEvidence, portions
+from gossamer.drive.block_evidence import StepEvidence, WalkEvidence, portions, short_of_rows
 from gossamer.drive.block_journal import BlockJournal, relinked, sum_of_data, sum_of_trees
 from gossamer.drive.blocks import find_blocks, split
-from gossamer.drive.evidence import gather, short_of_rows, twin
+from gossamer.drive.evidence import gather, twin
 from gossamer.drive.one_shot import Planned, apply_plan, apply_step, plan_method
 from gossamer.drive.plan_record import plan_from_record, plan_to_record
 from gossamer.drive.recipe import State, plan_json

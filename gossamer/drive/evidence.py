@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
@@ -39,7 +38,7 @@ from gossamer.methods.second_order import fisher_blocks
 from gossamer.network.inspect import assign, tensors
 from gossamer.network.rebuild import pass_by, refresh
 
-__all__ = ["check_finite", "gather", "inputs_of", "short_of_rows", "twin"]
+__all__ = ["check_finite", "gather", "inputs_of", "twin"]
 
 OF_GRADIENTS = frozenset({"grad", "grad_sq", "fisher"})
 
@@ -109,8 +108,7 @@ def gather(
         for s in specs
         if held[s.name].is_floating_point() and len(s.shape) >= 2 and (names is None or s.name in names)
     )
-    watched = needs & INPUT_STATISTICS
-    watch = Watch(watched_names(network, specs, weights), watched | {"count"} if "gram" in watched else watched)
+    watch = Watch(watched_names(network, specs, weights), needs & INPUT_STATISTICS)
     found: dict[str, dict[str, Tensor]] = {name: {} for name in weights}
     if needs & AT_START:
         at_start = initial(network, needs, list(itertools.islice(data, batches)), loss)
@@ -137,15 +135,7 @@ def gather(
     for name, statistics in watch.finish().items():
         found[name] |= statistics
     check_finite(found)
-    if "gram" in needs:
-        kinds = {s.name: s.kind for s in specs}
-        counts = {
-            n: (int(f["count"].max()), f["gram"].shape[-1])
-            for n, f in found.items()
-            if "gram" in f and kinds[n] is not Kind.EMBEDDING
-        }
-        short_of_rows(counts, warn=True)
-    return found if "count" in needs else {n: {k: v for k, v in f.items() if k != "count"} for n, f in found.items()}
+    return found
 
 
 def check_finite(found: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -158,24 +148,6 @@ def check_finite(found: Mapping[str, Mapping[str, Tensor]]) -> None:
         for key, value in statistics.items():
             if not bool(torch.isfinite(value).all()):
                 raise DataError(f"tensor {name!r}: found {key!r} of its inputs or gradients that is not finite")
-
-
-def short_of_rows(counts: Mapping[str, tuple[int, int]], *, warn: bool) -> dict[str, tuple[int, int]]:
-    """Layers that saw fewer rows than they have inputs.
-
-    Args:
-        counts: tensor → rows, inputs.
-        warn: say so of the first.
-    """
-    short = {name: found for name, found in counts.items() if found[0] < found[1]}
-    if short and warn:
-        name, (rows, inputs) = next(iter(short.items()))
-        warnings.warn(
-            f"{name}: found {rows} rows for the Gram matrix of {inputs} inputs, expected at least as many: methods "
-            f"regularise it, but about {inputs / max(rows, 1):.1f} times as many samples would determine it",
-            stacklevel=2,
-        )
-    return short
 
 
 def _add_gradients(

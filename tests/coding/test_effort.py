@@ -108,6 +108,21 @@ def test_a_large_leaf_has_one_table_where_the_best_has_classes() -> None:
     assert grid_survives(x).data == encode_symbols(x).data
 
 
+@pytest.mark.parametrize("kind", [np.uint64, np.int64, np.int8, np.uint8, np.bool_])
+def test_rows_are_looked_at_in_every_dtype_and_range(kind: type) -> None:
+    made = np.random.default_rng(0)
+    info = None if kind is np.bool_ else np.iinfo(kind)
+    for low in (0,) if info is None else (info.min, info.max - 255):
+        span = 2 if info is None else 256
+        x = (made.integers(0, span, (256, 256)).astype(np.uint64) + np.uint64(low % (1 << 64))).astype(kind)
+        grid_survives(x)
+
+
+def test_sparse_masks_without_structure_are_not_searched() -> None:
+    mask = np.random.default_rng(0).random((8192, 64)) < 0.01
+    assert mask_survives(mask).coder in (Coder.MASK_TABLES, Coder.MASK_GAPS)
+
+
 def test_a_small_leaf_has_classes_where_one_table_costs_too_much() -> None:
     x = loud_rows(1152, 9)
     assert 8 * encode_symbols(x).nbytes > 1.005 * order0_bits(x)

@@ -378,6 +378,12 @@ def test_too_few_samples_leave_the_weights_that_stay_near_what_they_were() -> No
     assert float((fresh[:, keep] @ exact.T - fresh @ weight.T).square().sum()) > 1.5 * float(errors[0])
 
 
+def test_too_few_samples_are_said() -> None:
+    net, x = random_network(two_layers, 1), batch(VECTOR, size=2)
+    with pytest.warns(UserWarning, match="2.weight: found 2 rows of calibration data for"):
+        run(net, [Channels(sparsity=0.2, score="reconstruction")], data=[(x, torch.zeros(2, dtype=torch.long))])
+
+
 def test_refitting_a_convolution_keeps_whole_channels() -> None:
     weight, x = torch.randn(4, 3, 2, 2), torch.randn(50, 12)
     keep = torch.tensor([True, False, True])

@@ -20,6 +20,7 @@ from gossamer.encoding.values import Dense
 from gossamer.encoding.weights import Concat, Kept, View
 from gossamer.errors import PlanError
 from gossamer.methods.base import DENSE, DERIVED, Ask, Evidence, Found, Method, Plan, Rule, Site, Step, Summary, matches
+from gossamer.methods.second_order import grams_of
 from gossamer.methods.shrink.check import fill_of, shapes_of
 from gossamer.methods.shrink.coupling import Coupling, Cut, cuts_of
 from gossamer.methods.shrink.measured import influence
@@ -101,7 +102,8 @@ class Structured(Method):
     @property
     def needs(self) -> frozenset[str]:
         """What the score reads of the layers' inputs."""
-        return NEEDS.get(self.how().score, frozenset())
+        needs = NEEDS.get(self.how().score, frozenset())
+        return needs | {"count"} if "gram" in needs else needs  # to say when there are too few
 
     def network(self) -> Bound:
         """What it was bound to.
@@ -304,7 +306,8 @@ def _cut(
         if axis == 1 and entry.get("refit"):
             if "gram" not in evidence:
                 raise PlanError(f"{site.key}: found no gram of its inputs, expected the one it was planned with")
-            dense = refit(dense, kept.mask().repeat_interleave(repeat[1]), evidence["gram"])
+            (gram,) = grams_of(site.spec.name, tuple(dense.shape), evidence)
+            dense = refit(dense, kept.mask().repeat_interleave(repeat[1]), gram)
             continue
         units = kept.positions().long()
         index = (units[:, None] * repeat[axis] + torch.arange(repeat[axis])).reshape(-1)
