@@ -18,7 +18,7 @@ from gossamer.drive.recipe import run
 from gossamer.drive.recipe_file import dump_recipe
 from gossamer.errors import DataError, PlanError
 from gossamer.measure.ledger import ledger_of
-from gossamer.network.rebuild import small_tree
+from gossamer.network.rebuild import is_empty
 from gossamer.store.json_file import write_json
 from gossamer.store.safetensors_file import write_safetensors
 from gossamer.store.weights import dense_bytes_of, load_weights_into
@@ -118,8 +118,7 @@ def inspect_file(*, file: Path, zstd: bool, json_file: Path | None, console: Con
 
 def say_removed(small: gs.Compressed, console: Console) -> None:
     """Where whole blocks were removed, that dense weights cannot always say so."""
-    inside = {name: small_tree(tree) for name, tree in small.trees.items()}
-    gone = [name for name, left in inside.items() if left is not small.trees[name] and 0 in left.dense_shape()]
+    gone = [name for name, tree in small.trees.items() if is_empty(tree)]
     if gone:
         shown = ", ".join(gone[:2]) + (f" and {len(gone) - 2} more" if len(gone) > 2 else "")
         console.print(

@@ -283,13 +283,18 @@ def _improved(grid: _Grid, spans: I64, columns: I64) -> tuple[I64, I64, float]:
     return best
 
 
+def spread(turns: I64, height: int) -> I64:
+    """Rows below `height`, one for each turn, in steps of the golden section: evenly, and never periodically."""
+    steps = turns.astype(np.uint64) * np.uint64(_GOLDEN) & np.uint64((1 << 32) - 1)
+    return (steps * np.uint64(height) >> np.uint64(32)).astype(np.int64)
+
+
 def _some_rows(binned: Array) -> Array:
     """Rows with about 2^18 symbols, in steps of the golden section, which meet every period of the rows evenly."""
     count = len(binned) // max(1, binned.size // _SAMPLE)
     if count == len(binned) or count < _FEWEST_ROWS:
         return binned
-    turns = np.arange(count, dtype=np.uint64) * np.uint64(_GOLDEN) & np.uint64((1 << 32) - 1)
-    return np.asarray(binned[np.unique(turns * np.uint64(len(binned)) >> np.uint64(32)).astype(np.intp)])
+    return np.asarray(binned[np.unique(spread(np.arange(count), len(binned)))])
 
 
 def cluster(binned: Array, bins: int, sizes: Sequence[int]) -> Clustering:

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from gossamer.coding.alphabet import Alphabet
 from gossamer.coding.bits import BitReader, BitWriter
+from gossamer.coding.cluster import spread
 from gossamer.coding.coded import Coded, Coder
 from gossamer.coding.contexts import WORTH_CONTEXTS, decode_numbers, encode_numbers, sides
 from gossamer.coding.effort import Effort
@@ -28,7 +29,6 @@ _MUCH_LESS: Final = 0.8  # of the entropy: what classes must promise in a hurry
 _SOME: Final = 32  # rows that are looked at then
 _WIDE: Final = 1 << 10  # columns of these at most
 _KNOWN: Final = 64  # and at least
-_GOLDEN: Final = 2654435769  # 2^32 over the golden ratio
 _BYTE: Final = 255
 _FEW_MORE: Final = 1.005  # of the entropy: what one table may cost where classes are not to be looked for
 
@@ -91,9 +91,7 @@ def _rows_differ(x: Array) -> bool:
     height, width = sides(x.shape)
     if height < _SOME or width < _KNOWN:
         return False
-    # spread evenly, but not periodically, as rows may be
-    turns = np.arange(1, _SOME + 1, dtype=np.uint64) * np.uint64(_GOLDEN) % np.uint64(1 << 32)
-    rows = x.reshape(height, width)[(turns * np.uint64(height) >> np.uint64(32)).astype(np.intp), :_WIDE]
+    rows = x.reshape(height, width)[spread(np.arange(1, _SOME + 1), height), :_WIDE]
     low = int(rows.min())
     if int(rows.max()) - low > _BYTE:
         return False

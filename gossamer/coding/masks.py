@@ -111,10 +111,12 @@ def _bitmap(flat: Bits) -> Coded:
 
 
 def _quick(grid: Bits, workers: int) -> Coded | None:
-    """Bitmap, one density or gaps; None where rows or columns differ much, or rows are too wide."""
+    """Bitmap, one density or gaps; None where all are alike, rows or columns differ much, or rows are too wide."""
     flat = grid.reshape(-1)
     by_row, by_column = np.count_nonzero(grid, axis=1), np.count_nonzero(grid, axis=0)
     live = int(by_row.sum())
+    if not 0 < live < flat.size:
+        return None
     one = float(entropy_bits(live, flat.size))
     for live_of, each in ((by_row, grid.shape[1]), (by_column, grid.shape[0])):
         # a row of one position, or a few, is its own density: that says nothing
@@ -163,7 +165,7 @@ def encode_mask(bits: Bits, *, workers: int = 1, effort: Effort = "best") -> Cod
         return Coded(Coder.MASK_BITMAP, b"", b"")
     grid = np.ascontiguousarray(bits).reshape(sides(bits.shape))
     flat = grid.reshape(-1)
-    if effort == "fast" and flat.size >= WORTH_CONTEXTS and 0 < np.count_nonzero(flat) < flat.size:
+    if effort == "fast" and flat.size >= WORTH_CONTEXTS:
         quick = _quick(grid, workers)
         if quick is not None:
             return quick

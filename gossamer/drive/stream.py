@@ -143,8 +143,8 @@ def stream(
     report = progress or NoProgress()
     run = _Run(path.with_name(path.name + ".part"), path.with_name(path.name + ".journal"))
     large = is_large(listed)
-    start = {"start": 1, "recipe": dump_recipe(recipe), "input": identity, "keep_plan": keep_plan}
-    start |= {"effort": effort}
+    kept = {"keep_plan": keep_plan, "effort": effort}
+    start = {"start": 1, "recipe": dump_recipe(recipe), "input": identity, **kept}
     if large:
         _take_up(run, start, resume)
     sizes = {s.name: 4 * s.elements for s in listed}

@@ -19,7 +19,7 @@ from gossamer.errors import CompositionError
 from gossamer.network.attention import FewerHeads, attention_parts, set_heads
 from gossamer.network.inspect import assign, is_transformers_conv1d, owner_of
 
-__all__ = ["Skipped", "materialise", "pass_by", "prepare", "removed_modules", "small_tree"]
+__all__ = ["Skipped", "is_empty", "materialise", "pass_by", "prepare", "removed_modules", "small_tree"]
 
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -87,7 +87,7 @@ def removed_modules(model: nn.Module, specs: Sequence[TensorSpec], trees: Mappin
         specs: what it has.
         trees: per canonical name.
     """
-    empty = {n for s in specs if s.name in trees and _is_empty(trees[s.name]) for n in s.names}
+    empty = {n for s in specs if s.name in trees and is_empty(trees[s.name]) for n in s.names}
     if not empty:
         return ()
     live = {n for s in specs if s.shape for n in s.names} - empty
@@ -124,7 +124,8 @@ def _above(name: str) -> list[str]:
     return [".".join(parts[:i]) for i in range(len(parts) + 1)]
 
 
-def _is_empty(tree: Encoding) -> bool:
+def is_empty(tree: Encoding) -> bool:
+    """Whether nothing of a tensor is kept: its block was removed."""
     small = small_tree(tree)
     return small is not tree and bool(small.dense_shape()) and 0 in small.dense_shape()
 
